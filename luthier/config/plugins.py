@@ -1,0 +1,16 @@
+"""The extension points, by name. Listing or loading a plug-in's options imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from luthier.foundation.registry import Registry
+
+HUBS = Registry("model source", "luthier.model.hubs")
+METHODS = Registry("method", "luthier.model.methods")
+STAGES = Registry("stage", "luthier.training.stages")
+OPTIMIZERS = Registry("optimizer", "luthier.training.optimizers")
+SOURCES = Registry("file type", "luthier.data.sources")
+FORMATS = Registry("data format", "luthier.data.formats")
+ENCODERS = Registry("encoder", "luthier.data.encoders")
+EXPORTERS = Registry("export format", "luthier.exporting.exporters")
+
+ALL = (HUBS, METHODS, STAGES, OPTIMIZERS, SOURCES, FORMATS, ENCODERS, EXPORTERS)

@@ -1,0 +1,65 @@
+"""A tokenized example: what encoders make, what packing turns into batches. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from luthier.data.records import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Tokens that attend causally to each other.
+
+    Args:
+        input_ids: token ids, [L].
+        weights: loss weight of each token as a target, [L]; 0 means it is context. The first is always 0: nothing
+            before it predicts it.
+    """
+
+    input_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.input_ids) != len(self.weights):
+            raise ValueError(f"{len(self.input_ids)} tokens but {len(self.weights)} weights")
+        if self.weights and self.weights[0] != 0:
+            raise ValueError("the first token of a sequence has nothing before it that could predict it")
+
+    @property
+    def targets(self) -> int:
+        """Tokens with a loss."""
+        return sum(weight > 0 for weight in self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """One training example: one sequence (sft), the two answers of a pair, or the documents of a pretraining block.
+
+    Args:
+        sequences: its token sequences.
+        origin: the row it came from (of a pretraining block: the row of its first token).
+        untruncated_length: tokens before anything was cut.
+        extras: numbers that the stage needs (labels, margins).
+    """
+
+    sequences: tuple[TokenSequence, ...]
+    origin: Origin
+    untruncated_length: int
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after truncation, over all sequences."""
+        return sum(len(sequence.input_ids) for sequence in self.sequences)
+
+    @property
+    def targets(self) -> int:
+        """Tokens with a loss, over all sequences."""
+        return sum(sequence.targets for sequence in self.sequences)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether anything was cut."""
+        return self.tokens < self.untruncated_length

@@ -1,0 +1,138 @@
+"""Files that appear whole or not at all, and what is known of the disk they stand on."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.foundation.errors import UserError
+
+HASH_BLOCK_BYTES = 4 * 1024 * 1024
+
+
+def home() -> Path:
+    """luthier's cache: `LUTHIER_HOME`, or `~/.cache/luthier`."""
+    return Path(os.environ.get("LUTHIER_HOME") or Path.home() / ".cache" / "luthier").expanduser()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8) in one step: readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step; non-finite numbers are refused, they are no JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden sibling to fill; on success it is flushed and renamed to `path`, on failure it is removed.
+
+    A folder left behind by a killed process is removed by the next writer of the same name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
+    os.chmod(building, 0o755)
+    try:
+        yield building
+        for folder, _, names in os.walk(building):
+            for name in names:
+                fsync_path(Path(folder) / name)
+            fsync_path(Path(folder))
+        os.rename(building, path)
+        fsync_path(path.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove hidden siblings that an interrupted `whole_folder(path)` left."""
+    for leftover in path.parent.glob(f".{path.name}.building-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk that holds `path`, or will hold it."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def human_bytes(count: float) -> str:
+    """`1536` -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that the disk or the quota is used up.
+
+    safetensors raises its own error class with the system's text, so the text is looked at too.
+    """
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(mark in str(current) for mark in ("No space left on device", "StorageFull", "File too large")):
+            return True
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def need_file(path: Path, what: str) -> Path:
+    """`path` if it is a readable, non-empty file.
+
+    Raises:
+        UserError: it is missing, a folder, or empty.
+    """
+    if not path.exists():
+        siblings = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        found = f"{path.parent} holds: {', '.join(siblings)}." if siblings else f"{path.parent} is no folder or empty."
+        raise UserError(f"{what} {str(path)!r} does not exist.", f"Paths are relative to where luthier runs; {found}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{what} {str(path)!r} is empty (0 bytes).", "Was the file written completely?")
+    return path
