@@ -1,0 +1,1 @@
+"""Tokenizers: repair of what a model folder lacks."""

@@ -1,0 +1,125 @@
+"""Segmented attention: a packed row of many sequences, each seeing itself and its ancestors only.
+
+Registered with transformers' `AttentionInterface`, so any model that uses that interface can call it. No mask is
+registered under its name, so transformers builds none; the segments travel as a keyword argument of the forward call
+(gradient checkpointing hands them to the recomputation in backward, which a global could not do safely).
+
+Shapes: T row length, H query heads, K key-value heads, D head width; L and A, tokens of one segment and of its ancestors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from luthier.data.batch import Segment
+
+NAME = "luthier_segmented"
+
+# What models pass along without changing the attention's mathematics. Anything else that is set changes it in a way
+# this function does not know (soft caps, sinks, biases), so such a model goes the padded route.
+HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal", "return_dict", "output_router_logits"})
+
+
+class UnsupportedAttentionError(ValueError):
+    """The model asks the attention for something that the segmented route does not compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The segments of a row in the form that attention reads.
+
+    Args:
+        lengths: tokens of each segment, in row order.
+        ancestors: of each segment, the indices of its ancestors from the root down.
+    """
+
+    lengths: tuple[int, ...]
+    ancestors: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, segments: tuple[Segment, ...]) -> Layout:
+        chains: list[tuple[int, ...]] = []
+        end = 0
+        for index, segment in enumerate(segments):
+            if segment.start != end or segment.end <= segment.start:
+                raise ValueError(f"segment {index} is [{segment.start}, {segment.end}) but the one before ends at {end}")
+            if segment.parent is not None and not 0 <= segment.parent < index:
+                raise ValueError(f"segment {index} has the parent {segment.parent}, which does not come before it")
+            chains.append(() if segment.parent is None else (*chains[segment.parent], segment.parent))
+            end = segment.end
+        return cls(tuple(segment.end - segment.start for segment in segments), tuple(chains))
+
+
+def segmented_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment and over its ancestors.
+
+    Args:
+        query: [1, H, T, D]. key, value: [1, K, T, D] with K dividing H.
+        segments: the row's layout.
+        sliding_window: positions a token sees, itself included.
+
+    Returns:
+        [1, T, H, D], and None where other functions return attention weights.
+
+    Raises:
+        UnsupportedAttentionError: a mask, or an argument that changes the mathematics in a way not known here.
+    """
+    if segments is None:
+        raise UnsupportedAttentionError("no segments reached the attention: the model does not pass keyword arguments on")
+    unknown = sorted(name for name, given in others.items() if given is not None and given is not False and name not in HARMLESS)
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if unknown or not getattr(module, "is_causal", True):
+        raise UnsupportedAttentionError(f"the model's attention uses {', '.join(unknown) or 'both directions'}")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        # sdpa's own enable_gqa leaves the fast CPU kernel
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    # split, not slicing: its backward is one concatenation instead of a zero-filled [T] tensor for every segment
+    queries, keys, values = (part.split(segments.lengths, dim=2) for part in (query, key, value))
+    outputs = []
+    for index, chain in enumerate(segments.ancestors):
+        seen_keys, seen_values = keys[index], values[index]
+        if chain:
+            seen_keys = torch.cat([*(keys[i] for i in chain), seen_keys], dim=2)
+            seen_values = torch.cat([*(values[i] for i in chain), seen_values], dim=2)
+        mask = _mask(queries[index].shape[2], seen_keys.shape[2], sliding_window, query.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                queries[index], seen_keys, seen_values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _mask(own: int, seen: int, window: int | None, device: torch.device) -> Tensor | None:
+    """The boolean mask [L, A + L], or None where sdpa's causal flag says the same."""
+    if own == seen and (window is None or seen <= window):
+        return None
+    position_L = torch.arange(seen - own, seen, device=device)[:, None]
+    position_S = torch.arange(seen, device=device)[None, :]
+    mask_LS = position_S <= position_L
+    if window is not None:
+        mask_LS &= position_S > position_L - window
+    return mask_LS
+
+
+AttentionInterface.register(NAME, segmented_attention)

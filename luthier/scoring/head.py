@@ -1,0 +1,125 @@
+"""Log-probabilities of targets, from hidden states through the family's own output head, in chunks.
+
+A [T, vocab] or [N, vocab] tensor never exists: logits are made for a few hundred positions at a time.
+
+Shapes: N targets, C targets of one chunk, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; larger chunks were not faster on a CPU, smaller ones were slower
+
+
+class _GivenHidden(nn.Module):
+    """Stands in for a backbone and returns hidden states computed before."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
+        # the class with the most fields, so that families which read router_logits find the attribute
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+
+
+class Head:
+    """The output head of a causal language model, soft caps and scales included.
+
+    Args:
+        model: the transformers model (not a peft wrapper; adapters inside it are used).
+        plain: whether its head is one linear map of the last hidden state and nothing more (see `probe`).
+    """
+
+    def __init__(self, model: nn.Module, plain: bool) -> None:
+        self.model = model
+        self.plain = plain
+
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """float32 logits [C, V] of hidden states [C, H]."""
+        if self.plain:
+            logits_CV: Tensor = self.model.get_output_embeddings()(hidden_CH)  # type: ignore[operator]
+            return logits_CV.float()
+        with _backbone_replaced(self.model, _GivenHidden(hidden_CH[None])):
+            dummy = torch.zeros(1, hidden_CH.shape[0], dtype=torch.long, device=hidden_CH.device)
+            output = self.model(input_ids=dummy, use_cache=False)
+        logits: Tensor = output.logits[0]
+        return logits.float()
+
+    def frozen_linear(self) -> nn.Linear | None:
+        """The head as a plain frozen `nn.Linear` (no adapter, no trained or tied-to-trained weight), else None."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        if self.plain and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
+            return head
+        return None
+
+    def target_logp(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """log p(target) of every position, float32 [N]."""
+        vocabulary: int = self.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+        chunk = max(16, CHUNK_BYTES // (4 * vocabulary))
+        linear = self.frozen_linear()
+        if linear is not None:
+            logp_N: Tensor = _FrozenLinearLogp.apply(hidden_NH, linear.weight, linear.bias, targets_N, chunk)  # type: ignore[no-untyped-call]
+            return logp_N
+        pieces = []
+        for hidden_CH, targets_C in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True):
+            # recomputed in backward: the logits of a chunk live only while the chunk is worked on
+            pieces.append(checkpoint(self._chunk_logp, hidden_CH, targets_C, use_reentrant=False))
+        return torch.cat(pieces) if pieces else hidden_NH.new_zeros(0, dtype=torch.float32)
+
+    def _chunk_logp(self, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
+        logits_CV = self.logits(hidden_CH)
+        return logits_CV.gather(1, targets_C[:, None])[:, 0] - logits_CV.logsumexp(dim=1)
+
+
+class _FrozenLinearLogp(torch.autograd.Function):
+    """log softmax(W h + b)[target] for a W that is not trained, forward and backward in one pass over the chunks.
+
+    d logp / dh = W[target] - sum_v p_v W[v]  does not depend on the gradient that comes in, which only scales it; so
+    it is made while the logits of a chunk are there, and no logits are recomputed in backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, chunk: int) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        logp_N = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
+        gradient_NH = torch.empty_like(hidden_NH) if needs_gradient else None
+        for start in range(0, hidden_NH.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            targets_C = targets_N[rows]
+            logits_CV = F.linear(hidden_NH[rows], weight_VH, bias_V).float()
+            normalizer_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+            logp_N[rows] = (logits_CV.gather(1, targets_C[:, None]) - normalizer_C1)[:, 0]
+            if gradient_NH is not None:
+                probability_CV = logits_CV.sub_(normalizer_C1).exp_().to(weight_VH.dtype)
+                gradient_NH[rows] = (weight_VH[targets_C] - probability_CV @ weight_VH).to(hidden_NH.dtype)
+        if gradient_NH is not None:
+            ctx.save_for_backward(gradient_NH)
+        return logp_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_NH,) = ctx.saved_tensors
+        return gradient_NH * gradient_N[:, None].to(gradient_NH.dtype), None, None, None, None
+
+
+@contextmanager
+def _backbone_replaced(model: nn.Module, stand_in: nn.Module) -> Iterator[None]:
+    """The model with its backbone swapped for `stand_in`, so that its own forward runs only what follows it."""
+    backbone = model.get_decoder()  # type: ignore[operator]
+    name = next(name for name, child in model.named_children() if child is backbone)
+    model._modules[name] = stand_in
+    try:
+        yield
+    finally:
+        model._modules[name] = backbone

@@ -1,0 +1,233 @@
+"""Which route a kind of model may take, found out by trying: a small random copy of its config, both routes compared.
+
+The copy keeps every layer type and every setting that changes the mathematics (windows, soft caps, scales, norms); its
+weights are made large, so that a soft cap or a missing scale shows instead of hiding in the rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from luthier.data.batch import Batch, Segment
+from luthier.foundation.errors import ModelError
+from luthier.scoring import attention
+from luthier.scoring.head import Head
+from luthier.scoring.padded import unroll
+
+TOLERANCE = 1e-5  # relative, float32, dropout off
+SEED = 20240229
+
+
+class HeadError(ValueError):
+    """The head applied to hidden states does not give the model's own logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the probe found.
+
+    Args:
+        segmented: whether both routes are equal in value and gradient.
+        plain_head: whether the head is one linear map.
+        reason: why not segmented; empty if it is.
+    """
+
+    segmented: bool
+    plain_head: bool
+    reason: str = ""
+
+    def choose(self, wish: Literal["auto", "segmented", "padded"]) -> Literal["segmented", "padded"]:
+        """The route for a wish.
+
+        Raises:
+            ModelError: segmented was asked for by name and is not possible.
+        """
+        if wish == "segmented" and not self.segmented:
+            raise ModelError(
+                f"model.attention is segmented, but this kind of model can't take that route: {self.reason}.",
+                "Set model.attention to auto or padded.",
+            )
+        return "padded" if wish == "padded" or not self.segmented else "segmented"
+
+
+def probe(config: PreTrainedConfig, model_class: type[PreTrainedModel], need_segments: bool = True) -> Finding:
+    """Try a small random copy of a model. Cached; leaves torch's random state as it was."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return _probe(text, type(config), model_class, need_segments)
+
+
+@functools.lru_cache(maxsize=64)
+def _probe(text: str, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], need_segments: bool) -> Finding:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        try:
+            model = model_class(shrink(config_class.from_dict(json.loads(text)))).float().eval()
+        except Exception as error:  # any failure of a foreign constructor on a shrunk config means: not probed
+            return Finding(False, False, f"its config could not be shrunk for the probe ({_brief(error)})")
+        _enlarge(model)
+        batch = _forest(model.config.get_text_config().vocab_size)
+        try:
+            plain = _head_is_plain(model, batch)
+        except HeadError as error:
+            raise ModelError(
+                f"{model_class.__name__} can't be trained here: its output head could not be computed apart from its "
+                f"backbone ({error}).",
+                "Models without a language-model head over their last hidden state are not supported.",
+            ) from error
+        except Exception as error:  # the small copy does not run (a width that its config derives elsewhere)
+            return Finding(False, False, f"its small copy does not run ({_brief(error)})")
+        if not need_segments:
+            return Finding(False, plain, "not tried")
+        try:
+            reason = _difference(model, batch, plain)
+        except Exception as error:  # whatever a foreign model raises on this route is the reason not to take it
+            reason = _brief(error)
+        return Finding(not reason, plain, reason)
+
+
+def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A config of the same kind with few, narrow layers: one of each layer type."""
+    small = copy.deepcopy(config)
+    text: Any = small.get_text_config()
+    heads = getattr(text, "num_attention_heads", 4)
+    grouped = getattr(text, "num_key_value_heads", None)
+    groups = max(1, heads // grouped) if grouped else 1
+    key_heads = min(2, grouped or 2)
+    new_heads = key_heads * min(2, groups) if grouped else 2
+    head_width = 8
+    settings: dict[str, Any] = {
+        "num_attention_heads": new_heads,
+        "hidden_size": new_heads * head_width,
+        "intermediate_size": 32,
+        "vocab_size": 64,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "num_local_experts": 4,
+        "n_routed_experts": 4,
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+        "num_experts_per_tok": 2,
+        "n_inner": 32,
+        "ffn_dim": 32,
+    }
+    if grouped:
+        settings["num_key_value_heads"] = key_heads
+    if getattr(text, "head_dim", None):
+        settings["head_dim"] = head_width
+    if getattr(text, "sliding_window", None):
+        settings["sliding_window"] = 4  # shorter than the probe's sequences, so that the window is exercised
+    kinds = list(dict.fromkeys(getattr(text, "layer_types", None) or []))
+    settings["num_hidden_layers"] = max(2, len(kinds))
+    if kinds:
+        settings["layer_types"] = kinds if len(kinds) > 1 else kinds * 2
+    for name, value in settings.items():
+        attribute = getattr(text, "attribute_map", {}).get(name, name)
+        derived = isinstance(getattr(type(text), attribute, None), property)  # follows from the others
+        if getattr(text, attribute, None) is not None and not derived:
+            setattr(text, attribute, value)
+    return small
+
+
+def _enlarge(model: nn.Module) -> None:
+    """Weights of size about 0.3 instead of 0.02: logits of several units, past where a soft cap looks linear."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 0.3)
+            parameter.requires_grad_(True)
+
+
+def _forest(vocabulary: int) -> Batch:
+    """A root with two children, and two more roots; every token but the roots' first is a target."""
+    segments = (Segment(0, 6), Segment(6, 11, 0), Segment(11, 14, 0), Segment(14, 21), Segment(21, 24))
+    position, sources, targets = [], [], []
+    input_ids_T = torch.randint(0, vocabulary, (24,))
+    for segment in segments:
+        offset = 6 if segment.parent is not None else 0
+        position += range(offset, offset + segment.end - segment.start)
+        for token in range(segment.start, segment.end):
+            if token > segment.start:
+                sources.append(token - 1)
+                targets.append(int(input_ids_T[token]))
+            elif segment.parent is not None:
+                sources.append(segments[segment.parent].end - 1)
+                targets.append(int(input_ids_T[token]))
+    count = len(sources)
+    return Batch(
+        input_ids_T=input_ids_T,
+        position_ids_T=torch.tensor(position),
+        segments=segments,
+        source_positions_N=torch.tensor(sources),
+        targets_N=torch.tensor(targets),
+        weights_N=torch.linspace(0.5, 1.5, count),
+        sequence_of_source_N=torch.zeros(count, dtype=torch.long),
+        tokens=24,
+    )
+
+
+def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether applying the output embeddings to the hidden states gives the model's own logits."""
+    rows = unroll(batch)
+    inputs = {"input_ids": rows.input_ids_RL, "attention_mask": rows.attention_mask_RL, "position_ids": rows.position_ids_RL, "use_cache": False}
+    with torch.no_grad():
+        own_logits = model(**inputs).logits[rows.row_N, rows.column_N].float()
+        hidden_NH = model.get_decoder()(**inputs).last_hidden_state[rows.row_N, rows.column_N]
+        if _relative(Head(model, plain=True).logits(hidden_NH), own_logits) < TOLERANCE:
+            return True
+        error = _relative(Head(model, plain=False).logits(hidden_NH), own_logits)
+    if error >= TOLERANCE:
+        raise HeadError(f"its logits differ from its own forward by {error:.1e}")
+    return False
+
+
+def _difference(model: PreTrainedModel, batch: Batch, plain: bool) -> str:
+    """Why the two routes differ on this batch, or an empty string."""
+    head = Head(model, plain)
+    rows = unroll(batch)
+    backbone: Any = model.get_decoder()
+    own_attention = model.config._attn_implementation
+
+    def run(segmented: bool) -> tuple[Tensor, list[Tensor]]:
+        model.zero_grad(set_to_none=True)
+        model.set_attn_implementation(attention.NAME if segmented else own_attention)
+        if segmented:
+            output = backbone(
+                input_ids=batch.input_ids_T[None], position_ids=batch.position_ids_T[None], use_cache=False, segments=attention.Layout.of(batch.segments)
+            )
+            hidden_NH = output.last_hidden_state[0].index_select(0, batch.source_positions_N)
+        else:
+            output = backbone(
+                input_ids=rows.input_ids_RL, attention_mask=rows.attention_mask_RL, position_ids=rows.position_ids_RL, use_cache=False
+            )
+            hidden_NH = output.last_hidden_state[rows.row_N, rows.column_N]
+        logp_N = head.target_logp(hidden_NH, batch.targets_N)
+        (logp_N * batch.weights_N).sum().backward()
+        return logp_N.detach(), [p.grad.clone() if p.grad is not None else torch.zeros(1) for p in model.parameters()]
+
+    reference, reference_gradients = run(segmented=False)
+    value, gradients = run(segmented=True)
+    error = _relative(value, reference)
+    if not error < TOLERANCE:
+        return f"log-probabilities differ by {error:.1e} between the routes"
+    # some gradients are zero in exact arithmetic (a key's bias): those are measured against the whole gradient
+    floor = 1e-3 * float(torch.stack([gradient.norm() for gradient in reference_gradients]).norm())
+    worst = max(_relative(own, theirs, floor) for own, theirs in zip(gradients, reference_gradients, strict=True))
+    # a gradient is a sum over tokens in another order: ten roundings more than a value
+    return "" if worst < 10 * TOLERANCE else f"gradients differ by {worst:.1e} between the routes"
+
+
+def _relative(value: Tensor, reference: Tensor, floor: float = 1e-12) -> float:
+    return float((value - reference).norm() / reference.norm().clamp_min(floor))
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}".rstrip(": ")

@@ -1,0 +1,99 @@
+"""`Scorer`: the only forward pass in training and evaluation.
+
+Engines wrap it, so data-parallel hooks and sharded parameters see every use of the weights, the head's included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.data.batch import Batch
+from luthier.scoring import attention
+from luthier.scoring.head import Head
+from luthier.scoring.padded import unroll
+from luthier.scoring.probe import Finding, probe
+
+Route = Literal["segmented", "padded"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLogp:
+    """Readout: the log-probability of every target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a forward pass gives a stage.
+
+    Args:
+        logp_N: float32 [N], log-probability of each of the batch's targets.
+    """
+
+    logp_N: Tensor
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+class Scorer(nn.Module):
+    """A causal language model and the reading of it.
+
+    Args:
+        model: a transformers model or a peft wrapper around one.
+        route: "auto" takes the segmented route where the model's kind passes the probe.
+        pad_token_id: fills rows of the padded route; masked out, so any valid id does.
+
+    Raises:
+        luthier.foundation.errors.ModelError: the segmented route was asked for and the model can't take it.
+    """
+
+    def __init__(self, model: nn.Module, route: Literal["auto", "segmented", "padded"] = "auto", pad_token_id: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        inner = transformers_model(model)
+        self.finding: Finding = probe(inner.config, type(inner), need_segments=route != "padded")
+        self.route: Route = self.finding.choose(route)
+        self.pad_token_id = pad_token_id
+        self._head = Head(inner, self.finding.plain_head)
+        if self.route == "segmented":
+            inner.set_attn_implementation(attention.NAME)
+
+    def forward(self, batch: Batch, readout: TargetLogp | None = None) -> Scores:
+        """Score a batch.
+
+        Args:
+            batch: on the model's device.
+            readout: what to read; `TargetLogp` by default.
+        """
+        hidden_NH = self._hidden(batch)
+        return Scores(self._head.target_logp(hidden_NH, batch.targets_N))
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [N, H] at the batch's source positions."""
+        backbone: Any = transformers_model(self.model).get_decoder()
+        if self.route == "segmented":
+            hidden_1TH = backbone(
+                input_ids=batch.input_ids_T[None],
+                position_ids=batch.position_ids_T[None],
+                use_cache=False,
+                segments=attention.Layout.of(batch.segments),
+            ).last_hidden_state
+            hidden: Tensor = hidden_1TH[0].index_select(0, batch.source_positions_N)
+            return hidden
+        rows = unroll(batch, self.pad_token_id)
+        hidden_RLH = backbone(
+            input_ids=rows.input_ids_RL,
+            attention_mask=rows.attention_mask_RL,
+            position_ids=rows.position_ids_RL,
+            use_cache=False,
+        ).last_hidden_state
+        found: Tensor = hidden_RLH[rows.row_N, rows.column_N]
+        return found
