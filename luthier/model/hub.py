@@ -1,0 +1,72 @@
+"""What a model source is asked, and what it promises. A plug-in in `luthier/model/hubs` keeps to this contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from luthier.foundation.errors import HubError
+
+
+@dataclass(frozen=True)
+class FetchRequest:
+    """One model to be brought to this machine.
+
+    Args:
+        name: the model's name at the hub, without the hub's prefix.
+        revision: branch, tag or commit; None: the hub's default.
+        cache_dir: where downloads are kept; None: the hub client's own place.
+        token: access token; None: the one the hub client was logged in with.
+        endpoint: address of the hub or a mirror; None: the hub's own, or the client's environment variable.
+        include: globs of the files wanted; empty: the files luthier can use.
+        to: a folder to put the model in, instead of the cache.
+        jobs: files fetched at the same time.
+    """
+
+    name: str
+    revision: str | None = None
+    cache_dir: Path | None = None
+    token: str | None = None
+    endpoint: str | None = None
+    include: tuple[str, ...] = ()
+    to: Path | None = None
+    jobs: int = 8
+
+    def refuse(self, hub: str, *fields: str, because: str) -> None:
+        """Refuse settings that this hub could only ignore.
+
+        Raises:
+            HubError: one of `fields` is set.
+        """
+        found = [field for field in fields if getattr(self, field)]
+        if found:
+            # the token's value never goes into a message
+            values = ", ".join(field if field == "token" else f"{field}={getattr(self, field)}" for field in found)
+            raise HubError(
+                f"{values} {'has' if len(found) == 1 else 'have'} no effect on {self.name!r}, which comes from {hub}: {because}.",
+                f"Leave out {' and '.join(found)}.",
+            )
+
+
+class Hub(Protocol):
+    """A place that models come from."""
+
+    def fetch(self, request: FetchRequest) -> Path:
+        """Bring a model here, or find it here; return its folder.
+
+        A fetch that was broken off is taken up where it stopped, as far as the hub allows.
+
+        Raises:
+            HubError: the hub can't be reached, refuses, or does not have the model.
+        """
+        ...
+
+    def expected_hashes(self, folder: Path) -> Mapping[str, str]:
+        """What the hub said about the files of a folder it delivered, from what is stored beside them (no network).
+
+        Returns:
+            File name relative to the folder -> `sha256:<hex>` or `git-sha1:<hex>`; empty where nothing is known.
+        """
+        ...

@@ -1,0 +1,81 @@
+"""A folder on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from luthier.config.schema import PluginOptions
+from luthier.foundation.errors import HubError
+from luthier.model.hub import FetchRequest, Hub
+
+CHECKSUMS = "checksum.sha256"
+
+
+class Options(PluginOptions):
+    """A local folder has no settings."""
+
+    name: Literal["local"] = "local"
+
+
+class LocalFolder:
+    """Finds a folder; copies nothing."""
+
+    def fetch(self, request: FetchRequest) -> Path:
+        """The folder that `request.name` names.
+
+        Raises:
+            HubError: it is missing or no folder, or the request has settings that only a hub could obey.
+        """
+        request.refuse(
+            "a local folder",
+            "revision",
+            "token",
+            "endpoint",
+            "include",
+            "to",
+            "cache_dir",
+            because="it is read where it stands",
+        )
+        folder = Path(request.name).expanduser()
+        if not folder.exists():
+            siblings = sorted(path.name for path in folder.parent.iterdir())[:8] if folder.parent.is_dir() else []
+            found = (
+                f"{folder.parent} holds: {', '.join(siblings)}."
+                if siblings
+                else f"{folder.parent} is no folder or empty."
+            )
+            raise HubError(f"the model folder {request.name!r} does not exist.", found)
+        if not folder.is_dir():
+            raise HubError(
+                f"the model {request.name!r} is a file, not a folder.", "Name the folder that holds config.json."
+            )
+        return folder.absolute()
+
+    def expected_hashes(self, folder: Path) -> Mapping[str, str]:
+        """The lines of `checksum.sha256` (as `sha256sum` writes them), if the folder has one.
+
+        Raises:
+            HubError: a line that is no checksum.
+        """
+        source = folder / CHECKSUMS
+        if not source.is_file():
+            return {}
+        hashes = {}
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            digest, _, name = line.partition(" ")
+            name = name.strip().removeprefix("*")
+            if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise HubError(
+                    f"{source}, line {number}: expected '<sha256>  <file>', found {line!r}.", "Write it with sha256sum."
+                )
+            hashes[name] = f"sha256:{digest.lower()}"
+        return hashes
+
+
+def build(options: Options) -> Hub:
+    """The local disk as a model source."""
+    return LocalFolder()

