@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +20,44 @@ from luthier.foundation.registry import Registry, nearest
 CHOICES: dict[str, tuple[Registry, str]] = {"stage": (plugins.STAGES, "sft"), "method": (plugins.METHODS, "lora")}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which keeps the last of two equal keys, made to refuse them."""
+class _ConfigLoader(yaml.SafeLoader):
+    """YAML's safe loader, but two equal keys are refused (it keeps the last), and a date stays the text it is."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class's attribute, not a field
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _unique_mapping(loader: _ConfigLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if isinstance(key, str) and key in seen:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key, mark = loader.construct_object(key_node, deep=True), key_node.start_mark
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", mark)
+        if key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice, in lines {seen[key]} and {line}", key_node.start_mark
+                None, None, f"the key {key!r} stands twice, in lines {seen[key]} and {mark.line + 1}", mark
             )
-        if isinstance(key, str):
-            seen[key] = line
+        seen[key] = mark.line + 1
     loader.flatten_mapping(node)
     return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_ConfigLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for position, (key, _) in enumerate(pairs):
+        if key in [earlier for earlier, _ in pairs[:position]]:
+            raise UserError(f"the key {key!r} stands twice in one JSON object.", "Remove one of the two.")
+    return dict(pairs)
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A YAML or JSON config file as a dict (JSON is read as the YAML it is).
+    """A YAML or JSON config file as a dict (`.json` is read as JSON, anything else as YAML).
 
     Raises:
         UserError: missing, empty, not UTF-8, broken (line and column are named), or no mapping.
@@ -57,7 +71,10 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"the config file {path} is not UTF-8 text: {error}.", "Save it as UTF-8.") from error
     try:
         # YAML refuses tabs between tokens, which JSON files may have
-        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        if path.suffix.lower() == ".json":
+            raw = json.loads(text, object_pairs_hook=_unique_pairs)
+        else:
+            raw = yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - it is a SafeLoader
     except json.JSONDecodeError as error:
         raise UserError(
             f"the config file {path} is broken JSON at line {error.lineno}, column {error.colno}: {error.msg}.",
@@ -68,6 +85,10 @@ def read_file(path: Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error)
         raise UserError(f"the config file {path} is broken YAML{where}: {what}.", "Mend that line.") from error
+    except RecursionError as error:
+        raise UserError(
+            f"the config file {path} is nested too deeply to be read.", "A config has a few levels."
+        ) from error
     if not isinstance(raw, dict):
         raise UserError(
             f"the config file {path} holds {'nothing' if raw is None else type(raw).__name__}, not a mapping of keys.",
@@ -86,38 +107,58 @@ def apply_override(raw: dict[str, Any], setting: str) -> None:
     if not sign or not key:
         raise UserError(f"the setting {setting!r} is not KEY=VALUE.", "For instance training.learning_rate=1e-4.")
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml.load(text, Loader=_ConfigLoader) if text else None  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
-        raise UserError(f"the value of {key} is broken YAML: {text!r}.", "Quote it for the shell.") from error
+        raise UserError(
+            f"the value of {key} is broken YAML: {text!r}.",
+            f"Plain text goes in two pairs of quotes: {key}='\"...\"'.",
+        ) from error
     place: Any = raw
     *folders, last = key.split(".")
     for index, part in enumerate(folders):
-        following = place[_position(part, place, key)] if _has(place, part) else None
-        if isinstance(following, str):
-            # the short form grows into its long form, so that `method=lora method.rank=4` says what it looks like
-            following = {"path" if part.isdigit() else "name": following}
-        if following is None:
-            following = {}
+        following = _grown(_look_up(place, part), folders[: index + 1], [*folders, last][index + 1])
         if not isinstance(following, (dict, list)):
             raise UserError(
                 f"{key} can't be set: {'.'.join(folders[: index + 1])} is {following!r}, not a mapping.",
                 "`luthier config explain` lists the keys.",
             )
-        place[_position(part, place, key)] = following
+        _put(place, part, following, key)
         place = following
-    place[_position(last, place, key)] = value
+    _put(place, last, value, key)
 
 
-def _has(place: dict[str, Any] | list[Any], part: str) -> bool:
-    return part.isdigit() and int(part) < len(place) if isinstance(place, list) else part in place
+def _grown(value: Any, path: list[str], next_part: str) -> Any:
+    """A short form grown into the long form that `next_part` looks into.
+
+    So `method=lora method.rank=4` and `data.train=a.jsonl data.train.0.system=Hi` say what they look like.
+    """
+    if next_part.isdigit():
+        if value is None:
+            return []
+        return [value] if isinstance(value, (str, dict)) else value
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"path" if path[0] == "data" else "name": value}
+    return value
 
 
-def _position(part: str, place: dict[str, Any] | list[Any], key: str) -> Any:
+def _look_up(place: dict[str, Any] | list[Any], part: str) -> Any:
     if isinstance(place, dict):
-        return part
-    if not part.isdigit() or int(part) >= len(place):
+        return place.get(part)
+    return place[int(part)] if part.isdigit() and int(part) < len(place) else None
+
+
+def _put(place: dict[str, Any] | list[Any], part: str, value: Any, key: str) -> None:
+    """Write into a mapping, or into a list at a position that is there or one past the end."""
+    if isinstance(place, dict):
+        place[part] = value
+    elif not part.isdigit() or int(part) > len(place):
         raise UserError(f"{key}: {part!r} is no position in a list of {len(place)}.", "Positions count from 0.")
-    return int(part)
+    elif int(part) == len(place):
+        place.append(value)
+    else:
+        place[int(part)] = value
 
 
 def load(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -156,8 +197,8 @@ def validate(raw: dict[str, Any], where: str = "the config") -> RunConfig:
     try:
         config = RunConfig.model_validate({key: value for key, value in filled.items() if value is not None})
     except ValidationError as error:
-        failed_choices = {key for key in CHOICES if filled[key] is None}
-        problems.extend(describe(item, RunConfig) for item in error.errors() if item["loc"][:1] not in {(k,) for k in failed_choices})
+        noted = {(key,) for key in CHOICES if filled[key] is None}
+        problems += describe([item for item in error.errors() if item["loc"][:1] not in noted], RunConfig)
     if problems:
         raise ConfigError(problems, where)
     return config
@@ -177,54 +218,90 @@ def _choose(key: str, registry: Registry, value: Any, problems: list[str]) -> Pl
         problems.append(f"{key}: {error.problem} {error.remedy}")
         return None
     except ValidationError as error:
-        problems.extend(describe(item, options, key) for item in error.errors())
+        problems += describe(error.errors(), options, key)
         return None
-    assert isinstance(checked, PluginOptions)
+    if not isinstance(checked, PluginOptions):
+        problems.append(f"{key}: {settings['name']}.Options must inherit from luthier.config.schema.PluginOptions")
+        return None
     return checked
 
 
-def describe(item: Any, model: type[BaseModel], prefix: str = "") -> str:
-    """One of pydantic's errors as a sentence: where, what was found, what would do."""
-    parts = [str(part) for part in item["loc"]]
-    # a union's branch names stand between the real keys
-    parts = [part for part in parts if part.isidentifier() or part.isdigit()]
-    location = ".".join([prefix, *parts] if prefix else parts) or "config"
-    found = item.get("input")
-    if item["type"] == "extra_forbidden":
-        return _unknown_key(location, parts[-1], model, parts[:-1])
-    if item["type"] == "missing":
-        return f"{location}: is required and missing"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{location}: {message}" if parts or prefix else message
-    shown = repr(found)
-    return f"{location}: {message}, found {shown if len(shown) < 80 else shown[:77] + '...'}"
+def describe(errors: Iterable[Any], model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Pydantic's errors as sentences: where, what is asked for, what was found; one for each place."""
+    sentences: dict[str, str] = {}
+    for item in errors:
+        unknown = item["type"] == "extra_forbidden"
+        parts = _real_parts(item["loc"], model, unknown or item["type"] == "invalid_key")
+        location = ".".join([prefix, *parts] if prefix else parts)
+        if unknown:
+            sentences[location] = f"{location}: {_unknown_key(location, parts, model)}"
+        elif item["type"] == "missing":
+            sentences[location] = f"{location}: is required and missing"
+        elif item["type"] == "value_error":
+            message = item["msg"].removeprefix("Value error, ")
+            sentences[location] = f"{location}: {message}" if location else message
+        else:
+            wanted = _wanted(item)
+            earlier = sentences.get(location)
+            # a union reports every branch: `must be a valid string or must be a valid list`
+            message = f"{earlier.rsplit(', found', 1)[0]} or {wanted}" if earlier else f"{location}: {wanted}"
+            shown = repr(item.get("input"))
+            sentences[location] = f"{message}, found {shown if len(shown) < 80 else shown[:77] + '...'}"
+    return list(sentences.values())
 
 
-def _unknown_key(location: str, key: str, model: type[BaseModel], parents: list[str]) -> str:
-    section: Any = model
-    for parent in parents:
+def _wanted(item: Any) -> str:
+    if item["type"] in ("model_type", "dict_type"):
+        return "must be a mapping of keys"
+    message: str = item["msg"].replace("Input should be", "must be").replace("unable to parse string as", "text is not")
+    return message.replace("Value should", "must").replace("Keys should", "keys must")
+
+
+def _real_parts(location: Sequence[int | str], model: type[BaseModel], last_is_a_key: bool) -> list[str]:
+    """The keys and positions of an error's location, without the names of a union's branches between them."""
+    section: type[BaseModel] | None = model
+    parts: list[str] = []
+    inside_mapping = False
+    for index, part in enumerate(location):
+        field = section.model_fields.get(str(part)) if section else None
+        if section and field:
+            inside_mapping = "dict[" in str(field.annotation)
+            section = _child(section, str(part))
+            parts.append(str(part))
+        elif isinstance(part, int) or (inside_mapping and "[" not in part):
+            parts.append(str(part))
+        elif last_is_a_key and index == len(location) - 1:
+            parts.append(part)
+    return parts
+
+
+def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) -> str:
+    """What to say of a key that is not there: where it stands instead, or what it may have been meant to be."""
+    section: type[BaseModel] = model
+    for parent in parts[:-1]:
         section = _child(section, parent) or section
-    known = list(section.model_fields)
-    close = nearest(key, known, 2)
-    elsewhere = [name for name in all_keys() if name.split(".")[-1] == key and name != location]
+    key, known = parts[-1], list(section.model_fields)
+    everywhere = all_keys()
+    elsewhere = [name for name in everywhere if name.split(".")[-1] == key and name != location]
     if elsewhere:
-        return f"{location}: unknown key here; luthier has it as {elsewhere[0]}"
+        return f"unknown key here; luthier has it as {elsewhere[0]}"
+    owners = [place.replace(":", " ") for place, options in sections().items() if key in options.model_fields]
+    if owners:
+        return f"unknown key here; it is a setting of the {' and the '.join(owners)}"
     if key in LLAMA_FACTORY:
-        return f"{location}: unknown key; LLaMA-Factory's {key} is {LLAMA_FACTORY[key]} here"
-    if close:
-        return f"{location}: unknown key; did you mean {' or '.join(close)}?"
-    far = nearest(key, [name.split(".")[-1] for name in all_keys()], 2)
-    if far:
-        full = [name for name in all_keys() if name.split(".")[-1] in far]
-        return f"{location}: unknown key; did you mean {' or '.join(full[:2])}?"
-    return f"{location}: unknown key; known here: {', '.join(known)}"
+        return f"unknown key; LLaMA-Factory's {key} is {LLAMA_FACTORY[key]} here"
+    if close := nearest(key, known, 2):
+        return f"unknown key; did you mean {' or '.join(close)}?"
+    if far := nearest(key, [name.split(".")[-1] for name in everywhere], 2):
+        full = [name for name in everywhere if name.split(".")[-1] in far]
+        return f"unknown key; did you mean {' or '.join(full[:2])}?"
+    return f"unknown key; known here: {', '.join(known)}"
 
 
 def _child(section: Any, name: str) -> type[BaseModel] | None:
     """The section a field holds, looking through Annotated, lists and unions."""
     field = getattr(section, "model_fields", {}).get(name)
-    found = [kind for kind in _classes(field.annotation)] if field is not None else []
+    found = list(_classes(field.annotation)) if field is not None else []
     return found[0] if found else None
 
 

@@ -5,15 +5,48 @@ Names are those of transformers' `TrainingArguments`, peft's configs and the pap
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values can't be changed after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true as 1, so `learning_rate: true` would train
+        if isinstance(value, bool) and info.field_name is not None:
+            kinds = set(plain_types(cls.model_fields[info.field_name].annotation))
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"must be a number, found {str(value).lower()}")
+        return value
+
+
+def plain_types(annotation: Any) -> Iterator[Any]:
+    """The types an annotation mentions, looking through Annotated, Optional, unions and containers."""
+    arguments = getattr(annotation, "__args__", ())
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from plain_types(argument)
 
 
 class PluginOptions(Section):
@@ -53,8 +86,14 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     cache_dir: str | None = Field(None, description="Where the hub client keeps downloads; default: its own.")
-    token: str | None = Field(None, description="Access token of the hub; default: HF_TOKEN or the hub's login. Never written to a run.", repr=False)
-    endpoint: str | None = Field(None, description="Address of the hub or a mirror (https://...); default: HF_ENDPOINT.")
+    token: str | None = Field(
+        None,
+        description="Access token of the hub; default: HF_TOKEN or the hub's login. Never written to a run.",
+        repr=False,
+    )
+    endpoint: str | None = Field(
+        None, description="Address of the hub or a mirror (https://...); default: HF_ENDPOINT."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Precision of frozen weights. auto: the model's own where the device does it fast, else float32. "
@@ -70,42 +109,65 @@ class DataEntry(Section):
     """One source of rows. Short form: its path."""
 
     path: str = Field(description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file.")
-    format: str = Field("auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns.")
+    format: str = Field(
+        "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Where a row's parts stand, by the format's own names: {instruction: question, output: answer}.",
     )
     system: str | None = Field(None, description="System prompt for rows that bring none.")
-    max_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="A seeded random sample of this many rows.")
+    max_samples: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="A seeded random sample of this many rows."
+    )
 
 
+Entry = Annotated[DataEntry, BeforeValidator(_path_to_mapping, json_schema_input_type=str | DataEntry)]
 Entries = Annotated[
-    list[Annotated[DataEntry, BeforeValidator(_path_to_mapping)]], BeforeValidator(_one_to_list), Field(min_length=1)
+    list[Entry],
+    BeforeValidator(_one_to_list, json_schema_input_type=str | DataEntry | list[Entry]),
+    Field(min_length=1),
 ]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 
 
-def _split_kind(value: Any) -> Any:
-    """Numbers written as text ("0.1", from a command line) become numbers before the union is tried."""
+def _split_number(value: Any) -> Any:
+    """A share or a count, also where it is written as text ("0.1")."""
+    number = float(value)
+    if 0 < number < 1:
+        return number
+    if not number >= 1 or not number.is_integer() or (isinstance(value, float) and number == 1):
+        raise ValueError(f"must be a share between 0 and 1, a count of rows, or files, found {value!r}")
+    return int(number)
+
+
+def _split_kind(value: Any) -> str:
+    """Which branch of `Split` a value belongs to, so that only that branch reports problems."""
     if isinstance(value, str):
         try:
-            return float(value) if any(mark in value for mark in ".eE") else int(value)
+            float(value)
         except ValueError:
-            return [value]
-    return _one_to_list(value)
+            return "<entries>"
+        return "<number>"
+    return "<number>" if isinstance(value, (int, float)) else "<entries>"
 
 
-Split = Annotated[Share | Count | Entries, BeforeValidator(_split_kind)]
+Split = Annotated[
+    Annotated[float | int, BeforeValidator(_split_number), Tag("<number>")] | Annotated[Entries, Tag("<entries>")],
+    Discriminator(_split_kind),
+]
 
 
 class DataConfig(Section):
     """Rows, and how they become tokens."""
 
     train: Entries = Field(description="Training rows: a path, a mapping, or a list of them.")
-    validation: Split | None = Field(None, description="A share (0.1) or a count (100) of the training rows, or a list like train.")
+    validation: Split | None = Field(
+        None, description="A share (0.1) or a count (100) of the training rows, or a list like train."
+    )
     test: Split | None = Field(None, description="Like validation; scored once, after training, into run.json.")
-    template: str = Field("auto", description="Chat template: auto (the tokenizer's own) or a name in luthier/data/templates.")
+    template: str = Field(
+        "auto", description="Chat template: auto (the tokenizer's own) or a name in luthier/data/templates."
+    )
     cutoff_length: int = Field(1024, ge=2, description="Longest example, in tokens.")
     over_length: Literal["truncate", "drop", "error"] = Field(
         "truncate", description="What happens to longer examples; every one is counted."
@@ -113,10 +175,17 @@ class DataConfig(Section):
     invalid_rows: Literal["error", "reject"] = Field(
         "error", description="Rows that can't be used: stop at once, or count them and write them to rejected.jsonl."
     )
-    shuffle: bool = Field(True, description="Shuffle the training rows anew every epoch (a function of seed and epoch).")
+    shuffle: bool = Field(
+        True, description="Shuffle the training rows anew every epoch (a function of seed and epoch)."
+    )
 
 
-Strategy = Literal["no", "steps", "epoch"]
+def _no_is_a_word(value: Any) -> Any:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
+Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no_is_a_word)]
 StepCount = Annotated[float, Field(gt=0)]
 
 
@@ -128,10 +197,12 @@ class TrainingConfig(Section):
     per_device_train_batch_size: int = Field(4, ge=1, description="Examples per batch and device.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="Examples per evaluation batch and device.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; unset: the method's recommendation.")
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial"] = Field(
-        "linear", description="Shape of the learning rate after the warm-up."
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; unset: the method's recommendation."
     )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial"
+    ] = Field("linear", description="Shape of the learning rate after the warm-up.")
     lr_scheduler_kwargs: dict[str, float] = Field(
         default_factory=dict, description="Further settings of the schedule: num_cycles, power, lr_end."
     )
@@ -142,7 +213,9 @@ class TrainingConfig(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: no clipping.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, more time.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in backward: less memory, more time."
+    )
     bf16: bool = Field(False, description="Autocast to bfloat16.")
     fp16: bool = Field(False, description="Autocast to float16, with loss scaling.")
     pure_bf16: bool = Field(False, description="Keep trainable weights in bfloat16 too.")
@@ -150,23 +223,37 @@ class TrainingConfig(Section):
     use_cpu: bool = Field(False, description="Train on the CPU even where there is a GPU.")
     seed: int = Field(42, ge=0, description="All random choices are functions of it.")
     data_seed: int | None = Field(None, ge=0, description="Seed of data order and splits; unset: seed.")
-    dataloader_num_workers: int = Field(0, ge=0, description="Processes that pack batches ahead; 0: the training process.")
+    dataloader_num_workers: int = Field(
+        0, ge=0, description="Processes that pack batches ahead; 0: the training process."
+    )
     eval_strategy: Strategy = Field("no", description="When to evaluate on data.validation.")
-    eval_steps: StepCount | None = Field(None, description="Steps between evaluations; below 1: a share of all steps. Unset: logging_steps.")
+    eval_steps: StepCount | None = Field(
+        None, description="Steps between evaluations; below 1: a share of all steps. Unset: logging_steps."
+    )
     save_strategy: Strategy = Field("epoch", description="When to write a checkpoint.")
     save_steps: StepCount = Field(500, description="Steps between checkpoints; below 1: a share of all steps.")
     save_total_limit: int | None = Field(2, ge=1, description="Checkpoints to keep, the best one besides; null: all.")
-    load_best_model_at_end: bool = Field(False, description="final/ gets the checkpoint with the best metric_for_best_model.")
+    load_best_model_at_end: bool = Field(
+        False, description="final/ gets the checkpoint with the best metric_for_best_model."
+    )
     metric_for_best_model: str = Field("loss", description="A key of the evaluation's line, with or without eval_.")
-    greater_is_better: bool | None = Field(None, description="Direction of that metric; unset: false for losses, else true.")
-    early_stopping_patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without improvement.")
+    greater_is_better: bool | None = Field(
+        None, description="Direction of that metric; unset: false for losses, else true."
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without improvement."
+    )
     early_stopping_threshold: float = Field(0.0, ge=0, description="What counts as an improvement.")
-    logging_steps: StepCount = Field(10, description="Steps between lines of metrics.jsonl; below 1: a share of all steps.")
+    logging_steps: StepCount = Field(
+        10, description="Steps between lines of metrics.jsonl; below 1: a share of all steps."
+    )
     logging_first_step: bool = Field(False, description="Write a line for the first step too.")
-    report_to: Annotated[list[str], BeforeValidator(_one_to_list)] = Field(
+    report_to: Annotated[list[str], BeforeValidator(_one_to_list, json_schema_input_type=str | list[str])] = Field(
         default_factory=list, description="tensorboard, wandb, swanlab, mlflow: transformers' own callbacks."
     )
-    run_name: str | None = Field(None, description="Name of the run at those services; unset: the output folder's name.")
+    run_name: str | None = Field(
+        None, description="Name of the run at those services; unset: the output folder's name."
+    )
     callbacks: list[str] = Field(default_factory=list, description="Dotted paths of your own TrainerCallback classes.")
 
     @model_validator(mode="after")
@@ -210,10 +297,14 @@ class TrainingConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    model: Annotated[ModelConfig, BeforeValidator(_name_to_mapping)] = Field(description="The model to start from.")
+    model: Annotated[ModelConfig, BeforeValidator(_name_to_mapping, json_schema_input_type=str | ModelConfig)] = Field(
+        description="The model to start from."
+    )
     data: DataConfig = Field(description="The rows to learn from.")
     stage: SerializeAsAny[PluginOptions] = Field(description="What is learnt: sft (default) or pretrain.")
-    method: SerializeAsAny[MethodOptions] = Field(description="Which weights learn, and how: lora (default), full, freeze.")
+    method: SerializeAsAny[MethodOptions] = Field(
+        description="Which weights learn, and how: lora (default), full, freeze."
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The loop's settings.")
     output_dir: str = Field("runs/run", description="The run's folder.")
 

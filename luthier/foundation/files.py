@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,16 +37,15 @@ def fsync_path(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file (UTF-8) in one step: readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -57,29 +58,70 @@ def write_json(path: Path, value: Any) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden sibling to fill; on success it is flushed and renamed to `path`, on failure it is removed.
 
-    A folder left behind by a killed process is removed by the next writer of the same name.
+    A folder left behind by a killed process is removed by the next writer of the same name; one that another living
+    process is filling is left alone. Where both finish, the first wins.
+
+    Raises:
+        FileExistsError: `path` is there already and is no empty folder (seen at the end, if it appears meanwhile).
     """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "there is something at this path already", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
-    os.chmod(building, 0o755)
+    building, lock = _new_locked_folder(path)
     try:
         yield building
         for folder, _, names in os.walk(building):
             for name in names:
-                fsync_path(Path(folder) / name)
+                if not Path(folder, name).is_symlink():
+                    fsync_path(Path(folder, name))
             fsync_path(Path(folder))
         os.rename(building, path)
         fsync_path(path.parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _new_locked_folder(path: Path) -> tuple[Path, int]:
+    """A hidden sibling of `path` and a descriptor that holds its lock; the system drops the lock when we die."""
+    while True:
+        building = path.parent / f".{path.name}.building-{secrets.token_hex(4)}"
+        building.mkdir()
+        lock = _lock_folder(building)
+        # another process may have taken the folder for a leftover before it was locked
+        if lock is not None and building.exists():
+            return building, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A descriptor holding an exclusive lock on a folder, or None: another process holds it, or the folder is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        # some network disks lock no folders: then a leftover can't be told from work going on, and is taken for one
+        return descriptor
+    return descriptor
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove hidden siblings that an interrupted `whole_folder(path)` left."""
-    for leftover in path.parent.glob(f".{path.name}.building-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.building-*"):
+        lock = _lock_folder(leftover)
+        if lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
 
 
 def sha256_of(path: Path) -> str:
@@ -124,10 +166,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def need_file(path: Path, what: str) -> Path:
-    """`path` if it is a readable, non-empty file.
+    """`path` if it is a readable, non-empty file (or a folder, which the caller may allow or refuse).
 
     Raises:
-        UserError: it is missing, a folder, or empty.
+        UserError: it is missing, empty, or may not be read.
     """
     if not path.exists():
         siblings = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
@@ -135,4 +177,6 @@ def need_file(path: Path, what: str) -> Path:
         raise UserError(f"{what} {str(path)!r} does not exist.", f"Paths are relative to where luthier runs; {found}")
     if path.is_file() and path.stat().st_size == 0:
         raise UserError(f"{what} {str(path)!r} is empty (0 bytes).", "Was the file written completely?")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{what} {str(path)!r} may not be read by this user.", "Its permissions must allow reading.")
     return path

@@ -65,9 +65,9 @@ class Registry:
     def _load_outside(self, name: str) -> ModuleType:
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # whatever somebody else's module raises while it is imported
             raise UserError(
-                f"the {self.kind} {name!r} could not be imported: {error}.",
+                f"the {self.kind} {name!r} could not be imported: {type(error).__name__}: {error}.",
                 "A dotted path must name an importable Python module; check PYTHONPATH.",
             ) from error
         missing = [part for part in ("Options", "build") if not hasattr(module, part)]

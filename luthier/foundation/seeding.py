@@ -18,7 +18,7 @@ def derive_seed(seed: int, *where: int | str) -> int:
 def permutation(count: int, seed: int, *where: int | str) -> list[int]:
     """A shuffled `range(count)`, the same for the same arguments on every machine and version of Python 3."""
     order = list(range(count))
-    random.Random(derive_seed(seed, *where)).shuffle(order)
+    random.Random(derive_seed(seed, *where)).shuffle(order)  # noqa: S311 - an order, not a secret
     return order
 
 
