@@ -32,10 +32,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, a system turn first if there is one."""
+    """Turns in order, a system turn first if there is one.
+
+    Args:
+        notes: what the format had to mend or found odd, each counted in the report.
+    """
 
     messages: tuple[Message, ...]
     origin: Origin
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

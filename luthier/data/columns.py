@@ -1,0 +1,113 @@
+"""Where a row's parts stand: the mapping from a format's own names to a file's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from luthier.config.schema import PluginOptions
+from luthier.data.records import RawRow, RowError
+from luthier.foundation.registry import nearest
+
+# what other tools and data sets call the parts; used only to suggest a mapping, never to read a row
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "instruction": ("question", "prompt", "query", "ask", "problem", "user", "human", "request", "title", "q"),
+    "output": ("answer", "response", "completion", "target", "reply", "solution", "assistant", "gpt", "label", "a"),
+    "messages": ("dialog", "dialogue", "chat", "conversation", "turns"),
+    "conversations": ("dialog", "dialogue", "chat", "conversation", "turns"),
+    "text": ("content", "document", "body", "article", "passage", "abstract"),
+}
+
+
+class FormatOptions(PluginOptions):
+    """Base of every format's `Options`."""
+
+    PARTS: ClassVar[Mapping[str, str]] = {}
+    """The format's own names for a row's parts, and the column each stands in by default."""
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
+
+    columns: dict[str, str] = Field(default_factory=dict, description="Where a row's parts stand, by the format's own names.")
+    system: str | None = Field(None, description="System prompt for rows that bring none.")
+
+    @model_validator(mode="after")
+    def _known_parts(self) -> FormatOptions:
+        for part in self.columns:
+            if part not in self.PARTS:
+                close = nearest(part, self.PARTS)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                raise ValueError(f"columns: the format {self.name} knows no {part!r}{hint}; it knows: {', '.join(self.PARTS)}")
+        return self
+
+    def column(self, part: str) -> str:
+        """The column a part stands in."""
+        return self.columns.get(part, self.PARTS[part])
+
+    def lacks(self, fields: Iterable[str]) -> list[str]:
+        """Required columns that are not among the fields."""
+        present = set(fields)
+        return [column for part in self.REQUIRED if (column := self.column(part)) not in present]
+
+    def used(self) -> set[str]:
+        """Columns the format reads."""
+        return {self.column(part) for part in self.PARTS}
+
+
+def value_of(row: RawRow, options: FormatOptions, part: str) -> Any:
+    """A part's value, None where the row lacks it.
+
+    Raises:
+        RowError: the part is required and the field is missing.
+    """
+    column = options.column(part)
+    if column not in row.values and part in options.REQUIRED:
+        raise RowError(
+            f"lacks the field {column!r} (the format {options.name}'s {part}); fields found: "
+            f"{', '.join(map(str, row.values)) or 'none'}. Give it, or say where it stands with columns: {{{part}: ...}}."
+        )
+    return row.values.get(column)
+
+
+def text_of(row: RawRow, options: FormatOptions, part: str) -> str:
+    """A part that is text; "" where it is optional and missing or null.
+
+    Raises:
+        RowError: missing, null or no text.
+    """
+    value = value_of(row, options, part)
+    if value is None and part not in options.REQUIRED:
+        return ""
+    return checked_text(value, f"the field {options.column(part)!r}")
+
+
+def checked_text(value: Any, where: str) -> str:
+    """`value` if it is text that can be encoded.
+
+    Raises:
+        RowError: another type, or half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        shown = repr(value)
+        raise RowError(f"{where} is {type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}, not text.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"{where} holds half of a surrogate pair (U+{ord(value[error.start]):04X} at character {error.start}), "
+                "which is no text; the file was written with broken escapes."
+            ) from error
+    return value
+
+
+def suggest(fields: Iterable[str], parts: Iterable[str]) -> dict[str, str]:
+    """A mapping of required parts to fields that are probably meant, as far as the names tell."""
+    by_lower = {field.lower(): field for field in fields}
+    found: dict[str, str] = {}
+    for part in parts:
+        for name in (part, *SYNONYMS.get(part, ())):
+            if name in by_lower and by_lower[name] not in found.values():
+                found[part] = by_lower[name]
+                break
+    return found

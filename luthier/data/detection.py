@@ -1,0 +1,155 @@
+"""Which file type reads a path, and which format its rows are in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.config.plugins import FORMATS, SOURCES
+from luthier.config.schema import DataEntry
+from luthier.data.columns import FormatOptions, suggest
+from luthier.data.records import RawRow, Record
+from luthier.foundation.errors import DataError, UserError
+from luthier.foundation.files import need_file
+
+SAMPLED_ROWS = 100
+SHOWN_FIELDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenFormat:
+    """A format, why it was chosen, and what it does to a row."""
+
+    name: str
+    reason: str
+    options: FormatOptions
+    record: type
+    convert: Callable[[RawRow], Record]
+
+
+def read_rows(path: Path) -> list[RawRow]:
+    """All rows of a file, by the file type its suffix names.
+
+    Raises:
+        DataError: missing, a folder, empty, an unknown suffix, or damaged (the place is named).
+    """
+    try:
+        need_file(path, "the data file")
+    except UserError as error:
+        raise DataError(error.problem, error.remedy) from error
+    if path.is_dir():
+        found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
+        raise DataError(f"the data path {str(path)!r} is a folder, which holds {found}.", "Name its files one by one.")
+    source = source_of(path)
+    rows = list(source.build(source.Options(), path))
+    if not rows:
+        raise DataError(f"{path} holds no rows.", "Was the file written completely?")
+    return rows
+
+
+def source_of(path: Path) -> ModuleType:
+    """The file type that knows a path's suffix.
+
+    Raises:
+        DataError: none does; the known suffixes are listed.
+    """
+    known: dict[str, ModuleType] = {}
+    for name in SOURCES.names():
+        module = SOURCES.load(name)
+        known.update(dict.fromkeys(module.SUFFIXES, module))
+    suffix = path.suffix.lower()
+    if suffix not in known:
+        raise DataError(
+            f"the data file {str(path)!r} has the unknown ending {suffix!r}.", f"Known endings: {', '.join(sorted(known))}."
+        )
+    return known[suffix]
+
+
+def choose_format(entry: DataEntry, rows: Sequence[RawRow]) -> ChosenFormat:
+    """The format an entry names, or the one its first rows are in.
+
+    Raises:
+        DataError: unknown columns, no format matches (fields and a mapping are named), or several do.
+    """
+    fields = {str(field) for row in rows for field in row.values}
+    absent = {part: column for part, column in entry.columns.items() if column not in fields}
+    if absent:
+        part, column = next(iter(absent.items()))
+        raise DataError(
+            f"{entry.path}: columns.{part} names the column {column!r}, which no row has.",
+            f"Fields found: {_listed(sorted(fields))}.",
+        )
+    sample = sample_of(rows)
+    if entry.format != "auto":
+        module = FORMATS.load(entry.format)
+        options = _options(module, entry)
+        found = module.detect(sample, options)
+        return _chosen(module, found[0] if found else options, "named in the config")
+    candidates = [candidate for name in FORMATS.names() if (candidate := _candidate(name, entry, sample))]
+    strong = [candidate for candidate in candidates if not getattr(candidate[0], "FALLBACK", False)]
+    if len(strong) > 1:
+        reasons = "; ".join(f"{options.name}: {reason}" for _, options, reason in strong)
+        raise DataError(
+            f"{entry.path} matches several formats ({reasons}).", "Say which one is meant: {path: ..., format: ...}."
+        )
+    for module, options, reason in (*strong, *candidates):
+        return _chosen(module, options, reason)
+    raise _no_match(entry, sample)
+
+
+def sample_of(rows: Sequence[RawRow]) -> dict[str, Any]:
+    """The fields of the first rows, each with its first value that is not empty."""
+    sample: dict[str, Any] = {}
+    for row in islice(rows, SAMPLED_ROWS):
+        for field, value in row.values.items():
+            if not sample.get(field):
+                sample[field] = value
+    return sample
+
+
+def _candidate(name: str, entry: DataEntry, sample: Mapping[str, Any]) -> tuple[ModuleType, FormatOptions, str] | None:
+    module = FORMATS.load(name)
+    if not set(entry.columns) <= set(module.Options.PARTS) or (entry.system is not None and name == "text"):
+        return None
+    found = module.detect(sample, _options(module, entry))
+    return (module, *found) if found else None
+
+
+def _options(module: ModuleType, entry: DataEntry) -> FormatOptions:
+    try:
+        options: FormatOptions = module.Options(columns=entry.columns, system=entry.system)
+    except ValidationError as error:
+        problems = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise DataError(f"{entry.path}: {problems}.", "See `luthier config explain data.train.0.columns`.") from error
+    return options
+
+
+def _chosen(module: ModuleType, options: FormatOptions, reason: str) -> ChosenFormat:
+    return ChosenFormat(options.name, reason, options, module.RECORD, module.build(options))
+
+
+def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
+    """What to say when no format matches: the fields, what each format needs, and a mapping that may be meant."""
+    needs, advice = [], ""
+    for name in FORMATS.names():
+        options = FORMATS.load(name).Options
+        needs.append(f"{name} needs {' and '.join(options.PARTS[part] for part in options.REQUIRED)}")
+        mapping = suggest(sample, options.REQUIRED)
+        if not advice and len(mapping) == len(options.REQUIRED):
+            shown = ", ".join(f"{part}: {column}" for part, column in mapping.items())
+            advice = f" Perhaps {{path: {entry.path}, format: {name}, columns: {{{shown}}}}}."
+    return DataError(
+        f"no format matches {entry.path}; its fields are: {_listed(list(sample))} ({'; '.join(needs)}).",
+        f"Say where the parts stand with columns: {{part: column}}.{advice}",
+    )
+
+
+def _listed(fields: Sequence[str]) -> str:
+    shown = ", ".join(fields[:SHOWN_FIELDS])
+    return shown + (f" and {len(fields) - SHOWN_FIELDS} more" if len(fields) > SHOWN_FIELDS else "") or "none"

@@ -1,0 +1,5 @@
+"""File types, one a file: each knows its suffixes and yields `RawRow`s with the exact place they came from.
+
+A file type has `Options`, `SUFFIXES` and `build(options, path) -> Iterator[RawRow]`. What is wrong with the file as
+a whole (not UTF-8, broken JSON, a ragged table) is a `DataError` naming file and place.
+"""
