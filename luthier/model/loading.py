@@ -1,0 +1,199 @@
+"""From a config's model to tokenizer, config and weights. Everything that can be refused before weights are read, is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.schema import ModelConfig
+from luthier.foundation.devices import fast_precisions
+from luthier.foundation.errors import ModelError
+from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.resolving import locate, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+QUIET_BELOW_BYTES = 2 * 1024**3  # smaller models load in a moment and need no bar
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's parts stand on this machine.
+
+    Args:
+        base: folder with config.json and weights.
+        adapter: folder with a peft adapter on top of it, or None.
+        base_name: what an adapter trained on the base names it: the hub id, or the folder's absolute path.
+        revision: the base's revision on its hub.
+        fingerprint: of everything that is loaded.
+    """
+
+    base: Path
+    adapter: Path | None
+    base_name: str
+    revision: str | None
+    fingerprint: str
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer: the adapter's own if it brought one."""
+        own = self.adapter
+        return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
+
+
+def find(model: ModelConfig) -> ModelSource:
+    """Resolve a model's name, and an adapter's base.
+
+    Raises:
+        HubError, ModelError: not there, not reachable, or not loadable; says which.
+    """
+    folder = resolve(model)
+    adapter = None
+    named = model
+    if is_adapter(folder):
+        adapter = folder
+        named = _base_of(adapter, model)
+        try:
+            folder = resolve(named)
+        except Exception as error:
+            raise ModelError(
+                f"the adapter {adapter} names the base {named.name!r}, which could not be loaded: {error}",
+                f"Fetch the base, or mend base_model_name_or_path in {adapter / 'adapter_config.json'}.",
+            ) from error
+    hub, name = locate(named.name)
+    base_name = name if hub == "huggingface" else str(folder.absolute())
+    mark = fingerprint(folder) + (f"+{fingerprint(adapter)}" if adapter else "")
+    return ModelSource(folder, adapter, base_name, named.revision, mark)
+
+
+def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"the adapter {adapter} does not name its base model.",
+            "Set base_model_name_or_path in its adapter_config.json.",
+        )
+    return model.model_copy(update={"name": base, "revision": settings.get("revision")})
+
+
+def load_tokenizer(model: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model by name. Raises ModelError if the folder has none that loads."""
+    return tokenizer_at(find(model).tokenizer, trust_remote_code=trust_remote_code)
+
+
+def tokenizer_at(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder. Raises ModelError if there is none that loads."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer in {folder} does not load: {_first_line(error)}",
+            "The folder needs tokenizer.json (or the family's own files) and tokenizer_config.json."
+            + _remote_code_hint(error),
+        ) from error
+    return tokenizer
+
+
+def config_at(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's config; encoder-decoder models are refused."""
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(
+            f"config.json in {folder} does not load: {_first_line(error)}",
+            "A newer model may need a newer transformers." + _remote_code_hint(error),
+        ) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{folder} holds an encoder-decoder model ({config.model_type}); luthier trains decoder-only models.",
+            "Choose a causal language model.",
+        )
+    return config
+
+
+def choose_dtype(wish: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """The precision that weights are loaded in: the model's own where the device does it fast, else float32."""
+    import torch
+
+    if wish != "auto":
+        chosen: torch.dtype = getattr(torch, wish)
+        return chosen
+    own = str(getattr(config.get_text_config(), "dtype", None) or "float32").removeprefix("torch.")
+    return getattr(torch, own) if own in fast_precisions(device) else torch.float32  # type: ignore[no-any-return]
+
+
+def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model in a folder, on the CPU, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    with _quiet_loading(size < QUIET_BELOW_BYTES):
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ModelError(
+                f"the model in {folder} does not load: {_first_line(error)}",
+                "`luthier models verify` checks its files." + _remote_code_hint(error),
+            ) from error
+    return model
+
+
+def skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without weights (on torch's meta device): for names and counts before anything is read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    return model
+
+
+def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """Base and adapter together, for generation and export: a transformers model, or a peft model around one."""
+    model = weights_at(source.base, dtype, trust_remote_code=trust_remote_code)
+    if source.adapter is None:
+        return model
+    from peft import PeftModel
+
+    tokenizer = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return PeftModel.from_pretrained(model, source.adapter)
+
+
+@contextlib.contextmanager
+def _quiet_loading(quiet: bool) -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet and shown:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _remote_code_hint(error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return " It brings its own Python code: read that, then add --trust-remote-code to the command."
+    return ""

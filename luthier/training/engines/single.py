@@ -1,0 +1,92 @@
+"""One process, one device: a CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.schema import PluginOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from luthier.config.schema import TrainingConfig
+
+
+class Options(PluginOptions):
+    """The single engine has no settings of its own."""
+
+    name: str = "single"
+
+
+class Single:
+    """Computes on one device, with autocast and loss scaling as the config asks."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, training: TrainingConfig, device: torch.device) -> None:
+        import torch
+
+        self.device = device
+        self._dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+        self._scaler = torch.amp.GradScaler(device.type, enabled=training.fp16)
+        if training.tf32 is not None and device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = training.tf32
+            torch.backends.cudnn.allow_tf32 = training.tf32
+
+    def prepare(self, scorer: nn.Module) -> nn.Module:
+        """Move the scorer to the device."""
+        return scorer.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 or float16 autocast, or nothing."""
+        import torch
+
+        return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype is not None else nullcontext()
+
+    def total(self, value: float) -> float:
+        """The number itself: there is one rank."""
+        return value
+
+    def backward(self, loss: Tensor) -> None:
+        """Add gradients, scaled where fp16 needs it."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def clip(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        """Scale gradients down to `max_norm`; returns their norm before."""
+        import torch
+
+        self._scaler.unscale_(optimizer)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if max_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(list(parameters), max_norm, norm)
+        return float(norm)
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """Update the weights, unless the scaler found an overflow."""
+        if not self._scaler.is_enabled():
+            optimizer.step()
+            return True
+        before = self._scaler.get_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return self._scaler.get_scale() >= before
+
+    def state(self) -> dict[str, Any]:
+        """The loss scaler's numbers."""
+        return {"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put the loss scaler's numbers back."""
+        if "scaler" in state and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+
+
+def build(training: TrainingConfig, device: torch.device) -> Single:
+    """The engine for this process."""
+    return Single(training, device)

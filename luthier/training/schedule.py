@@ -1,0 +1,106 @@
+"""Which examples form which step: arithmetic on (seed, epoch, index), so a position is a number and resuming is exact."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample
+from luthier.data.packing import pack
+from luthier.foundation.seeding import permutation
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The steps of a run.
+
+    Args:
+        examples: number of training examples.
+        batch_size: examples per batch and rank.
+        accumulation: batches per step and rank.
+        epochs: passes over the data, may be fractional.
+        max_steps: overrides epochs where positive.
+        seed: of the order. shuffle: whether the order changes at all.
+        rank, world_size: which part of a step this process computes.
+    """
+
+    examples: int
+    batch_size: int
+    accumulation: int
+    epochs: float
+    max_steps: int
+    seed: int
+    shuffle: bool
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of a full step over all ranks; the last step of an epoch may have fewer."""
+        return self.batch_size * self.accumulation * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass."""
+        return math.ceil(self.examples / self.examples_per_step)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * self.steps_per_epoch)
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes that are begun."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+    def epoch_after(self, step: int) -> float:
+        """Passes made after `step` steps, as a fraction."""
+        return step / self.steps_per_epoch
+
+    def indices(self, step: int) -> list[list[int]]:
+        """Example indices of each of this rank's batches in step number `step` (from 0)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else range(self.examples)
+        chosen = order[index * self.examples_per_step : (index + 1) * self.examples_per_step]
+        batches = [list(chosen[start : start + self.batch_size]) for start in range(0, len(chosen), self.batch_size)]
+        return batches[self.rank :: self.world_size]
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The shuffled order of an epoch."""
+    return permutation(count, seed, "order", epoch)
+
+
+class StepBatches:
+    """The packed batches of each step, indexable by step number (a torch map-style dataset)."""
+
+    def __init__(self, examples: Sequence[TokenizedExample], schedule: Schedule) -> None:
+        self.examples = examples
+        self.schedule = schedule
+
+    def __len__(self) -> int:
+        return self.schedule.total_steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        return [pack([self.examples[index] for index in batch]) for batch in self.schedule.indices(step)]
+
+
+def feed(batches: StepBatches, first_step: int, last_step: int, workers: int) -> Iterator[list[Batch]]:
+    """The batches of steps [first_step, last_step), packed here or ahead of time by worker processes."""
+    steps = range(first_step, last_step)
+    if workers == 0:
+        yield from (batches[step] for step in steps)
+        return
+    from torch.utils.data import DataLoader
+
+    # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
+    yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+
+
+def _as_it_is(step: list[Batch]) -> list[Batch]:
+    return step

@@ -1,0 +1,1 @@
+"""Training stages, one file each: what is learnt from a batch."""
