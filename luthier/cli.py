@@ -1,0 +1,266 @@
+"""The command line: `main(argv) -> exit status`. Each verb imports its command when it runs, so that help is instant.
+
+Exit status: 0 done, 2 something the user can mend, 1 our own fault, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from luthier import __version__
+from luthier.foundation.errors import LuthierError
+
+app = typer.Typer(
+    name="luthier",
+    help="Fine-tune language models: one config in, a model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # the plain help is drawn in half the time
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Models: list the aliases, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Data: see rows as the model sees them.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(help="The config's keys.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file; may be left out where settings say all.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as training.learning_rate=1e-4.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that is in use.")]
+
+
+class Reportable(Protocol):
+    """What a verb returns: its results as plain values."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def report(result: Reportable, as_json: bool) -> None:
+    """End a verb: with --json, its results as the last line of standard output."""
+    if as_json:
+        print_json(result.as_dict())
+
+
+def print_json(value: dict[str, Any]) -> None:
+    sys.stderr.flush()
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def split_config(config: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
+    """A first argument that has a `=` and names no file is a setting, not the config."""
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, [config, *(settings or ())]
+    return config, list(settings or ())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"luthier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Fine-tune language models: one config in, a model out."""
+
+
+@app.command()
+def train(
+    config: Config = None,
+    settings: Settings = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies, if there is one.")
+    ] = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model as a config says."""
+    from luthier.commands.train import train as command
+
+    source, overrides = split_config(config, settings)
+    result = command(source, overrides, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    report(result, as_json)
+
+
+@app.command()
+def plan(
+    config: Config = None, settings: Settings = None, trust_remote_code: RemoteCode = False, as_json: Json = False
+) -> None:
+    """Count rows, tokens, steps and trainable parameters without reading weights."""
+    from luthier.commands.plan import plan as command
+
+    source, overrides = split_config(config, settings)
+    result = command(source, overrides, trust_remote_code=trust_remote_code)
+    print(result.table(), file=sys.stderr if as_json else sys.stdout)
+    report(result, as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model, a run or a checkpoint.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and end; without it the chat is interactive.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="Show the base model's answer beside the tuned one's.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    template: Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")] = "auto",
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Talk to a model."""
+    if as_json and prompt is None:
+        raise typer.BadParameter("--json needs --prompt: an interactive chat has no one result.")
+    from luthier.commands.chat import chat as command
+
+    result = command(
+        model,
+        prompt=prompt,
+        system=system,
+        compare_base=compare_base,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        template=template,
+        trust_remote_code=trust_remote_code,
+    )
+    if result is not None:
+        report(result, as_json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint or an adapter.")],
+    out: Annotated[str, typer.Argument(help="The folder to write.")],
+    format: Annotated[str, typer.Option(help="merged: a whole model; adapter: peft's format.")] = "merged",
+    max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 5GB.")] = "5GB",
+    dtype: Annotated[str, typer.Option(help="auto (as trained), float32, bfloat16, float16.")] = "auto",
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model that plain transformers or peft loads."""
+    from luthier.commands.export import export as command
+
+    result = command(
+        model,
+        out,
+        format=format,
+        max_shard_size=max_shard_size,
+        dtype=dtype,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+    report(result, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine offers: cores, memory, precisions, libraries, hubs."""
+    from luthier.commands.doctor import doctor as command
+
+    result = command()
+    print(result.text(), file=sys.stderr if as_json else sys.stdout)
+    report(result, as_json)
+
+
+@config_app.command("schema")
+def config_schema(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON schema instead.")] = False,
+) -> None:
+    """Every key with its type, default and meaning."""
+    from luthier.commands import config as command
+
+    if as_json:
+        print_json(command.schema())
+    else:
+        print(command.listing())
+
+
+@config_app.command("explain")
+def config_explain(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="Such as training.seed; none: the sections.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One key in depth."""
+    from luthier.commands import config as command
+
+    explanation = command.explain(key)
+    if as_json:
+        print_json(explanation.as_dict())
+    else:
+        print(explanation.text())
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    # the flag may stand after the verb too, which is where one adds it to a line that failed
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="luthier")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except LuthierError as error:
+        return _tell(error, debug, "--json" in arguments)
+    except Exception as error:
+        return _confess(error, debug, "--json" in arguments)
+    return 0
+
+
+def _tell(error: LuthierError, debug: bool, as_json: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {error.problem}", file=sys.stderr)
+    if error.remedy:
+        print(error.remedy, file=sys.stderr)
+    if as_json:
+        print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
+    return error.exit_status
+
+
+def _confess(error: Exception, debug: bool, as_json: bool) -> int:
+    """An error nobody foresaw is our fault: say what it was and where to report it."""
+    problem = f"luthier failed in a way it should not: {type(error).__name__}: {error}"
+    remedy = "Please report it in the project's issue tracker"
+    remedy += "." if debug else ", with what the same command prints with --debug."
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {problem}\n{remedy}", file=sys.stderr)
+    if as_json:
+        print_json({"error": problem, "remedy": remedy, "exit_status": 1})
+    return 1
