@@ -1,0 +1,192 @@
+"""The bridge to transformers' callbacks: its own handler, arguments, state and control, driven in its Trainer's order."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback, ExportableState
+
+from luthier.config.schema import RunConfig
+from luthier.foundation.errors import ConfigError, import_extra
+from luthier.training.schedule import Schedule
+
+# service -> (module that must be there, luthier's extra)
+SERVICES = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "swanlab": ("swanlab", "swanlab"),
+    "mlflow": ("mlflow", "mlflow"),
+}
+
+
+def training_arguments(config: RunConfig) -> TrainingArguments:
+    """A real TrainingArguments that says what this run does."""
+    training = config.training
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=config.learning_rate(),
+        lr_scheduler_type=training.lr_scheduler_type,
+        lr_scheduler_kwargs=dict(training.lr_scheduler_kwargs) or None,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=training.bf16,
+        fp16=training.fp16,
+        tf32=training.tf32,
+        use_cpu=training.use_cpu or not _has_accelerator(),
+        seed=training.seed,
+        data_seed=training.data_seed,
+        dataloader_num_workers=training.dataloader_num_workers,
+        eval_strategy=training.eval_strategy,
+        eval_steps=training.eval_steps,
+        save_strategy=training.save_strategy,
+        save_steps=training.save_steps,
+        save_total_limit=training.save_total_limit,
+        load_best_model_at_end=training.load_best_model_at_end,
+        # a metric is chosen only where there are evaluations to choose it from
+        metric_for_best_model=training.metric_for_best_model if training.eval_strategy != "no" else None,
+        greater_is_better=training.greater_is_better,
+        logging_steps=training.logging_steps,
+        logging_first_step=training.logging_first_step,
+        report_to=training.report_to or "none",
+        run_name=training.run_name or Path(config.output_dir).name,
+        disable_tqdm=True,
+    )
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def make_callbacks(config: RunConfig) -> list[TrainerCallback]:
+    """The config's callbacks: services, early stopping, the user's own.
+
+    Raises:
+        MissingExtraError: a service's package is absent. ConfigError: an unknown service or callback.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    training = config.training
+    problems = []
+    for service in training.report_to:
+        if service not in SERVICES:
+            problems.append(f"training.report_to names {service!r}; known: {', '.join(SERVICES)}")
+            continue
+        module, extra = SERVICES[service]
+        import_extra(module, extra=extra, purpose=f"training.report_to: {service}")
+    own: list[TrainerCallback] = []
+    for path in training.callbacks:
+        try:
+            own.append(_load_callback(path))
+        except (ImportError, AttributeError, TypeError) as error:
+            problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
+    if problems:
+        raise ConfigError(problems)
+    services = [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
+    early = (
+        [EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)]
+        if training.early_stopping_patience is not None
+        else []
+    )
+    return [*services, *early, *own]
+
+
+def _load_callback(path: str) -> TrainerCallback:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ImportError("it must be a dotted path such as my_package.MyCallback")
+    made = getattr(importlib.import_module(module), name)()
+    if not isinstance(made, TrainerCallback):
+        raise TypeError("it is no TrainerCallback")
+    return made
+
+
+class Bridge:
+    """State, control and events of one run, as transformers' Trainer has them.
+
+    `fire("step_end")` calls `on_step_end` of every callback, and takes the control that comes back.
+    """
+
+    def __init__(self, config: RunConfig, schedule: Schedule, callbacks: list[TrainerCallback]) -> None:
+        self.args = training_arguments(config)
+        self.control = TrainerControl()
+        self._callbacks = [DefaultFlowCallback(), *callbacks]
+        self.state = TrainerState(stateful_callbacks=self._stateful())  # type: ignore[arg-type]
+        self.state.max_steps = schedule.total_steps
+        self.state.num_train_epochs = schedule.total_epochs
+        self.state.train_batch_size = config.training.per_device_train_batch_size
+        self.state.compute_steps(self.args, schedule.total_steps)
+        self.handler: Any = None
+
+    def attach(self, model: nn.Module, tokenizer: Any, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+        """Name what the callbacks are shown."""
+        self.handler = CallbackHandler(self._callbacks, model, tokenizer, optimizer, scheduler)
+
+    def fire(self, event: str, **more: Any) -> None:
+        """Call an event of every callback."""
+        self.control = getattr(self.handler, f"on_{event}")(self.args, self.state, self.control, **more)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Add a line to the state's history and call on_log, as Trainer.log does."""
+        values = {**values, "epoch": self.state.epoch}
+        self.state.log_history.append({**values, "step": self.state.global_step})
+        self.fire("log", logs=values)
+
+    def note_best(self, metrics: dict[str, float]) -> None:
+        """Remember the best value of metric_for_best_model, as Trainer._determine_best_metric does."""
+        name = self.args.metric_for_best_model
+        if name is None:
+            return
+        key = name if name.startswith("eval_") else f"eval_{name}"
+        if key not in metrics:
+            raise ConfigError(
+                [f"training.metric_for_best_model is {name!r}, but an evaluation gives: {', '.join(sorted(metrics))}"]
+            )
+        value, best = metrics[key], self.state.best_metric
+        better = best is None or (value > best if self.args.greater_is_better else value < best)
+        if better and not math.isnan(value):
+            self.state.best_metric = value
+            self.state.best_global_step = self.state.global_step
+
+    def export(self) -> dict[str, Any]:
+        """The state as JSON values, with that of the callbacks that have one."""
+        import dataclasses
+
+        self.state.stateful_callbacks = {type(item).__name__: item.state() for item in self._stateful()}
+        value = dataclasses.asdict(self.state)
+        return value
+
+    def restore(self, value: dict[str, Any]) -> None:
+        """Put back what `export` gave."""
+        names = {field for field in TrainerState.__dataclass_fields__}
+        for key, kept in value.items():
+            # steps between events follow the config of now, which may have been changed on purpose
+            if key in names and key not in ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps"):
+                setattr(self.state, key, kept)
+        saved = value.get("stateful_callbacks") or {}
+        for item in self._stateful():
+            kept = saved.get(type(item).__name__)
+            if isinstance(kept, dict):
+                for name, setting in {**(kept["args"] if isinstance(item, TrainerControl) else {}), **kept["attributes"]}.items():
+                    setattr(item, name, setting)
+
+    def _stateful(self) -> list[Any]:
+        return [item for item in [*self._callbacks, self.control] if isinstance(item, ExportableState)]

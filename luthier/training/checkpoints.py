@@ -1,0 +1,175 @@
+"""Checkpoints: folders that appear whole or not at all, and are believed only when their hashes agree.
+
+A manifest is written last, with size and hash of every file; the folder is built as a hidden sibling, flushed and
+renamed. Only safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.foundation.errors import CheckpointError
+from luthier.foundation.files import fsync_path, free_bytes, human_bytes, is_disk_full, remove_leftovers, sha256_of, whole_folder, write_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STEP_NAME = re.compile(r"step-(\d{8,})$")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    step: int
+    manifest: Mapping[str, Any]
+
+    def read_json(self, name: str) -> Any:
+        """One of its JSON files."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        keep: how many of the newest to keep; None: all.
+        fingerprints: of config, data and model, written into every manifest.
+    """
+
+    def __init__(self, folder: Path, keep: int | None, fingerprints: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.fingerprints = dict(fingerprints)
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step stands."""
+        return self.folder / f"step-{step:08d}"
+
+    def write(self, step: int, fill: Callable[[Path], None], best: Path | None = None) -> Path:
+        """Write the checkpoint of a step, verify it, and only then remove those that are too many.
+
+        Args:
+            fill: writes the files into the folder it is given.
+            best: a checkpoint that is kept whatever its age.
+
+        Raises:
+            CheckpointError: the disk is full, or what was written does not read back.
+        """
+        path = self.path_of(step)
+        if path.exists():
+            shutil.rmtree(path)  # one that did not verify, or of a branch that this resumed run replaces
+        try:
+            with whole_folder(path) as building:
+                fill(building)
+                seal(building, {"step": step, "fingerprints": self.fingerprints})
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            kept = [known.name for known in self.paths()]
+            raise CheckpointError(
+                f"the disk is full: the checkpoint of step {step} could not be written to {self.folder} "
+                f"({human_bytes(free_bytes(self.folder))} free).",
+                (f"{kept[-1]} is whole and kept. " if kept else "") + "Make room, then go on with --resume; "
+                "training.save_total_limit keeps fewer checkpoints.",
+            ) from error
+        fault = find_fault(path)
+        if fault:
+            raise CheckpointError(
+                f"the checkpoint {path} does not read back as it was written: {fault}.", "Check the disk; older checkpoints were kept."
+            )
+        self._prune(best)
+        return path
+
+    def _prune(self, best: Path | None) -> None:
+        if self.keep is None:
+            return
+        kept = self.paths()[-self.keep :]
+        for path in self.paths():
+            if path not in kept and (best is None or path.name != best.name):
+                shutil.rmtree(path)
+
+    def paths(self) -> list[Path]:
+        """Checkpoint folders, oldest first."""
+        found = [(int(match[1]), path) for path in self.folder.glob("step-*") if (match := STEP_NAME.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None where there is none at all.
+
+        Args:
+            say: told about each one that is passed over, and why.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none verifies.
+        """
+        if self.folder.exists():
+            for leftover in {re.sub(r"^\.(step-\d+)\.building-.*$", r"\1", p.name) for p in self.folder.glob(".step-*")}:
+                remove_leftovers(self.folder / leftover)
+        paths = self.paths()
+        for path in reversed(paths):
+            fault = find_fault(path)
+            if not fault:
+                manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+                return Checkpoint(path, int(manifest["step"]), manifest)
+            say(f"The checkpoint {path.name} is damaged ({fault}); trying the one before.")
+        if paths:
+            raise CheckpointError(
+                f"none of the {len(paths)} checkpoints in {self.folder} verifies.", "Start anew with --overwrite, or restore the files."
+            )
+        return None
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of a finished folder: the size and hash of every file, flushed to the disk before."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path.chmod(0o644)
+        fsync_path(path)
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, **facts, "files": files})
+
+
+def find_fault(folder: Path) -> str:
+    """What is wrong with a sealed folder, or an empty string."""
+    source = folder / MANIFEST
+    try:
+        manifest = json.loads(source.read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+    except FileNotFoundError:
+        return "its manifest.json is missing"
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return "its manifest.json is broken"
+    if manifest.get("format_version") != FORMAT_VERSION:
+        return f"its format_version is {manifest.get('format_version')}, this luthier reads {FORMAT_VERSION}"
+    for name, facts in files:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != facts["size"]:
+            return f"{name} has {size} bytes instead of {facts['size']}"
+        if sha256_of(path) != facts["sha256"]:
+            return f"the hash of {name} does not agree with the manifest"
+    return ""
+
+
+def need_space(folder: Path, needed: int, free: Callable[[Path], int] = free_bytes) -> None:
+    """Refuse a run whose first checkpoint does not fit on the disk.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    available = free(folder)
+    if available < needed:
+        raise CheckpointError(
+            f"a checkpoint of this run takes about {human_bytes(needed)}, but only {human_bytes(available)} are free at {folder}.",
+            "Choose another output_dir, make room, or train fewer weights (method: lora).",
+        )
