@@ -19,7 +19,7 @@ LLAMA_FACTORY = {
     "additional_target": "method.modules_to_save",
     "use_rslora": "method.use_rslora",
     "use_dora": "method.use_dora",
-    "pissa_init": "method.init: pissa",
+    "pissa_init": "method.init",
     "freeze_trainable_layers": "method.trainable_layers",
     "freeze_trainable_modules": "method.trainable_modules",
     "freeze_extra_modules": "method.trainable_modules",
