@@ -13,8 +13,8 @@ from luthier.foundation.registry import nearest
 
 # what other tools and data sets call the parts; used only to suggest a mapping, never to read a row
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "instruction": ("question", "prompt", "query", "ask", "problem", "user", "human", "request", "title", "q"),
-    "output": ("answer", "response", "completion", "target", "reply", "solution", "assistant", "gpt", "label", "a"),
+    "instruction": ("question", "prompt", "query", "ask", "problem", "user", "human", "request", "q"),
+    "output": ("answer", "response", "completion", "target", "reply", "solution", "assistant", "gpt", "a"),
     "messages": ("dialog", "dialogue", "chat", "conversation", "turns"),
     "conversations": ("dialog", "dialogue", "chat", "conversation", "turns"),
     "text": ("content", "document", "body", "article", "passage", "abstract"),
@@ -28,7 +28,9 @@ class FormatOptions(PluginOptions):
     """The format's own names for a row's parts, and the column each stands in by default."""
     REQUIRED: ClassVar[tuple[str, ...]] = ()
 
-    columns: dict[str, str] = Field(default_factory=dict, description="Where a row's parts stand, by the format's own names.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Where a row's parts stand, by the format's own names."
+    )
     system: str | None = Field(None, description="System prompt for rows that bring none.")
 
     @model_validator(mode="after")
@@ -37,7 +39,9 @@ class FormatOptions(PluginOptions):
             if part not in self.PARTS:
                 close = nearest(part, self.PARTS)
                 hint = f" (did you mean {close[0]}?)" if close else ""
-                raise ValueError(f"columns: the format {self.name} knows no {part!r}{hint}; it knows: {', '.join(self.PARTS)}")
+                raise ValueError(
+                    f"columns: the format {self.name} knows no {part!r}{hint}; it knows: {', '.join(self.PARTS)}"
+                )
         return self
 
     def column(self, part: str) -> str:
@@ -89,7 +93,9 @@ def checked_text(value: Any, where: str) -> str:
     """
     if not isinstance(value, str):
         shown = repr(value)
-        raise RowError(f"{where} is {type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}, not text.")
+        raise RowError(
+            f"{where} is {type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}, not text."
+        )
     if not value.isascii():
         try:
             value.encode("utf-8")

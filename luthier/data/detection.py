@@ -66,7 +66,8 @@ def source_of(path: Path) -> ModuleType:
     suffix = path.suffix.lower()
     if suffix not in known:
         raise DataError(
-            f"the data file {str(path)!r} has the unknown ending {suffix!r}.", f"Known endings: {', '.join(sorted(known))}."
+            f"the data file {str(path)!r} has the unknown ending {suffix!r}.",
+            f"Known endings: {', '.join(sorted(known))}.",
         )
     return known[suffix]
 
@@ -141,7 +142,8 @@ def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
         options = FORMATS.load(name).Options
         needs.append(f"{name} needs {' and '.join(options.PARTS[part] for part in options.REQUIRED)}")
         mapping = suggest(sample, options.REQUIRED)
-        if not advice and len(mapping) == len(options.REQUIRED):
+        fits = len(mapping) == len(options.REQUIRED) and FORMATS.load(name).detect(sample, options(columns=mapping))
+        if not advice and fits:
             shown = ", ".join(f"{part}: {column}" for part, column in mapping.items())
             advice = f" Perhaps {{path: {entry.path}, format: {name}, columns: {{{shown}}}}}."
     return DataError(

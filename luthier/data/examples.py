@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from luthier.data.records import Origin
+from luthier.data.records import Origin, Rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,22 @@ class TokenizedExample:
     def truncated(self) -> bool:
         """Whether anything was cut."""
         return self.tokens < self.untruncated_length
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What an encoder makes of records.
+
+    Args:
+        examples: those to use, zero-target ones included.
+        rejected: records that can't be rendered.
+        dropped: origins of examples left out because they are too long.
+        unfinished: examples whose last answer lost its stop token to truncation.
+        findings: what was found odd, and how often.
+    """
+
+    examples: list[TokenizedExample] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    dropped: list[Origin] = field(default_factory=list)
+    unfinished: int = 0
+    findings: Counter[str] = field(default_factory=Counter)

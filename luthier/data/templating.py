@@ -64,7 +64,9 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     # jinja's own filter escapes HTML characters
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
@@ -120,7 +122,7 @@ def render_spans(
     spans: list[tuple[str, bool]] = []
     inside = False
     for part in _MARKS.split(rendered):
-        if part == _OPEN or part == _CLOSE:
+        if part in (_OPEN, _CLOSE):
             if inside == (part == _OPEN):
                 raise jinja2.TemplateError("generation blocks stand inside each other")
             inside = part == _OPEN

@@ -49,9 +49,7 @@ def build(options: Options) -> Callable[[RawRow], Conversation]:
             Message("user", question),
             Message("assistant", text_of(row, options, "output")),
         ]
-        return conversation(
-            turns, row.origin, system=text_of(row, options, "system"), default_system=options.system
-        )
+        return conversation(turns, row.origin, system=text_of(row, options, "system"), default_system=options.system)
 
     return convert
 

@@ -53,8 +53,6 @@ def build(options: Options) -> Callable[[RawRow], Conversation]:
             turn(value, f"{column}[{index}]", role_key="role", content_key="content", roles=ROLES)
             for index, value in enumerate(values)
         ]
-        return conversation(
-            turns, row.origin, system=text_of(row, options, "system"), default_system=options.system
-        )
+        return conversation(turns, row.origin, system=text_of(row, options, "system"), default_system=options.system)
 
     return convert

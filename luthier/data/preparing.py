@@ -1,0 +1,287 @@
+"""From a config's data section to tokenized examples, all of it counted, before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.plugins import ENCODERS
+from luthier.config.schema import DataConfig, DataEntry, RunConfig
+from luthier.data.detection import ChosenFormat, choose_format, read_rows
+from luthier.data.examples import Encoded, TokenizedExample
+from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
+from luthier.data.records import Conversation, RawRow, Record, Rejected, RowError
+from luthier.data.report import DataReport, SourceReport, SplitReport
+from luthier.foundation.errors import DataError
+from luthier.foundation.files import write_text
+from luthier.foundation.seeding import permutation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.data.rendering import Renderer
+
+SHOWN_ROWS = 20
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(slots=True)
+class PreparedData:
+    """Examples to train and measure on.
+
+    Args:
+        train, validation, test: examples in the files' order; empty where the config has no such split.
+        report: what became of every row.
+        rejected: rows left out under `invalid_rows: reject`.
+        fingerprint: sha256 over everything that changes the tokens or their order.
+    """
+
+    train: Sequence[TokenizedExample]
+    validation: Sequence[TokenizedExample]
+    test: Sequence[TokenizedExample]
+    report: DataReport
+    rejected: Sequence[Rejected]
+    fingerprint: str
+
+
+@dataclass(slots=True)
+class LoadedRecords:
+    """Records of every split, before any tokenizer."""
+
+    splits: dict[str, list[Record]]
+    report: DataReport
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def prepare(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder: str = "conversation",
+    encoder_options: Mapping[str, Any] | None = None,
+    renderer: Renderer | None = None,
+) -> PreparedData:
+    """Read, check, split and encode a config's data.
+
+    Args:
+        tokenizer: repaired for the template.
+        encoder: a name in data/encoders, or a dotted path: what the stage learns from.
+        encoder_options: the stage's own settings for it, such as attend_across_documents.
+        renderer: of the config's template; made here where the encoder needs one and none is given.
+
+    Raises:
+        DataError: a file, row or template that can't be used; records of the wrong kind for the encoder; a split in
+            which nothing would be trained.
+        ModelError: the tokenizer lacks what the template needs.
+    """
+    data = config.data
+    module = ENCODERS.load(encoder)
+    options = module.Options(**_encoder_settings(module, data, encoder_options or {}))
+    loaded = load_records(data, config.data_seed(), module.RECORD)
+    if module.NEEDS_TEMPLATE and renderer is None:
+        from luthier.data.rendering import Renderer
+
+        renderer = Renderer(tokenizer, data.template)
+    encode = module.build(options, tokenizer, renderer)
+    examples: dict[str, list[TokenizedExample]] = {}
+    for name, records in loaded.splits.items():
+        encoded: Encoded = encode(records)
+        _refuse(encoded.rejected, data.invalid_rows)
+        loaded.rejected.extend(encoded.rejected)
+        loaded.report.splits[name], examples[name] = SplitReport.of(len(records), encoded)
+        if not examples[name]:
+            raise _nothing_to_learn(name, loaded.report.splits[name])
+    fingerprint = data_fingerprint(
+        data,
+        config.data_seed(),
+        tokenizer_fingerprint(tokenizer),
+        renderer.chat_template if module.NEEDS_TEMPLATE and renderer is not None else "",
+        encoder,
+        options.model_dump(),
+    )
+    train, validation, test = (examples.get(name, []) for name in SPLITS)
+    return PreparedData(train, validation, test, loaded.report, loaded.rejected, fingerprint)
+
+
+def load_records(data: DataConfig, seed: int, accepts: type | None = None) -> LoadedRecords:
+    """Read and split rows, without any tokenizer.
+
+    Args:
+        accepts: the kind of record the encoder takes; None takes any.
+
+    Raises:
+        DataError: see `prepare`.
+    """
+    loaded = LoadedRecords({}, DataReport())
+    for name in SPLITS:
+        asked = getattr(data, name)
+        if isinstance(asked, list):
+            loaded.splits[name] = [
+                record
+                for index, entry in enumerate(asked)
+                for record in _load_entry(entry, name, index, seed, accepts, loaded)
+            ]
+    _refuse(loaded.rejected, data.invalid_rows)
+    for name, records in loaded.splits.items():
+        if not records:
+            raise DataError(f"the {name} data has no row that can be used.", _first_reason(loaded.rejected))
+    shares = {
+        name: getattr(data, name) for name in ("test", "validation") if isinstance(getattr(data, name), (int, float))
+    }
+    parts = split_rows(len(loaded.splits["train"]), shares, seed)
+    rows = loaded.splits["train"]
+    loaded.splits.update({name: [rows[index] for index in indices] for name, indices in parts.items()})
+    loaded.splits = {name: loaded.splits[name] for name in SPLITS if name in loaded.splits}
+    return loaded
+
+
+def split_rows(count: int, asked: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Disjoint sets of row indices that cover all rows: one for each share (below 1) or count asked for, and `train`.
+
+    A share is rounded to the nearest row, at least one. Indices are in the files' order.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    order = permutation(count, seed, "split")
+    parts: dict[str, list[int]] = {}
+    taken = 0
+    for name, size in asked.items():
+        number = max(1, round(size * count)) if isinstance(size, float) else int(size)
+        parts[name] = sorted(order[taken : taken + number])
+        taken += number
+    if taken >= count:
+        wanted = ", ".join(f"data.{name}={size:g}" for name, size in asked.items())
+        raise DataError(
+            f"{wanted} takes {taken} of the {count} usable training rows, which leaves none to train on.",
+            "Ask for fewer, or name a file of their own.",
+        )
+    parts["train"] = sorted(order[taken:])
+    return parts
+
+
+def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Write rows that were left out as JSONL: file, row, reason and the row's values."""
+    lines = [
+        json.dumps(
+            {"file": item.origin.path, "row": item.origin.row, "reason": item.reason, "values": dict(item.values)},
+            ensure_ascii=True,
+            default=str,
+        )
+        for item in rejected
+    ]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _encoder_settings(module: Any, data: DataConfig, stage_options: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder's options from the config; a data setting that it would ignore is refused."""
+    known = module.Options.model_fields
+    problems = [
+        f"data.{name} is {getattr(data, name)!r}"
+        for name, default, acts in (
+            ("template", "auto", module.NEEDS_TEMPLATE),
+            ("over_length", "truncate", "over_length" in known),
+        )
+        if not acts and getattr(data, name) != default
+    ]
+    if problems:
+        raise DataError(
+            f"{' and '.join(problems)}, which has no effect on plain text: documents are joined and cut into blocks.",
+            "Remove it, or train with stage: sft.",
+        )
+    given = {name: getattr(data, name) for name in ("cutoff_length", "over_length") if name in known}
+    return {**given, **stage_options}
+
+
+def _load_entry(
+    entry: DataEntry, split: str, index: int, seed: int, accepts: type | None, loaded: LoadedRecords
+) -> list[Record]:
+    """One entry's records; its report and rejected rows are added to `loaded`."""
+    rows = read_rows(Path(entry.path))
+    chosen = choose_format(entry, rows)
+    if accepts is not None and chosen.record is not accepts:
+        raise _wrong_kind(entry, chosen)
+    sampled: Sequence[RawRow] = rows
+    if entry.max_samples is not None and entry.max_samples < len(rows):
+        picked = permutation(len(rows), seed, "max_samples", split, index)[: entry.max_samples]
+        sampled = [rows[row] for row in sorted(picked)]
+    records, rejected = _convert(sampled, chosen.convert)
+    unused = {str(field) for row in rows for field in row.values} - chosen.options.used()
+    loaded.rejected.extend(rejected)
+    loaded.report.sources.append(
+        SourceReport(
+            path=entry.path,
+            split=split,
+            format=chosen.name,
+            reason=chosen.reason,
+            unused=tuple(sorted(unused)),
+            read=len(rows),
+            sampled=len(sampled),
+            kept=len(records),
+            rejected=Counter(item.reason for item in rejected),
+        )
+    )
+    return records
+
+
+def _convert(rows: Sequence[RawRow], convert: Callable[[RawRow], Record]) -> tuple[list[Record], list[Rejected]]:
+    records: list[Record] = []
+    rejected: list[Rejected] = []
+    for row in rows:
+        try:
+            records.append(convert(row))
+        except RowError as error:
+            rejected.append(Rejected(row.origin, str(error), row.values))
+    return records, rejected
+
+
+def _refuse(rejected: Sequence[Rejected], invalid_rows: str) -> None:
+    """Raise one `DataError` for all bad rows, unless they are to be rejected and counted."""
+    if not rejected or invalid_rows == "reject":
+        return
+    shown = "\n".join(f"  - {item.origin}: {item.reason}" for item in rejected[:SHOWN_ROWS])
+    more = f"\n  and {len(rejected) - SHOWN_ROWS:,} more" if len(rejected) > SHOWN_ROWS else ""
+    raise DataError(
+        f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}",
+        "Mend them, or set data.invalid_rows to reject: they are counted, left out and written to rejected.jsonl.",
+    )
+
+
+def _first_reason(rejected: Sequence[Rejected]) -> str:
+    return f"The first of {len(rejected):,} rejected: {rejected[0].origin}: {rejected[0].reason}" if rejected else ""
+
+
+def _wrong_kind(entry: DataEntry, chosen: ChosenFormat) -> DataError:
+    if chosen.record is Conversation:
+        return DataError(
+            f"{entry.path} holds conversations (format {chosen.name}: {chosen.reason}), but stage: pretrain learns plain text.",
+            "Train on it with stage: sft, or name its text column: {format: text, columns: {text: ...}}.",
+        )
+    return DataError(
+        f"{entry.path} holds plain text (format {chosen.name}: {chosen.reason}), but stage: sft learns conversations.",
+        "Train on it with stage: pretrain, or say where question and answer stand: "
+        "{format: alpaca, columns: {instruction: ..., output: ...}}.",
+    )
+
+
+def _nothing_to_learn(split: str, report: SplitReport) -> DataError:
+    """Why a split has no example with a target."""
+    if report.dropped == report.records:
+        return DataError(
+            f"every row of the {split} data is longer than data.cutoff_length (the longest has {report.longest} tokens), "
+            "and data.over_length is drop.",
+            "Raise data.cutoff_length.",
+        )
+    found = (
+        ", ".join(f"{count} x {finding}" for finding, count in report.findings.most_common())
+        or "weight 0 or train: false"
+    )
+    return DataError(
+        f"every label of the {split} data is masked: none of its {report.records:,} rows has a token to learn ({found}; "
+        f"{report.truncated:,} cut, {report.dropped:,} dropped, {report.unrendered:,} refused by the template).",
+        "Give assistant turns a weight above 0, an answer, and a data.cutoff_length that leaves room for it.",
+    )

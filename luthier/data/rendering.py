@@ -1,0 +1,227 @@
+"""The one renderer, for training, chat, predict and serve: a conversation to text, token ids and loss weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from luthier.data.piece_tokens import Encoding, Piece, PieceTokenizer, control_pattern
+from luthier.data.records import Message, RowError
+from luthier.data.template_files import Template, load_template, template_names
+from luthier.data.templating import compile_template, has_generation_tags, render_spans
+from luthier.foundation.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AUTO = "auto"
+_PROBE = (Message("user", "How are you?"), Message("assistant", "I am well."))
+
+
+class Renderer:
+    """Renders conversations with one tokenizer and one chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer, repaired where it lacked the template's tokens.
+        template_name: a name in data/templates, or auto for the tokenizer's own template.
+
+    Attributes:
+        name: the template's name for messages and reports.
+        chat_template: its jinja source, to be saved into the tokenizer.
+        stop_token_ids: ids that end an answer, EOS first.
+
+    Raises:
+        DataError: no such template, the tokenizer has none of its own, or it can't be trained on (it is not
+            prefix-consistent, or never ends an answer).
+        ModelError: the tokenizer lacks a token that the template needs.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_name: str = AUTO) -> None:
+        self._tokenizer = tokenizer
+        named = None if template_name == AUTO else load_template(template_name)
+        self.name = template_name if named else "the tokenizer's own"
+        self.chat_template = named.text if named else own_template(tokenizer)
+        try:
+            self._compiled = compile_template(self.chat_template)
+        except jinja2.TemplateError as error:
+            raise DataError(
+                f"the chat template ({self.name}) is broken: {error}.", "Mend it, or set data.template."
+            ) from error
+        self._tagged = has_generation_tags(self.chat_template)
+        self._special_tokens: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self._pieces = PieceTokenizer(tokenizer)
+        self._control = control_pattern(tokenizer)
+        stops = _named_stops(named, tokenizer) if named else self._own_stops()
+        self.stop_token_ids: tuple[int, ...] = tuple(tokenizer.convert_tokens_to_ids(token) for token in stops)
+        self._check_ending(stops)
+
+    @property
+    def splits(self) -> bool:
+        """Whether pieces are tokenized one by one (see piece_tokens)."""
+        return self._pieces.splits
+
+    def pieces(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[Piece]:
+        """The rendered conversation in pieces, end to end: context, and every assistant turn with its weight.
+
+        Raises:
+            RowError: the template refuses the conversation, or does not tell its trained spans.
+        """
+        if not self._tagged:
+            return self._pieces_by_prefix(messages, add_generation_prompt)
+        answers = iter([message.weight for message in messages if message.role == "assistant"])
+        found = []
+        for text, inside in self._render(messages, add_generation_prompt):
+            weight = next(answers, None) if inside else None
+            if inside and weight is None:
+                raise RowError(f"the chat template ({self.name}) marks more spans than there are assistant turns.")
+            found.append(Piece(text, weight))
+        if next(answers, None) is not None:
+            raise RowError(f"the chat template ({self.name}) marks fewer spans than there are assistant turns.")
+        return found
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The conversation as text, up to where the assistant's next turn begins."""
+        return "".join(piece.text for piece in self.pieces(messages, add_generation_prompt=True))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The same as token ids: exactly those before the answer in `encode` of the answered conversation."""
+        return self._pieces.encode([self.pieces(messages, add_generation_prompt=True)])[0][0]
+
+    def encode(self, messages: Sequence[Message]) -> Encoding:
+        """(ids, weights) for training; nothing stands after the last token with a weight."""
+        return self.encode_pieces([self.pieces(messages)])[0]
+
+    def encode_pieces(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoding]:
+        """`encode` of many conversations that `pieces` has rendered: the fast way."""
+        return [
+            _cut_after_last_target(*encoding)
+            for encoding in self._pieces.encode([_until_last(p) for p in conversations])
+        ]
+
+    def holds_control_tokens(self, messages: Sequence[Message]) -> bool:
+        """Whether a content spells out a special token, which the tokenizer will take for that token."""
+        return any(self._control.search(message.content) for message in messages)
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[tuple[str, bool]]:
+        try:
+            return render_spans(
+                self._compiled,
+                [{"role": message.role, "content": message.content} for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                special_tokens=self._special_tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise RowError(f"the chat template ({self.name}) refuses this conversation: {error}.") from error
+
+    def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return "".join(text for text, _ in self._render(messages, add_generation_prompt))
+
+    def _pieces_by_prefix(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
+        """Assistant turn i is what render(messages[:i + 1]) has more than render(messages[:i]) with generation prompt."""
+        whole = self._text(messages, add_generation_prompt)
+        found: list[Piece] = []
+        done = 0
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            before = self._text(messages[:index], True)
+            last = index == len(messages) - 1 and not add_generation_prompt
+            upto = whole if last else self._text(messages[: index + 1], False)
+            if len(before) < done or not upto.startswith(before) or not whole.startswith(upto):
+                if add_generation_prompt:
+                    return [Piece(whole)]  # a prompt trains nothing, so nothing need be told apart
+                raise RowError(
+                    f"the chat template ({self.name}) renders turn {index + 1} differently in a longer conversation, so the "
+                    f"answer's tokens can't be told from it; set data.template to one of {', '.join(template_names())}."
+                )
+            end = len(before) + self._turn_end(upto[len(before) :], message.content)
+            found.append(Piece(whole[done : len(before)]))
+            found.append(Piece(whole[len(before) : end], message.weight))
+            done = end
+        found.append(Piece(whole[done:]))
+        return [piece for piece in found if piece.text]
+
+    def _turn_end(self, turn: str, content: str) -> int:
+        """Where the trained span of a turn's text ends: after the first special token behind the content."""
+        content = content.strip()
+        start = max(turn.find(content), 0) + len(content)
+        stop = self._control.search(turn, start)
+        return stop.end() if stop else len(turn)
+
+    def _own_stops(self) -> list[str]:
+        """The stop tokens of the tokenizer's own template: EOS, and what the template writes after an answer."""
+        stops = [self._tokenizer.eos_token] if self._tokenizer.eos_token is not None else []
+        for piece in self._probe():
+            written = (
+                [match.group() for match in self._control.finditer(piece.text)] if piece.weight is not None else []
+            )
+            stops.extend(token for token in written[-1:] if token not in stops)
+        return stops
+
+    def _check_ending(self, stops: Sequence[str]) -> None:
+        trained = [piece.text for piece in self._probe() if piece.weight is not None]
+        if not trained or not trained[-1].endswith(tuple(stops)):
+            raise DataError(
+                f"the chat template ({self.name}) writes no stop token after an answer, so a model trained on it would never "
+                f"stop; the answer ends in {trained[-1][-20:] if trained else ''!r}.",
+                f"Set data.template to one of {', '.join(template_names())}.",
+            )
+
+    def _probe(self) -> list[Piece]:
+        try:
+            return self.pieces(_PROBE)
+        except RowError as error:
+            raise DataError(str(error), f"Set data.template to one of {', '.join(template_names())}.") from error
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's own chat template.
+
+    Raises:
+        DataError: it has none; the named ones are listed.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise DataError(
+            "data.template is auto, but the model's tokenizer has no chat template of its own.",
+            f"Set data.template to one of {', '.join(template_names())}; chatml suits a base model.",
+        )
+    return str(template)
+
+
+def _named_stops(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A named template's stop tokens, after a check that the tokenizer has all its special tokens."""
+    known = tokenizer.get_vocab()
+    missing = [
+        token for token in dict.fromkeys((*template.special_tokens, *template.stop_tokens)) if token not in known
+    ]
+    if missing:
+        raise ModelError(
+            f"the chat template {template.name} needs the tokens {', '.join(missing)}, which the tokenizer lacks.",
+            "Add them to the tokenizer, or use data.template: auto.",
+        )
+    if tokenizer.eos_token is None and not template.stop_tokens:
+        raise ModelError(
+            f"the chat template {template.name} ends an answer with EOS, which the tokenizer lacks.",
+            "Give the tokenizer one.",
+        )
+    eos = [tokenizer.eos_token] if tokenizer.eos_token is not None else []
+    return list(dict.fromkeys([*eos, *template.stop_tokens]))
+
+
+def _until_last(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """The pieces up to the last trained one: what follows would cost computation and teach nothing."""
+    last = max((index for index, piece in enumerate(pieces) if piece.trained), default=len(pieces) - 1)
+    return pieces[: last + 1]
+
+
+def _cut_after_last_target(ids: list[int], weights: list[float]) -> Encoding:
+    """Tokens up to the last target: joint tokenization may leave a tail of context."""
+    end = len(weights)
+    while end and weights[end - 1] == 0:
+        end -= 1
+    return (ids[:end], weights[:end]) if 0 < end < len(ids) else (ids, weights)
