@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from luthier.foundation.errors import HubError
+
+# what a causal language model is loaded from; other frameworks' weights, pickles and code stay where they are
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
+UNWANTED = ("onnx/*", "openvino/*", "coreml/*", "original/*", "flax/*", "runs/*", "*/*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,30 @@ class Hub(Protocol):
             File name relative to the folder -> `sha256:<hex>` or `git-sha1:<hex>`; empty where nothing is known.
         """
         ...
+
+
+def wanted_files(request: FetchRequest) -> tuple[list[str], list[str] | None]:
+    """Globs of files to fetch and of files to leave: the user's own, or what luthier can use."""
+    return (list(request.include), None) if request.include else (list(WANTED), list(UNWANTED))
+
+
+def check_endpoint(endpoint: str) -> str:
+    """An endpoint without its trailing slash.
+
+    Raises:
+        HubError: neither https nor loopback, where http is as safe.
+    """
+    parts = urlsplit(endpoint)
+    if parts.scheme == "https" and parts.hostname:
+        return endpoint.rstrip("/")
+    if parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"):
+        return endpoint.rstrip("/")
+    if parts.scheme == "http":
+        raise HubError(
+            f"the hub's address {endpoint!r} is not encrypted: token and weights could be read and changed on the way.",
+            "Use its https:// address (http:// is accepted on localhost only).",
+        )
+    raise HubError(
+        f"the hub's address {endpoint!r} does not start with https://.",
+        f"Write it in full, such as https://{endpoint.split('://')[-1].lstrip('/') or 'hf-mirror.com'}.",
+    )

