@@ -23,7 +23,6 @@ class Apply:
         new_token_ids: embedding rows that were added for this run and must be trained.
         base_name: what an adapter names as its base: a hub id, or the folder's path.
         revision: the base's revision on its hub.
-        checkpoint: a checkpoint whose weights are taken instead of new ones.
         pure_bf16: keep trainable weights in bfloat16.
     """
 
@@ -31,15 +30,14 @@ class Apply:
     new_token_ids: Sequence[int] = ()
     base_name: str = ""
     revision: str | None = None
-    checkpoint: Path | None = None
     pure_bf16: bool = False
 
 
 class Method(Protocol):
     """A training method.
 
-    `saves` says what its folder holds: "model" (all weights, loads in plain transformers; on resume the checkpoint is
-    loaded in the base's place) or "adapter" (peft's format, loads on top of the base).
+    `saves` says what its folder holds: "model" (all weights, loads in plain transformers) or "adapter" (peft's format,
+    loads on top of the base).
     """
 
     options: MethodOptions
@@ -51,6 +49,10 @@ class Method(Protocol):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the trained weights into an existing folder; safetensors and JSON only."""
+        ...
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put the weights that `save` wrote back into a model that `apply` made, to the same bits."""
         ...
 
 
@@ -88,3 +90,13 @@ def trainable_to_float32(model: nn.Module, pure_bf16: bool) -> None:
 def save_whole_model(model: Any, folder: Path) -> None:
     """Write a transformers model as safetensors shards of at most 5 GB."""
     model.save_pretrained(folder, max_shard_size="5GB")
+
+
+def load_whole_model(model: Any, folder: Path) -> None:
+    """Put a saved model's weights into one that is already there; each keeps its own precision."""
+    import torch
+
+    # by way of transformers' own loading, since some families rename weights between memory and disk; float32 holds
+    # the 16-bit ones exactly
+    saved = type(model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())

@@ -57,13 +57,8 @@ class Schedule:
         """Passes that are begun."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
-    def epoch_after(self, step: int) -> float:
-        """Passes made after `step` steps, as a fraction."""
-        return step / self.steps_per_epoch
-
-    def indices(self, step: int) -> list[list[int]]:
-        """Example indices of each of this rank's batches in step number `step` (from 0)."""
-        epoch, index = divmod(step, self.steps_per_epoch)
+    def indices(self, epoch: int, index: int) -> list[list[int]]:
+        """Example indices of each of this rank's batches in step `index` of an epoch, both from 0."""
         order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else range(self.examples)
         chosen = order[index * self.examples_per_step : (index + 1) * self.examples_per_step]
         batches = [list(chosen[start : start + self.batch_size]) for start in range(0, len(chosen), self.batch_size)]
@@ -77,29 +72,26 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 class StepBatches:
-    """The packed batches of each step, indexable by step number (a torch map-style dataset)."""
+    """The packed batches of each step, by (epoch, index in the epoch): a torch map-style dataset."""
 
     def __init__(self, examples: Sequence[TokenizedExample], schedule: Schedule) -> None:
         self.examples = examples
         self.schedule = schedule
 
-    def __len__(self) -> int:
-        return self.schedule.total_steps
-
-    def __getitem__(self, step: int) -> list[Batch]:
-        return [pack([self.examples[index] for index in batch]) for batch in self.schedule.indices(step)]
+    def __getitem__(self, place: tuple[int, int]) -> list[Batch]:
+        return [pack([self.examples[index] for index in batch]) for batch in self.schedule.indices(*place)]
 
 
-def feed(batches: StepBatches, first_step: int, last_step: int, workers: int) -> Iterator[list[Batch]]:
-    """The batches of steps [first_step, last_step), packed here or ahead of time by worker processes."""
-    steps = range(first_step, last_step)
+def feed(batches: StepBatches, epoch: int, first: int, last: int, workers: int) -> Iterator[list[Batch]]:
+    """The batches of an epoch's steps [first, last), packed here or ahead of time by worker processes."""
+    places = [(epoch, index) for index in range(first, last)]
     if workers == 0:
-        yield from (batches[step] for step in steps)
+        yield from (batches[place] for place in places)
         return
     from torch.utils.data import DataLoader
 
     # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
-    yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    yield from DataLoader(batches, batch_size=None, sampler=places, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type, type-var]
 
 
 def _as_it_is(step: list[Batch]) -> list[Batch]:

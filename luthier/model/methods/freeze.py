@@ -11,7 +11,7 @@ from pydantic import Field
 from luthier.config.schema import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.foundation.registry import nearest
-from luthier.model.method import Apply, save_whole_model, trainable_to_float32
+from luthier.model.method import Apply, load_whole_model, save_whole_model, trainable_to_float32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,6 +77,10 @@ class Freeze:
         """Write the whole model, frozen weights included, so that it loads in plain transformers."""
         save_whole_model(model, folder)
 
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put the whole model back."""
+        load_whole_model(model, folder)
+
 
 def layer_blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder's layers in order.
@@ -105,10 +109,14 @@ def named_modules_like(model: nn.Module, wanted: str) -> list[nn.Module]:
     found = [
         module
         for name, module in model.named_modules()
-        if name and (fnmatch.fnmatchcase(name, wanted) or f".{wanted}." in f".{name}.") and any(True for _ in module.parameters())
+        if name
+        and (fnmatch.fnmatchcase(name, wanted) or f".{wanted}." in f".{name}.")
+        and any(True for _ in module.parameters())
     ]
     if not found:
-        kinds = sorted({name.split(".")[-1] for name, _ in model.named_modules() if name and not name.split(".")[-1].isdigit()})
+        kinds = sorted(
+            {name.split(".")[-1] for name, _ in model.named_modules() if name and not name.split(".")[-1].isdigit()}
+        )
         close = nearest(wanted, kinds)
         raise ModelError(
             f"method.trainable_modules names {wanted!r}, which matches no module of {type(model).__name__}.",

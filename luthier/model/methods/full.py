@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.config.schema import MethodOptions
-from luthier.model.method import Apply, save_whole_model, trainable_to_float32
+from luthier.model.method import Apply, load_whole_model, save_whole_model, trainable_to_float32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +37,10 @@ class Full:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the whole model."""
         save_whole_model(model, folder)
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put the whole model back."""
+        load_whole_model(model, folder)
 
 
 def build(options: Options) -> Full:

@@ -29,14 +29,18 @@ class Options(MethodOptions):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input (peft: lora_dropout).")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
     target_modules: str | list[str] = Field(
-        "all-linear", description="Modules that get an update: all-linear (the head excepted), names, or a regular expression."
+        "all-linear",
+        description="Modules that get an update: all-linear (the head excepted), names, or a regular expression.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank).")
     use_dora: bool = Field(False, description="Learn magnitude and direction apart.")
     init: Literal["default", "gaussian", "orthogonal"] = Field(
-        "default", description="How the first factor starts (the second is zero, except with orthogonal; peft: init_lora_weights)."
+        "default",
+        description="How the first factor starts (the second is zero, except with orthogonal; peft: init_lora_weights).",
     )
-    modules_to_save: list[str] = Field(default_factory=list, description="Further modules that learn whole, such as lm_head.")
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="Further modules that learn whole, such as lm_head."
+    )
 
     recommended_learning_rate: ClassVar[float] = 2e-4
 
@@ -50,22 +54,19 @@ class Lora:
         self.options = options
 
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
-        """Put the updates beside the target modules, or load them from a checkpoint.
+        """Put the updates beside the target modules.
 
         Raises:
             ModelError: target_modules or modules_to_save name something that the model does not have.
         """
         import torch
-        from peft import PeftModel, get_peft_model
+        from peft import get_peft_model
 
-        if how.checkpoint is not None:
-            tuned: Any = PeftModel.from_pretrained(model, how.checkpoint, is_trainable=True)
-        else:
-            self._check_names(model)
-            torch.manual_seed(how.seed)
-            tuned = get_peft_model(model, self._peft_config(model, how))
-            tuned.peft_config["default"].base_model_name_or_path = how.base_name
-            tuned.peft_config["default"].revision = how.revision
+        self._check_names(model)
+        torch.manual_seed(how.seed)
+        tuned: Any = get_peft_model(model, self._peft_config(model, how))
+        tuned.peft_config["default"].base_model_name_or_path = how.base_name
+        tuned.peft_config["default"].revision = how.revision
         trainable_to_float32(tuned, how.pure_bf16)
         peft_model: nn.Module = tuned
         return peft_model
@@ -137,6 +138,13 @@ class Lora:
         # the base's embedding is never copied into the adapter: new rows are kept by trainable_token_indices
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put an adapter's weights back."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def _linear_kinds(model: nn.Module) -> set[str]:

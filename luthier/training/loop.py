@@ -1,0 +1,358 @@
+"""The loop: epochs, steps, evaluation, logging and saving, in the order of transformers' Trainer.
+
+A step: add the denominators over all batches and ranks; for each batch (loss / denominator).backward(); clip; refuse
+what is not finite; update; schedule. So 1 x 8, 8 x 1 and two ranks x 4 give the same gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from luthier.config.schema import RunConfig
+from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample
+from luthier.data.packing import pack
+from luthier.foundation.errors import Interrupted, TrainingError
+from luthier.foundation.seeding import seed_step
+from luthier.training.callbacks import Bridge
+from luthier.training.checkpoints import Checkpoint, Checkpoints
+from luthier.training.engine import Engine
+from luthier.training.interruption import StopRequest
+from luthier.training.metrics_log import MetricsLog, Window
+from luthier.training.optimization import optimizer_state, restore_optimizer, trained_parameters
+from luthier.training.schedule import Schedule, StepBatches, feed
+from luthier.training.stage import Stage
+
+SKIPS_IN_A_ROW = 20  # fp16 steps lost to overflow before the run is refused
+TRAINER_STATE = "trainer_state.json"
+LOOP_STATE = "loop_state.json"
+OPTIMIZER_TENSORS = "optimizer.safetensors"
+OPTIMIZER_REST = "optimizer.json"
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run is: `index` steps of `epoch` are done. `epoch_closed`: its end's events have been fired."""
+
+    epoch: int = 0
+    index: int = 0
+    epoch_closed: bool = True
+
+
+@dataclass
+class Fit:
+    """Everything a run needs, and its state.
+
+    Args:
+        scorer: as the engine prepared it. model: what is saved and shown to callbacks.
+        save_model: writes model and tokenizer into a folder.
+        report: told (step, values) after every step, for the progress display. say: told sentences.
+        resume_command: named to the user when the run is interrupted.
+    """
+
+    config: RunConfig
+    schedule: Schedule
+    stage: Stage
+    engine: Engine
+    scorer: nn.Module
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    bridge: Bridge
+    checkpoints: Checkpoints
+    metrics: MetricsLog
+    train: Sequence[TokenizedExample]
+    validation: Sequence[TokenizedExample]
+    save_model: Callable[[Path], None]
+    stop: StopRequest
+    report: Callable[[int, dict[str, float]], None]
+    say: Callable[[str], None]
+    resume_command: str
+    position: Position = field(default_factory=Position)
+    window: Window = field(default_factory=Window)
+    skipped: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    loss_total: float = 0.0
+    saved_at: tuple[int, bool] | None = None
+    stopped_before: bool = False
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for _, parameter in trained_parameters(self.model)]
+
+
+def fit(run: Fit) -> dict[str, float]:
+    """Train to the end of the schedule, or until a callback stops it.
+
+    Returns:
+        train_loss (mean over the steps of this call), train_runtime in seconds, and what Trainer reports beside them.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved. TrainingError: a loss or gradient that is not finite.
+    """
+    started, first_step = time.perf_counter(), run.bridge.state.global_step
+    run.bridge.fire("train_begin")
+    # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
+    run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
+    if not run.position.epoch_closed and (
+        run.position.index == run.schedule.steps_per_epoch or run.bridge.control.should_training_stop
+    ):
+        _close_epoch(run)
+    while run.position.epoch < run.schedule.total_epochs and not run.bridge.control.should_training_stop:
+        _epoch(run)
+        _close_epoch(run)
+    seconds = time.perf_counter() - started
+    steps = run.bridge.state.global_step - first_step
+    examples = min(steps * run.schedule.examples_per_step, len(run.train) * run.schedule.total_epochs)
+    summary = {
+        "train_runtime": round(seconds, 4),
+        "train_samples_per_second": round(examples / seconds, 3),
+        "train_steps_per_second": round(steps / seconds, 3),
+        "train_loss": run.loss_total / max(steps, 1),
+    }
+    run.bridge.log(dict(summary))
+    return summary
+
+
+def _epoch(run: Fit) -> None:
+    """The steps of an epoch that are still to do."""
+    position = run.position
+    position.epoch_closed = False
+    run.bridge.fire("epoch_begin")
+    batches = StepBatches(run.train, run.schedule)
+    began = time.perf_counter()
+    for step in feed(batches, position.epoch, position.index, run.schedule.steps_per_epoch, run.config.training.dataloader_num_workers):
+        train_step(run, step)
+        run.window.seconds += time.perf_counter() - began
+        _log_evaluate_save(run)
+        if run.bridge.control.should_epoch_stop or run.bridge.control.should_training_stop:
+            return
+        began = time.perf_counter()
+
+
+def _close_epoch(run: Fit) -> None:
+    """The events at an epoch's end, and what they ask for."""
+    run.position.epoch_closed = True
+    run.bridge.fire("epoch_end")
+    if run.position.index == run.schedule.steps_per_epoch or run.bridge.control.should_epoch_stop:
+        run.position.epoch += 1
+        run.position.index = 0
+    _log_evaluate_save(run)
+
+
+def train_step(run: Fit, batches: Sequence[Batch]) -> None:
+    """One optimizer step over all its batches."""
+    bridge, state = run.bridge, run.bridge.state
+    bridge.fire("step_begin")
+    seed_step(run.config.training.seed, state.global_step, run.engine.rank)
+    run.scorer.train()
+    denominator = run.engine.total(sum(run.stage.denominator(batch) for batch in batches))
+    loss = 0.0
+    for number, batch in enumerate(batches, start=1):
+        batch = batch.to(run.engine.device)
+        with run.engine.autocast():
+            batch_loss = run.stage.loss(run.scorer(batch), batch) / denominator
+        run.engine.backward(batch_loss)
+        loss += float(batch_loss.detach())
+        if number < len(batches):
+            bridge.fire("substep_end")
+    loss = run.engine.total(loss)
+    norm = run.engine.clip(run.optimizer, run.parameters, run.config.training.max_grad_norm)
+    _refuse_non_finite(run, loss, norm)
+    bridge.fire("pre_optimizer_step")
+    stepped = run.engine.step(run.optimizer)
+    bridge.fire("optimizer_step")
+    learning_rate = float(run.scheduler.get_last_lr()[0])
+    if stepped:
+        run.scheduler.step()
+    run.skipped = 0 if stepped else run.skipped + 1
+    run.optimizer.zero_grad(set_to_none=True)
+
+    tokens = int(run.engine.total(sum(batch.tokens for batch in batches)))
+    targets = int(run.engine.total(sum(len(batch.targets_N) for batch in batches)))
+    run.window.steps += 1
+    run.window.loss_sum += loss
+    run.window.tokens += tokens
+    run.window.targets += targets
+    run.loss_total += loss
+    run.last = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
+    run.position.index += 1
+    state.global_step += 1
+    state.epoch = run.position.epoch + run.position.index / run.schedule.steps_per_epoch
+    bridge.fire("step_end")
+    run.report(state.global_step, {**run.last, "tokens": tokens})
+
+
+def _refuse_non_finite(run: Fit, loss: float, norm: float) -> None:
+    """Stop before a loss or gradient that is not finite reaches the weights. fp16's overflows are skipped, and counted."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    if run.config.training.fp16 and run.skipped + 1 < SKIPS_IN_A_ROW:
+        return
+    kept = run.checkpoints.paths()
+    rows = [str(run.train[i].origin) for batch in run.schedule.indices(run.position.epoch, run.position.index) for i in batch]
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    if run.config.training.fp16:
+        what += f", {SKIPS_IN_A_ROW} steps in a row overflowed in fp16"
+    raise TrainingError(
+        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. The step's rows: {'; '.join(rows[:8])}.",
+        f"{f'{kept[-1].name} is whole and kept. ' if kept else ''}Lower training.learning_rate, check those rows with `luthier data show`"
+        + (", or use bf16 in place of fp16." if run.config.training.fp16 else "."),
+    )
+
+
+def _log_evaluate_save(run: Fit) -> None:
+    """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for."""
+    control = run.bridge.control
+    if control.should_log and run.window.steps:
+        _log(run)
+    if control.should_evaluate:
+        _evaluate(run)
+    if run.bridge.control.should_save:
+        save_checkpoint(run)
+        run.bridge.fire("save")
+    if run.stop.signal_number is not None:
+        if run.saved_at != (run.bridge.state.global_step, run.position.epoch_closed):
+            save_checkpoint(run)
+        step = run.bridge.state.global_step
+        raise Interrupted(
+            f"stopped after step {step} of {run.schedule.total_steps}, as asked; everything is saved in {run.checkpoints.path_of(step)}.",
+            f"Go on with: {run.resume_command}",
+            run.stop.signal_number,
+        )
+
+
+def _log(run: Fit) -> None:
+    """One line for the steps since the line before."""
+    window, state = run.window, run.bridge.state
+    line = {
+        "step": state.global_step,
+        "epoch": state.epoch,
+        "loss": window.loss_sum / window.steps,
+        "learning_rate": run.last["learning_rate"],
+        "grad_norm": run.last["grad_norm"] if math.isfinite(run.last["grad_norm"]) else None,
+        "tokens": window.tokens,
+        "targets": window.targets,
+        "seconds": round(window.seconds, 4),
+    }
+    run.metrics.append(line)
+    run.bridge.log({key: line[key] for key in ("loss", "grad_norm", "learning_rate")})
+    run.window = Window()
+
+
+def _evaluate(run: Fit) -> None:
+    """Loss on the validation set, with Trainer's events."""
+    began = time.perf_counter()
+    loss, targets = evaluate(run, run.validation, on_batch=lambda: run.bridge.fire("prediction_step"))
+    seconds = time.perf_counter() - began
+    batches = math.ceil(len(run.validation) / run.config.training.per_device_eval_batch_size)
+    metrics = {
+        "eval_loss": loss,
+        "eval_runtime": round(seconds, 4),
+        "eval_samples_per_second": round(len(run.validation) / seconds, 3),
+        "eval_steps_per_second": round(batches / seconds, 3),
+    }
+    state = run.bridge.state
+    run.metrics.append(
+        {"step": state.global_step, "epoch": state.epoch, "eval_loss": loss, "eval_targets": targets, "seconds": round(seconds, 4)}
+    )
+    run.bridge.log(dict(metrics))
+    run.bridge.fire("evaluate", metrics={**metrics, "epoch": state.epoch})
+    run.bridge.note_best(metrics)
+    run.say(f"step {state.global_step}: eval_loss {loss:.4f}")
+
+
+def evaluate(run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None) -> tuple[float, int]:
+    """Mean loss over a set (its sum over its denominators' sum) and the number of targets; weights untouched."""
+    run.scorer.eval()
+    loss, denominator, targets = 0.0, 0.0, 0
+    size = run.config.training.per_device_eval_batch_size
+    with torch.no_grad():
+        for start in range(0, len(examples), size):
+            batch = pack(examples[start : start + size]).to(run.engine.device)
+            with run.engine.autocast():
+                loss += float(run.stage.loss(run.scorer(batch), batch))
+            denominator += run.stage.denominator(batch)
+            targets += len(batch.targets_N)
+            on_batch()
+    run.scorer.train()
+    return loss / denominator, targets
+
+
+def save_checkpoint(run: Fit) -> Path:
+    """Write the run's whole state; returns the checkpoint's folder."""
+    state = run.bridge.state
+    path = run.checkpoints.path_of(state.global_step)
+    if state.best_global_step == state.global_step and state.best_metric is not None:
+        state.best_model_checkpoint = str(path)
+    best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
+    run.checkpoints.write(state.global_step, lambda folder: _fill(run, folder), best)
+    run.saved_at = (state.global_step, run.position.epoch_closed)
+    return path
+
+
+def _fill(run: Fit, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    from luthier.foundation.files import write_json
+
+    run.save_model(folder)
+    tensors, rest = optimizer_state(run.model, run.optimizer)
+    save_file(tensors, folder / OPTIMIZER_TENSORS)
+    write_json(folder / OPTIMIZER_REST, {**rest, "scheduler": _plain(run.scheduler.state_dict())})
+    write_json(folder / TRAINER_STATE, run.bridge.export())
+    write_json(
+        folder / LOOP_STATE,
+        {
+            "position": {"epoch": run.position.epoch, "index": run.position.index, "epoch_closed": run.position.epoch_closed},
+            "window": run.window.as_dict(),
+            "skipped": run.skipped,
+            "metrics_lines": run.metrics.lines,
+            "steps_per_epoch": run.schedule.steps_per_epoch,
+            "engine": run.engine.state(),
+        },
+    )
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without its functions, which the config makes anew."""
+    return {key: value for key, value in state.items() if isinstance(value, (int, float, str, bool, list, type(None))) and key != "lr_lambdas"}
+
+
+def restore(run: Fit, checkpoint: Checkpoint) -> None:
+    """Put back what `save_checkpoint` wrote, but for the weights, which the method loads.
+
+    Raises:
+        TrainingError: the checkpoint is of another optimizer, or of other steps per epoch.
+    """
+    from safetensors.torch import load_file
+
+    loop = checkpoint.read_json(LOOP_STATE)
+    if loop["steps_per_epoch"] != run.schedule.steps_per_epoch:
+        raise TrainingError(
+            f"the checkpoint {checkpoint.path.name} is of a run with {loop['steps_per_epoch']} steps per epoch, now there are "
+            f"{run.schedule.steps_per_epoch}, so its position means nothing here.",
+            "Set the batch size, accumulation and data as they were, or start anew with --overwrite.",
+        )
+    rest = checkpoint.read_json(OPTIMIZER_REST)
+    restore_optimizer(run.model, run.optimizer, load_file(checkpoint.path / OPTIMIZER_TENSORS), rest)
+    run.scheduler.load_state_dict({**run.scheduler.state_dict(), **rest["scheduler"]})
+    kept = checkpoint.read_json(TRAINER_STATE)
+    run.bridge.restore(kept)
+    # early stopping holds; having reached the end of a schedule that is now longer does not
+    run.stopped_before = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
+    run.position = Position(**loop["position"])
+    run.window = Window(**loop["window"])
+    run.skipped = loop["skipped"]
+    run.metrics.cut_to(loop["metrics_lines"])
+    run.engine.restore(loop["engine"])
+    run.saved_at = (checkpoint.step, run.position.epoch_closed)
