@@ -264,3 +264,7 @@ def _confess(error: Exception, debug: bool, as_json: bool) -> int:
     if as_json:
         print_json({"error": problem, "remedy": remedy, "exit_status": 1})
     return 1
+
+
+if __name__ == "__main__":
+    entry()
