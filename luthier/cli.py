@@ -9,7 +9,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 
@@ -52,6 +52,11 @@ def report(result: Reportable, as_json: bool) -> None:
     """End a verb: with --json, its results as the last line of standard output."""
     if as_json:
         print_json(result.as_dict())
+
+
+def people(as_json: bool) -> TextIO:
+    """Where output for people goes: --json keeps standard output for the object."""
+    return sys.stderr if as_json else sys.stdout
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -110,7 +115,7 @@ def plan(
 
     source, overrides = split_config(config, settings)
     result = command(source, overrides, trust_remote_code=trust_remote_code)
-    print(result.table(), file=sys.stderr if as_json else sys.stdout)
+    print(result.table(), file=people(as_json))
     report(result, as_json)
 
 
@@ -183,7 +188,75 @@ def doctor(as_json: Json = False) -> None:
     from luthier.commands.doctor import doctor as command
 
     result = command()
-    print(result.text(), file=sys.stderr if as_json else sys.stdout)
+    print(result.text(), file=people(as_json))
+    report(result, as_json)
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """The models with a short name."""
+    from luthier.commands.models import list_models
+    from luthier.foundation.files import human_bytes
+
+    rows = list_models()
+    for row in rows:
+        state = f"in {row['folder']}" if row["folder"] else f"{human_bytes(row['download_bytes'])} to fetch"
+        print(f"{row['name']}: {row['description']} ({row['licence']}; {row['source']}; {state})", file=people(as_json))
+    if as_json:
+        print_json({"models": rows})
+
+
+@models_app.command("fetch")
+def models_fetch(
+    name: Annotated[str, typer.Argument(help="A short name, a hub id, or hub:id.")],
+    to: Annotated[str | None, typer.Option(help="Folder to put it in, instead of the cache.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Address of the hub or a mirror (https://...).")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Glob of files wanted; may be repeated.")] = None,
+    jobs: Annotated[int, typer.Option(help="Files fetched at the same time.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Bring a model to this machine; a broken download goes on where it stopped."""
+    from luthier.commands.models import fetch
+
+    path = fetch(name, to=to, endpoint=endpoint, revision=revision, include=include or (), jobs=jobs)
+    print(path, file=people(as_json))
+    if as_json:
+        print_json({"path": str(path)})
+
+
+@models_app.command("verify")
+def models_verify(folder: Annotated[str, typer.Argument(help="A model's folder.")], as_json: Json = False) -> None:
+    """Compare a folder's files with the hub's hashes or its checksum.sha256; exit status 2 if any differs."""
+    from luthier.commands.models import verify
+
+    result = verify(folder)
+    for file in result.files:
+        print(f"{file.status:<13} {file.name}  {file.detail}".rstrip(), file=people(as_json))
+    if not result.ok and not result.having("bad") and not result.having("missing"):
+        print("No file could be compared: nobody recorded its hash.", file=sys.stderr)
+    report(result, as_json)
+    if not result.ok:
+        raise typer.Exit(2)
+
+
+@data_app.command("show")
+def data_show(
+    config: Config = None,
+    settings: Settings = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Rows as the model sees them, the trained tokens coloured."""
+    from rich.console import Console
+
+    from luthier.commands.data import show
+
+    source, overrides = split_config(config, settings)
+    console = Console(file=people(as_json), highlight=False)
+    result = show(source, overrides, rows=rows, split=split, trust_remote_code=trust_remote_code, console=console)
     report(result, as_json)
 
 
