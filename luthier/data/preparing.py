@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.plugins import ENCODERS
-from luthier.config.schema import DataConfig, DataEntry, RunConfig
+from luthier.config.schema import DataConfig, DataEntry, PluginOptions, RunConfig
 from luthier.data.detection import ChosenFormat, choose_format, read_rows
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
@@ -48,6 +48,16 @@ class PreparedData:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenEncoder:
+    """An encoder, ready for records of its kind."""
+
+    record: type
+    options: PluginOptions
+    renderer: Renderer | None
+    encode: Callable[[Sequence[Record]], Encoded]
+
+
 @dataclass(slots=True)
 class LoadedRecords:
     """Records of every split, before any tokenizer."""
@@ -78,33 +88,45 @@ def prepare(
             which nothing would be trained.
         ModelError: the tokenizer lacks what the template needs.
     """
-    data = config.data
-    module = ENCODERS.load(encoder)
-    options = module.Options(**_encoder_settings(module, data, encoder_options or {}))
-    loaded = load_records(data, config.data_seed(), module.RECORD)
-    if module.NEEDS_TEMPLATE and renderer is None:
-        from luthier.data.rendering import Renderer
-
-        renderer = Renderer(tokenizer, data.template)
-    encode = module.build(options, tokenizer, renderer)
+    data, seed = config.data, config.data_seed()
+    chosen = choose_encoder(data, tokenizer, encoder, encoder_options or {}, renderer)
+    loaded = load_records(data, seed, chosen.record)
     examples: dict[str, list[TokenizedExample]] = {}
     for name, records in loaded.splits.items():
-        encoded: Encoded = encode(records)
+        encoded = chosen.encode(records)
         _refuse(encoded.rejected, data.invalid_rows)
         loaded.rejected.extend(encoded.rejected)
         loaded.report.splits[name], examples[name] = SplitReport.of(len(records), encoded)
         if not examples[name]:
             raise _nothing_to_learn(name, loaded.report.splits[name])
-    fingerprint = data_fingerprint(
-        data,
-        config.data_seed(),
-        tokenizer_fingerprint(tokenizer),
-        renderer.chat_template if module.NEEDS_TEMPLATE and renderer is not None else "",
-        encoder,
-        options.model_dump(),
-    )
+    template = chosen.renderer.chat_template if chosen.renderer is not None else ""
+    settings = chosen.options.model_dump()
+    fingerprint = data_fingerprint(data, seed, tokenizer_fingerprint(tokenizer), template, encoder, settings)
     train, validation, test = (examples.get(name, []) for name in SPLITS)
     return PreparedData(train, validation, test, loaded.report, loaded.rejected, fingerprint)
+
+
+def choose_encoder(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: str,
+    encoder_options: Mapping[str, Any],
+    renderer: Renderer | None = None,
+) -> ChosenEncoder:
+    """An encoder set up for a config's data section; a renderer of its template is made where one is needed.
+
+    Raises:
+        DataError, ModelError: see `prepare`.
+    """
+    module = ENCODERS.load(encoder)
+    options = module.Options(**_encoder_settings(module, data, encoder_options))
+    if not module.NEEDS_TEMPLATE:
+        renderer = None
+    elif renderer is None:
+        from luthier.data.rendering import Renderer
+
+        renderer = Renderer(tokenizer, data.template)
+    return ChosenEncoder(module.RECORD, options, renderer, module.build(options, tokenizer, renderer))
 
 
 def load_records(data: DataConfig, seed: int, accepts: type | None = None) -> LoadedRecords:

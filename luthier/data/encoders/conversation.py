@@ -50,7 +50,8 @@ def build(
             try:
                 rendered.append(renderer.pieces(record.messages))
             except RowError as error:
-                encoded.rejected.append(Rejected(record.origin, str(error)))
+                turns = [{"role": message.role, "content": message.content} for message in record.messages]
+                encoded.rejected.append(Rejected(record.origin, str(error), {"messages": turns}))
                 continue
             origins.append(record.origin)
             encoded.findings.update(record.notes)

@@ -1,0 +1,155 @@
+"""`luthier data show`: rows as the model sees them, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import loading
+from luthier.config.plugins import STAGES
+from luthier.config.schema import RunConfig
+from luthier.data.examples import Encoded, TokenizedExample
+from luthier.data.preparing import ChosenEncoder, choose_encoder, load_records
+from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
+from luthier.data.records import Record
+from luthier.data.report import SourceReport
+from luthier.data.template_files import load_template
+from luthier.foundation.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+LEGEND = f"{OPEN}between brackets (green){CLOSE}: trained; the rest is context; special tokens are magenta."
+
+
+@dataclass(frozen=True)
+class ShownRows:
+    """What was shown.
+
+    Args:
+        split: train, validation or test.
+        template: the chat template's name, None for plain text.
+        sources: the split's files.
+        examples: as plain values, see `luthier.data.preview.example_as_dict`.
+        left_out: rows that were not shown, each with the reason.
+        notes: what was mended in the tokenizer.
+    """
+
+    split: str
+    template: str | None
+    sources: tuple[SourceReport, ...]
+    examples: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "template": self.template,
+            "sources": [source.as_dict() for source in self.sources],
+            "examples": list(self.examples),
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
+        }
+
+
+def show(
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str] = (),
+    *,
+    rows: int = 3,
+    split: str = "train",
+    trust_remote_code: bool = False,
+    console: Console | None = None,
+) -> ShownRows:
+    """Print the first rows of a split as the model sees them, the trained tokens coloured.
+
+    Args:
+        source: a config file or mapping, or None for settings alone.
+        rows: how many.
+        split: train, validation or test.
+        console: where to print; standard output by default.
+
+    Raises:
+        UserError: the config, model or data can't be used; no such split.
+    """
+    from rich.console import Console
+
+    config = loading.load(source, overrides)
+    tokenizer, notes = _tokenizer(config, trust_remote_code)
+    stage = STAGES.load(config.stage.name).build(config.stage)
+    chosen = choose_encoder(config.data, tokenizer, stage.encoder, stage.encoder_options)
+    loaded = load_records(config.data, config.data_seed(), chosen.record)
+    if split not in loaded.splits:
+        raise DataError(
+            f"there is no {split!r} data in this config; it has: {', '.join(loaded.splits)}.",
+            "Set data.validation or data.test, or show another split.",
+        )
+    encoded = _encode_first(loaded.splits[split], chosen, rows)
+    examples = encoded.examples[:rows]
+    left_out = [f"{origin}: longer than data.cutoff_length" for origin in encoded.dropped]
+    left_out += [f"{item.origin}: {item.reason}" for item in encoded.rejected]
+    shown = ShownRows(
+        split=split,
+        template=chosen.renderer.name if chosen.renderer is not None else None,
+        sources=tuple(report for report in loaded.report.sources if report.split == split),
+        examples=tuple(example_as_dict(example, tokenizer) for example in examples),
+        left_out=tuple(left_out),
+        notes=notes,
+    )
+    _print(shown, examples, tokenizer, console or Console(highlight=False))
+    return shown
+
+
+def _tokenizer(config: RunConfig, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """The model's tokenizer, mended as training mends it, and what was mended."""
+    from luthier.model.loading import config_at, find, tokenizer_at
+    from luthier.model.tokenizers.repair import repair
+
+    place = find(config.model)
+    tokenizer = tokenizer_at(place.tokenizer, trust_remote_code=trust_remote_code)
+    model_config = config_at(place.base, trust_remote_code=trust_remote_code)
+    special: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
+    if config.data.template != "auto":
+        template = load_template(config.data.template)
+        special, stops = template.special_tokens, template.stop_tokens
+    return tokenizer, repair(tokenizer, model_config, special, stops).changes
+
+
+def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int) -> Encoded:
+    """Enough of the first records for `wanted` examples; the whole of a large file need not be tokenized."""
+    count = wanted
+    while True:
+        encoded = chosen.encode(records[:count])
+        if len(encoded.examples) >= wanted or count >= len(records):
+            return encoded
+        count *= 4
+
+
+def _print(
+    shown: ShownRows, examples: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase, console: Console
+) -> None:
+    for source in shown.sources:
+        console.print(f"{source.path}: {source.kept:,} rows, format {source.format} ({source.reason})", markup=False)
+    if shown.template is not None:
+        console.print(f"template: {shown.template}", markup=False)
+    for note in shown.notes:
+        console.print(note, markup=False)
+    console.print(LEGEND, markup=False)
+    for example in examples:
+        cut = f", cut from {example.untruncated_length:,}" if example.truncated else ""
+        nothing = "; NOTHING here is trained: it will be left out" if not example.targets else ""
+        console.rule(f"{example.origin}", align="left")
+        console.print(f"{example.tokens:,} tokens{cut}, {example.targets:,} targets{nothing}", markup=False)
+        for number, spans in enumerate(spans_of(example, tokenizer), 1):
+            if len(example.sequences) > 1:
+                console.print(
+                    f"-- document {number} of {len(example.sequences)} (they don't see each other)", markup=False
+                )
+            console.print(coloured(spans, tokenizer), soft_wrap=True)
+    for line in shown.left_out:
+        console.print(f"left out: {line}", markup=False)
