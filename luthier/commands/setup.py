@@ -54,7 +54,12 @@ class Setup:
 
 
 def open_tokenizer(
-    data: DataConfig, source: loading.ModelSource, model_config: PreTrainedConfig, *, needs_template: bool, trust_remote_code: bool = False
+    data: DataConfig,
+    source: loading.ModelSource,
+    model_config: PreTrainedConfig,
+    *,
+    needs_template: bool,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, Repair, Renderer | None]:
     """The tokenizer, mended for the config's template, which is written into it, and the renderer of that template."""
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)

@@ -56,6 +56,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on a device."""
-        names = ("input_ids_T", "position_ids_T", "source_positions_N", "targets_N", "weights_N", "sequence_of_source_N")
+        names = (
+            "input_ids_T",
+            "position_ids_T",
+            "source_positions_N",
+            "targets_N",
+            "weights_N",
+            "sequence_of_source_N",
+        )
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, **moved, extras={key: value.to(device) for key, value in self.extras.items()})

@@ -62,10 +62,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     process is filling is left alone. Where both finish, the first wins.
 
     Raises:
-        FileExistsError: `path` is there already and is no empty folder (seen at the end, if it appears meanwhile).
+        OSError: at the end, `path` is there already and is no empty folder.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(errno.EEXIST, "there is something at this path already", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     building, lock = _new_locked_folder(path)

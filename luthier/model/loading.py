@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError
 from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.method import quiet_bars, quiet_peft
 from luthier.model.resolving import locate, resolve
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def choose_dtype(wish: str, config: PreTrainedConfig, device: torch.device) -> t
         chosen: torch.dtype = getattr(torch, wish)
         return chosen
     own = str(getattr(config.get_text_config(), "dtype", None) or "float32").removeprefix("torch.")
-    return getattr(torch, own) if own in fast_precisions(device) else torch.float32  # type: ignore[no-any-return]
+    return getattr(torch, own) if own in fast_precisions(device) else torch.float32
 
 
 def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -138,7 +138,7 @@ def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     from transformers import AutoModelForCausalLM
 
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    with _quiet_loading(size < QUIET_BELOW_BYTES):
+    with quiet_bars() if size < QUIET_BELOW_BYTES else contextlib.nullcontext():
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
@@ -172,21 +172,8 @@ def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = F
     tokenizer = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return PeftModel.from_pretrained(model, source.adapter)
-
-
-@contextlib.contextmanager
-def _quiet_loading(quiet: bool) -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    if quiet:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if quiet and shown:
-            logging.enable_progress_bar()
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, source.adapter)
 
 
 def _first_line(error: BaseException) -> str:

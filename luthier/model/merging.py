@@ -20,7 +20,7 @@ def merge(tuned: Any) -> PreTrainedModel:
     if not hasattr(tuned, "merge_and_unload"):
         if hasattr(tuned, "peft_config"):
             raise ModelError("this kind of adapter can't be merged into its base.", "Export it with --format adapter.")
-        return tuned  # type: ignore[no-any-return]
+        return tuned
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged
 

@@ -23,7 +23,18 @@ NAME = "luthier_segmented"
 
 # What models pass along without changing the attention's mathematics. Anything else that is set changes it in a way
 # this function does not know (soft caps, sinks, biases), so such a model goes the padded route.
-HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal", "return_dict", "output_router_logits"})
+HARMLESS = frozenset(
+    {
+        "position_ids",
+        "use_cache",
+        "cache_position",
+        "output_attentions",
+        "output_hidden_states",
+        "is_causal",
+        "return_dict",
+        "output_router_logits",
+    }
+)
 
 
 class UnsupportedAttentionError(ValueError):
@@ -48,7 +59,9 @@ class Layout:
         end = 0
         for index, segment in enumerate(segments):
             if segment.start != end or segment.end <= segment.start:
-                raise ValueError(f"segment {index} is [{segment.start}, {segment.end}) but the one before ends at {end}")
+                raise ValueError(
+                    f"segment {index} is [{segment.start}, {segment.end}) but the one before ends at {end}"
+                )
             if segment.parent is not None and not 0 <= segment.parent < index:
                 raise ValueError(f"segment {index} has the parent {segment.parent}, which does not come before it")
             chains.append(() if segment.parent is None else (*chains[segment.parent], segment.parent))
@@ -83,8 +96,12 @@ def segmented_attention(
         UnsupportedAttentionError: a mask, or an argument that changes the mathematics in a way not known here.
     """
     if segments is None:
-        raise UnsupportedAttentionError("no segments reached the attention: the model does not pass keyword arguments on")
-    unknown = sorted(name for name, given in others.items() if given is not None and given is not False and name not in HARMLESS)
+        raise UnsupportedAttentionError(
+            "no segments reached the attention: the model does not pass keyword arguments on"
+        )
+    unknown = sorted(
+        name for name, given in others.items() if given is not None and given is not False and name not in HARMLESS
+    )
     if attention_mask is not None:
         unknown.append("attention_mask")
     if unknown or not getattr(module, "is_causal", True):
@@ -104,7 +121,13 @@ def segmented_attention(
         mask = _mask(queries[index].shape[2], seen_keys.shape[2], sliding_window, query.device)
         outputs.append(
             F.scaled_dot_product_attention(
-                queries[index], seen_keys, seen_values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                queries[index],
+                seen_keys,
+                seen_values,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

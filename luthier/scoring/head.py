@@ -90,7 +90,9 @@ class _FrozenLinearLogp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, chunk: int
+    ) -> Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         logp_N = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
         gradient_NH = torch.empty_like(hidden_NH) if needs_gradient else None

@@ -35,7 +35,9 @@ def unroll(batch: Batch, pad_token_id: int = 0) -> PaddedRows:
     paths = [(*layout.ancestors[leaf], leaf) for leaf in leaves]
     # row positions of each path's tokens in the packed row
     sources = [
-        torch.cat([torch.arange(batch.segments[i].start, batch.segments[i].end) for i in path]).to(batch.input_ids_T.device)
+        torch.cat([torch.arange(batch.segments[i].start, batch.segments[i].end) for i in path]).to(
+            batch.input_ids_T.device
+        )
         for path in paths
     ]
     longest = max(len(source) for source in sources)
@@ -53,4 +55,6 @@ def unroll(batch: Batch, pad_token_id: int = 0) -> PaddedRows:
         # a token shared by several rows is read in the last of them: its hidden state is the same in all
         row_T[source] = row
         column_T[source] = torch.arange(length, device=source.device)
-    return PaddedRows(input_ids_RL, mask_RL, positions_RL, row_T[batch.source_positions_N], column_T[batch.source_positions_N])
+    return PaddedRows(
+        input_ids_RL, mask_RL, positions_RL, row_T[batch.source_positions_N], column_T[batch.source_positions_N]
+    )

@@ -61,11 +61,13 @@ class Finding:
 def probe(config: PreTrainedConfig, model_class: type[PreTrainedModel], need_segments: bool = True) -> Finding:
     """Try a small random copy of a model. Cached; leaves torch's random state as it was."""
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    return _probe(text, type(config), model_class, need_segments)
+    return _probe(text, type(config), model_class, need_segments)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=64)
-def _probe(text: str, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], need_segments: bool) -> Finding:
+def _probe(
+    text: str, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], need_segments: bool
+) -> Finding:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         try:
@@ -149,7 +151,9 @@ def _enlarge(model: nn.Module) -> None:
 def _forest(vocabulary: int) -> Batch:
     """A root with two children, and two more roots; every token but the roots' first is a target."""
     segments = (Segment(0, 6), Segment(6, 11, 0), Segment(11, 14, 0), Segment(14, 21), Segment(21, 24))
-    position, sources, targets = [], [], []
+    position: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
     input_ids_T = torch.randint(0, vocabulary, (24,))
     for segment in segments:
         offset = 6 if segment.parent is not None else 0
@@ -177,7 +181,12 @@ def _forest(vocabulary: int) -> Batch:
 def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:
     """Whether applying the output embeddings to the hidden states gives the model's own logits."""
     rows = unroll(batch)
-    inputs = {"input_ids": rows.input_ids_RL, "attention_mask": rows.attention_mask_RL, "position_ids": rows.position_ids_RL, "use_cache": False}
+    inputs = {
+        "input_ids": rows.input_ids_RL,
+        "attention_mask": rows.attention_mask_RL,
+        "position_ids": rows.position_ids_RL,
+        "use_cache": False,
+    }
     with torch.no_grad():
         own_logits = model(**inputs).logits[rows.row_N, rows.column_N].float()
         hidden_NH = model.get_decoder()(**inputs).last_hidden_state[rows.row_N, rows.column_N]
@@ -201,12 +210,18 @@ def _difference(model: PreTrainedModel, batch: Batch, plain: bool) -> str:
         model.set_attn_implementation(attention.NAME if segmented else own_attention)
         if segmented:
             output = backbone(
-                input_ids=batch.input_ids_T[None], position_ids=batch.position_ids_T[None], use_cache=False, segments=attention.Layout.of(batch.segments)
+                input_ids=batch.input_ids_T[None],
+                position_ids=batch.position_ids_T[None],
+                use_cache=False,
+                segments=attention.Layout.of(batch.segments),
             )
             hidden_NH = output.last_hidden_state[0].index_select(0, batch.source_positions_N)
         else:
             output = backbone(
-                input_ids=rows.input_ids_RL, attention_mask=rows.attention_mask_RL, position_ids=rows.position_ids_RL, use_cache=False
+                input_ids=rows.input_ids_RL,
+                attention_mask=rows.attention_mask_RL,
+                position_ids=rows.position_ids_RL,
+                use_cache=False,
             )
             hidden_NH = output.last_hidden_state[rows.row_N, rows.column_N]
         logp_N = head.target_logp(hidden_NH, batch.targets_N)

@@ -36,7 +36,7 @@ class Scores:
     logp_N: Tensor
 
 
-def transformers_model(model: nn.Module) -> PreTrainedModel:
+def transformers_model(model: Any) -> PreTrainedModel:
     """The transformers model inside a peft wrapper, or the model itself."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     assert isinstance(inner, PreTrainedModel)
@@ -55,7 +55,9 @@ class Scorer(nn.Module):
         luthier.foundation.errors.ModelError: the segmented route was asked for and the model can't take it.
     """
 
-    def __init__(self, model: nn.Module, route: Literal["auto", "segmented", "padded"] = "auto", pad_token_id: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, route: Literal["auto", "segmented", "padded"] = "auto", pad_token_id: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         inner = transformers_model(model)

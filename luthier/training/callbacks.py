@@ -45,7 +45,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         adam_beta2=training.adam_beta2,
         adam_epsilon=training.adam_epsilon,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing=training.gradient_checkpointing,
         bf16=training.bf16,
         fp16=training.fp16,
         tf32=training.tf32,
@@ -129,7 +129,7 @@ class Bridge:
         self.args = training_arguments(config)
         self.control = TrainerControl()
         self._callbacks = [DefaultFlowCallback(), *callbacks]
-        self.state = TrainerState(stateful_callbacks=self._stateful())  # type: ignore[arg-type]
+        self.state = TrainerState(stateful_callbacks=self._stateful())
         self.state.max_steps = schedule.total_steps
         self.state.num_train_epochs = schedule.total_epochs
         self.state.train_batch_size = config.training.per_device_train_batch_size
@@ -171,21 +171,29 @@ class Bridge:
         import dataclasses
 
         self.state.stateful_callbacks = {type(item).__name__: item.state() for item in self._stateful()}
-        value = dataclasses.asdict(self.state)
-        return value
+        return dataclasses.asdict(self.state)
 
     def restore(self, value: dict[str, Any]) -> None:
         """Put back what `export` gave."""
-        names = {field for field in TrainerState.__dataclass_fields__}
+        names = set(TrainerState.__dataclass_fields__)
         for key, kept in value.items():
             # steps between events follow the config of now, which may have been changed on purpose
-            if key in names and key not in ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps"):
+            if key in names and key not in (
+                "max_steps",
+                "num_train_epochs",
+                "logging_steps",
+                "eval_steps",
+                "save_steps",
+            ):
                 setattr(self.state, key, kept)
         saved = value.get("stateful_callbacks") or {}
         for item in self._stateful():
             kept = saved.get(type(item).__name__)
             if isinstance(kept, dict):
-                for name, setting in {**(kept["args"] if isinstance(item, TrainerControl) else {}), **kept["attributes"]}.items():
+                for name, setting in {
+                    **(kept["args"] if isinstance(item, TrainerControl) else {}),
+                    **kept["attributes"],
+                }.items():
                     setattr(item, name, setting)
 
     def _stateful(self) -> list[Any]:

@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from luthier.foundation.errors import CheckpointError
-from luthier.foundation.files import fsync_path, free_bytes, human_bytes, is_disk_full, remove_leftovers, sha256_of, whole_folder, write_json
+from luthier.foundation.files import (
+    free_bytes,
+    fsync_path,
+    human_bytes,
+    is_disk_full,
+    remove_leftovers,
+    sha256_of,
+    whole_folder,
+    write_json,
+)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+REPLACED = ".replaced"
 STEP_NAME = re.compile(r"step-(\d{8,})$")
 
 
@@ -64,12 +74,15 @@ class Checkpoints:
             CheckpointError: the disk is full, or what was written does not read back.
         """
         path = self.path_of(step)
-        if path.exists():
-            shutil.rmtree(path)  # one that did not verify, or of a branch that this resumed run replaces
+        aside = path.with_name(f".{path.name}{REPLACED}")
         try:
             with whole_folder(path) as building:
                 fill(building)
                 seal(building, {"step": step, "fingerprints": self.fingerprints})
+                if (
+                    path.exists()
+                ):  # the same step, saved before an interruption: it goes only when this one can take its place
+                    path.rename(aside)
         except Exception as error:
             if not is_disk_full(error):
                 raise
@@ -81,9 +94,11 @@ class Checkpoints:
                 "training.save_total_limit keeps fewer checkpoints.",
             ) from error
         fault = find_fault(path)
+        shutil.rmtree(aside, ignore_errors=True)
         if fault:
             raise CheckpointError(
-                f"the checkpoint {path} does not read back as it was written: {fault}.", "Check the disk; older checkpoints were kept."
+                f"the checkpoint {path} does not read back as it was written: {fault}.",
+                "Check the disk; older checkpoints were kept.",
             )
         self._prune(best)
         return path
@@ -98,7 +113,9 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        found = [(int(match[1]), path) for path in self.folder.glob("step-*") if (match := STEP_NAME.fullmatch(path.name))]
+        found = [
+            (int(match[1]), path) for path in self.folder.glob("step-*") if (match := STEP_NAME.fullmatch(path.name))
+        ]
         return [path for _, path in sorted(found)]
 
     def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
@@ -111,7 +128,12 @@ class Checkpoints:
             CheckpointError: there are checkpoints, and none verifies.
         """
         if self.folder.exists():
-            for leftover in {re.sub(r"^\.(step-\d+)\.building-.*$", r"\1", p.name) for p in self.folder.glob(".step-*")}:
+            for aside in self.folder.glob(f".step-*{REPLACED}"):
+                path = aside.with_name(aside.name[1 : -len(REPLACED)])
+                shutil.rmtree(aside) if path.exists() else aside.rename(path)
+            for leftover in {
+                re.sub(r"^\.(step-\d+)\.building-.*$", r"\1", p.name) for p in self.folder.glob(".step-*")
+            }:
                 remove_leftovers(self.folder / leftover)
         paths = self.paths()
         for path in reversed(paths):
@@ -122,7 +144,8 @@ class Checkpoints:
             say(f"The checkpoint {path.name} is damaged ({fault}); trying the one before.")
         if paths:
             raise CheckpointError(
-                f"none of the {len(paths)} checkpoints in {self.folder} verifies.", "Start anew with --overwrite, or restore the files."
+                f"none of the {len(paths)} checkpoints in {self.folder} verifies.",
+                "Start anew with --overwrite, or restore the files.",
             )
         return None
 

@@ -130,7 +130,13 @@ def _epoch(run: Fit) -> None:
     run.bridge.fire("epoch_begin")
     batches = StepBatches(run.train, run.schedule)
     began = time.perf_counter()
-    for step in feed(batches, position.epoch, position.index, run.schedule.steps_per_epoch, run.config.training.dataloader_num_workers):
+    for step in feed(
+        batches,
+        position.epoch,
+        position.index,
+        run.schedule.steps_per_epoch,
+        run.config.training.dataloader_num_workers,
+    ):
         train_step(run, step)
         run.window.seconds += time.perf_counter() - began
         _log_evaluate_save(run)
@@ -199,7 +205,11 @@ def _refuse_non_finite(run: Fit, loss: float, norm: float) -> None:
     if run.config.training.fp16 and run.skipped + 1 < SKIPS_IN_A_ROW:
         return
     kept = run.checkpoints.paths()
-    rows = [str(run.train[i].origin) for batch in run.schedule.indices(run.position.epoch, run.position.index) for i in batch]
+    rows = [
+        str(run.train[i].origin)
+        for batch in run.schedule.indices(run.position.epoch, run.position.index)
+        for i in batch
+    ]
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     if run.config.training.fp16:
         what += f", {SKIPS_IN_A_ROW} steps in a row overflowed in fp16"
@@ -263,7 +273,13 @@ def _evaluate(run: Fit) -> None:
     }
     state = run.bridge.state
     run.metrics.append(
-        {"step": state.global_step, "epoch": state.epoch, "eval_loss": loss, "eval_targets": targets, "seconds": round(seconds, 4)}
+        {
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "eval_loss": loss,
+            "eval_targets": targets,
+            "seconds": round(seconds, 4),
+        }
     )
     run.bridge.log(dict(metrics))
     run.bridge.fire("evaluate", metrics={**metrics, "epoch": state.epoch})
@@ -271,7 +287,9 @@ def _evaluate(run: Fit) -> None:
     run.say(f"step {state.global_step}: eval_loss {loss:.4f}")
 
 
-def evaluate(run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None) -> tuple[float, int]:
+def evaluate(
+    run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None
+) -> tuple[float, int]:
     """Mean loss over a set (its sum over its denominators' sum) and the number of targets; weights untouched."""
     run.scorer.eval()
     loss, denominator, targets = 0.0, 0.0, 0
@@ -313,7 +331,11 @@ def _fill(run: Fit, folder: Path) -> None:
     write_json(
         folder / LOOP_STATE,
         {
-            "position": {"epoch": run.position.epoch, "index": run.position.index, "epoch_closed": run.position.epoch_closed},
+            "position": {
+                "epoch": run.position.epoch,
+                "index": run.position.index,
+                "epoch_closed": run.position.epoch_closed,
+            },
             "window": run.window.as_dict(),
             "skipped": run.skipped,
             "metrics_lines": run.metrics.lines,
@@ -325,7 +347,11 @@ def _fill(run: Fit, folder: Path) -> None:
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """A scheduler's state without its functions, which the config makes anew."""
-    return {key: value for key, value in state.items() if isinstance(value, (int, float, str, bool, list, type(None))) and key != "lr_lambdas"}
+    return {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, (int, float, str, bool, list, type(None))) and key != "lr_lambdas"
+    }
 
 
 def restore(run: Fit, checkpoint: Checkpoint) -> None:

@@ -49,7 +49,11 @@ class MetricsLog:
 
     def read(self) -> list[dict[str, Any]]:
         """All lines."""
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()] if self.path.exists() else []
+        return (
+            [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            if self.path.exists()
+            else []
+        )
 
 
 def plot_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -65,7 +69,15 @@ def plot_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     if trained:
         steps, losses = zip(*trained, strict=True)
         # a dot where there is only one line, which a curve would not show
-        axes.plot(steps, losses, color="#b5651d", linewidth=1.6, marker="o" if len(steps) < 30 else "", markersize=3, label="training")
+        axes.plot(
+            steps,
+            losses,
+            color="#b5651d",
+            linewidth=1.6,
+            marker="o" if len(steps) < 30 else "",
+            markersize=3,
+            label="training",
+        )
     if evaluated:
         steps, losses = zip(*evaluated, strict=True)
         axes.plot(steps, losses, color="#1f6f8b", linewidth=1.6, marker="s", markersize=4, label="evaluation")

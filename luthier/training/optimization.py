@@ -32,7 +32,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if "norm" in type(module).__name__.lower()
         for parameter in module.parameters(recurse=False)
     }
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in trained_parameters(model):
         vector = parameter.ndim < 2 or name.endswith("bias") or id(parameter) in norms
         (kept if vector else decayed).append(parameter)
@@ -48,7 +49,9 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
     """
     build = OPTIMIZERS.load(config.training.optim).build
     _refuse_unsavable_state(build, config)
-    optimizer: Optimizer = build(config.training, parameter_groups(model, config.training.weight_decay), config.learning_rate())
+    optimizer: Optimizer = build(
+        config.training, parameter_groups(model, config.training.weight_decay), config.learning_rate()
+    )
     return optimizer
 
 

@@ -91,7 +91,7 @@ def feed(batches: StepBatches, epoch: int, first: int, last: int, workers: int) 
     from torch.utils.data import DataLoader
 
     # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
-    yield from DataLoader(batches, batch_size=None, sampler=places, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type, type-var]
+    yield from DataLoader(batches, batch_size=None, sampler=places, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
 
 def _as_it_is(step: list[Batch]) -> list[Batch]:

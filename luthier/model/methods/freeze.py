@@ -61,7 +61,8 @@ class Freeze:
                 "Set one of them.",
             )
         trainable_to_float32(model, how.pure_bf16)
-        return model
+        marked: nn.Module = model
+        return marked
 
     def _layers(self, model: PreTrainedModel) -> list[nn.Module]:
         blocks = layer_blocks(model)

@@ -32,7 +32,8 @@ class Full:
         """Every parameter requires a gradient."""
         model.requires_grad_(True)
         trainable_to_float32(model, how.pure_bf16)
-        return model
+        everything: nn.Module = model
+        return everything
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the whole model."""

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from luthier.config.schema import MethodOptions
 from luthier.foundation.errors import ModelError
-from luthier.model.method import Apply, trainable_to_float32
+from luthier.model.method import Apply, quiet_peft, trainable_to_float32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +64,8 @@ class Lora:
 
         self._check_names(model)
         torch.manual_seed(how.seed)
-        tuned: Any = get_peft_model(model, self._peft_config(model, how))
+        with quiet_peft():
+            tuned: Any = get_peft_model(model, self._peft_config(model, how))
         tuned.peft_config["default"].base_model_name_or_path = how.base_name
         tuned.peft_config["default"].revision = how.revision
         trainable_to_float32(tuned, how.pure_bf16)

@@ -49,14 +49,18 @@ def repair(
             missing.append(eos)
     if missing:
         _add(tokenizer, missing)
-        changes.append(f"the template's tokens {', '.join(missing)} are new to the tokenizer; their embeddings will be trained")
+        changes.append(
+            f"the template's tokens {', '.join(missing)} are new to the tokenizer; their embeddings will be trained"
+        )
     if tokenizer.eos_token is None:
         tokenizer.eos_token = eos
         changes.append(f"the tokenizer has no EOS token; {eos} is used")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         # harmless here: targets are chosen by the rendered spans, never by comparing ids with the padding
-        changes.append(f"the tokenizer has no PAD token; EOS ({tokenizer.eos_token}) is used, and stays a target where an answer ends")
+        changes.append(
+            f"the tokenizer has no PAD token; EOS ({tokenizer.eos_token}) is used, and stays a target where an answer ends"
+        )
     vocabulary = tokenizer.get_vocab()
     stops = dict.fromkeys([tokenizer.eos_token, *stop_tokens])
     ids = dict.fromkeys(vocabulary[token] for token in stops if token is not None)
@@ -94,7 +98,9 @@ def fit_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mended
         changes.append(f"the embedding grows from {rows} to {len(tokenizer)} rows")
     if mended.new_token_ids:
         with torch.no_grad():
-            for weight in {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            for weight in {
+                id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())
+            }.values():
                 weight[list(mended.new_token_ids)] = weight[:old].mean(dim=0)
     text = model.config.get_text_config()
     text.pad_token_id = tokenizer.pad_token_id
@@ -102,7 +108,9 @@ def fit_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mended
     generation = model.generation_config
     if generation is not None:
         before = generation.eos_token_id
-        generation.eos_token_id = list(mended.stop_token_ids) if len(mended.stop_token_ids) > 1 else mended.stop_token_ids[0]
+        generation.eos_token_id = (
+            list(mended.stop_token_ids) if len(mended.stop_token_ids) > 1 else mended.stop_token_ids[0]
+        )
         generation.pad_token_id = tokenizer.pad_token_id
         if before is not None and before != generation.eos_token_id:
             changes.append(f"generation stops at token ids {generation.eos_token_id} (the model folder said {before})")

@@ -54,7 +54,7 @@ class Single:
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients, scaled where fp16 needs it."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()
 
     def clip(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
         """Scale gradients down to `max_norm`; returns their norm before."""

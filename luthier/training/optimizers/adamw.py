@@ -23,5 +23,9 @@ def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate:
     from torch.optim import AdamW
 
     return AdamW(
-        groups, lr=learning_rate, betas=(training.adam_beta1, training.adam_beta2), eps=training.adam_epsilon, fused=True
+        groups,
+        lr=learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        fused=True,
     )

@@ -1,0 +1,208 @@
+"""`luthier chat`: talk to a model, with history and streaming, or ask it one thing, beside its base if wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from luthier.config.schema import ModelConfig
+from luthier.data.records import Message
+from luthier.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.data.rendering import Renderer
+    from luthier.model.generation import Sampling
+    from luthier.model.loading import ModelSource
+
+HELP = "Type a message and press Enter. /new starts over, /exit or Ctrl-D ends; Ctrl-C stops an answer."
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """One answer; base_answer is the base model's, where it was asked for."""
+
+    prompt: str
+    answer: str
+    base_answer: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Talker:
+    """A loaded model that answers.
+
+    Args:
+        base: answers as the base model does, or None.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    stop_token_ids: tuple[int, ...]
+    sampling: Sampling
+    base: Any = None
+
+    def answer(
+        self, messages: list[Message], on_text: Callable[[str], None] | None = None, *, as_base: bool = False
+    ) -> str:
+        """The answer to a conversation that ends with a user's turn."""
+        from luthier.model.generation import answer
+
+        model, context = self.model, contextlib.nullcontext()
+        if as_base and self.base is not None:
+            model = self.base
+        elif as_base:
+            context = self.model.disable_adapter()
+        with context:
+            return answer(
+                model, self.tokenizer, self.renderer.prompt_ids(messages), self.sampling, self.stop_token_ids, on_text
+            )
+
+
+def chat(
+    model: str,
+    *,
+    prompt: str | None = None,
+    system: str | None = None,
+    compare_base: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    template: str = "auto",
+    trust_remote_code: bool = False,
+) -> ChatResult | None:
+    """Answer one prompt, or talk until the user ends it (then None is returned).
+
+    Raises:
+        UserError: the model can't be loaded, has no chat template, or has no base to compare with.
+    """
+    from luthier.model.generation import Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    talker = open_talker(
+        model, sampling, template=template, compare_base=compare_base, trust_remote_code=trust_remote_code
+    )
+    opening = [Message("system", system)] if system else []
+    if prompt is None:
+        _converse(talker, opening, compare_base)
+        return None
+    messages = [*opening, Message("user", prompt)]
+    if compare_base:
+        result = ChatResult(prompt, talker.answer(messages), talker.answer(messages, as_base=True))
+        _side_by_side(result)
+        return result
+    answer = talker.answer(messages, _write)
+    print(flush=True)
+    return ChatResult(prompt, answer, None)
+
+
+def open_talker(
+    model: str,
+    sampling: Sampling,
+    *,
+    template: str = "auto",
+    compare_base: bool = False,
+    trust_remote_code: bool = False,
+) -> Talker:
+    """Load what it takes to talk."""
+    from luthier.data.rendering import Renderer
+    from luthier.foundation.devices import choose_device
+    from luthier.model import loading
+
+    source = loading.find(ModelConfig(name=model))
+    model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
+    tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
+    renderer = Renderer(tokenizer, template)
+    base_source = _base_of_run(source) if compare_base and source.adapter is None else None
+    device = choose_device()
+    dtype = loading.choose_dtype("auto", model_config, device)
+    tuned = loading.load(source, dtype, trust_remote_code=trust_remote_code).to(device).eval()
+    base = (
+        loading.load(base_source, dtype, trust_remote_code=trust_remote_code).to(device).eval() if base_source else None
+    )
+    return Talker(tuned, tokenizer, renderer, _stops(source, tuned, renderer), sampling, base)
+
+
+def _stops(source: ModelSource, model: Any, renderer: Renderer) -> tuple[int, ...]:
+    """What ends an answer: the template's stop tokens, and those in the generation_config beside the model."""
+    kept = source.adapter / "generation_config.json" if source.adapter is not None else None
+    if kept is not None and kept.exists():
+        named = json.loads(kept.read_text(encoding="utf-8")).get("eos_token_id")
+    else:
+        named = getattr(model.generation_config, "eos_token_id", None)
+    ids = [named] if isinstance(named, int) else list(named or ())
+    return tuple(dict.fromkeys([*renderer.stop_token_ids, *ids]))
+
+
+def _base_of_run(source: ModelSource) -> ModelSource:
+    """The model that a run of whole weights started from, as its config.yaml says."""
+    from luthier.model import loading
+
+    for folder in (source.base, *source.base.resolve().parents[:2]):
+        if (folder / "run.json").exists() and (folder / "config.yaml").exists():
+            settings = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+            return loading.find(ModelConfig.model_validate(settings["model"]))
+    raise UserError(
+        f"{source.base} is a whole model outside of a run, so its base is not known.",
+        "--compare-base takes a run, a checkpoint in a run, or an adapter.",
+    )
+
+
+def _converse(talker: Talker, opening: list[Message], compare_base: bool) -> None:
+    """Ask and answer until the user ends it."""
+    print(HELP, file=sys.stderr)
+    messages = list(opening)
+    while True:
+        try:
+            text = input("\nyou> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(flush=True)
+            return
+        if text in ("/exit", "/quit"):
+            return
+        if text == "/new":
+            messages = list(opening)
+            print("(a new conversation)", flush=True)
+            continue
+        if not text:
+            continue
+        messages.append(Message("user", text))
+        try:
+            if compare_base:
+                print(f"base> {talker.answer(messages, as_base=True)}", flush=True)
+            print("model> ", end="", flush=True)
+            answer = talker.answer(messages, _write)
+        except KeyboardInterrupt:
+            print("\n(stopped; your message was taken back)", flush=True)
+            messages.pop()
+            continue
+        print(flush=True)
+        messages.append(Message("assistant", answer))
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _side_by_side(result: ChatResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("base", "tuned", title=Text(result.prompt), title_justify="left", expand=True)
+    for column in table.columns:
+        column.ratio = 1
+    table.add_row(Text(result.base_answer or ""), Text(result.answer))
+    Console().print(table)

@@ -1,0 +1,77 @@
+"""`luthier export`: a trained model as plain transformers or peft loads it, compared with the one it was made from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from luthier.commands.train import say
+from luthier.config.plugins import EXPORTERS
+from luthier.config.schema import ModelConfig
+from luthier.exporting.exporter import Exporter, ExportRequest, ExportResult
+from luthier.foundation.errors import CheckpointError, UserError
+from luthier.foundation.files import free_bytes, human_bytes, is_disk_full, whole_folder
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def export(
+    model: str,
+    out: str | Path,
+    *,
+    format: str = "merged",
+    max_shard_size: str = "5GB",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> ExportResult:
+    """Export a model.
+
+    Args:
+        model: a run, a checkpoint, an adapter or a model.
+        out: the folder to write; it appears whole or not at all.
+        format: a name in exporting/exporters, or a dotted path.
+
+    Raises:
+        UserError: the folder is in use, the precision unknown, the model not exportable so.
+    """
+    from luthier.model import loading
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown.", f"Choose one of {', '.join(DTYPES)}.")
+    module = EXPORTERS.load(format)
+    exporter: Exporter = module.build(module.Options(name=format))
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise UserError(
+            f"{str(target)!r} is there already and not empty.", "Choose another folder, or replace it with --overwrite."
+        )
+    source = loading.find(ModelConfig(name=model))
+    parts = [part.resolve() for part in (source.base, source.adapter) if part is not None]
+    if any(part == target.resolve() or target.resolve() in part.parents for part in parts):
+        raise UserError(f"{str(target)!r} holds the model that is to be exported.", "Choose another folder.")
+    try:
+        with whole_folder(target) as building:
+            measured = exporter.export(ExportRequest(source, building, max_shard_size, dtype, trust_remote_code))
+            files = [path for path in building.rglob("*") if path.is_file()]
+            for path in files:
+                path.chmod(0o644)  # safetensors writes files that only their owner can read
+            size = sum(path.stat().st_size for path in files)
+            if target.exists() and overwrite:
+                shutil.rmtree(target)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise CheckpointError(
+            f"the disk is full: the export could not be written to {target} ({human_bytes(free_bytes(target))} free).",
+            "Make room, or choose another disk; nothing was left behind.",
+        ) from error
+    result = ExportResult(
+        str(target), format, measured.dtype, len(files), size, measured.largest_logit_difference, measured.largest_logit
+    )
+    say(f"Exported to {target}: {format}, {measured.dtype}, {human_bytes(size)} in {len(files)} files.")
+    say(
+        f"Read back, its logits differ from the source's by at most {measured.largest_logit_difference:.2g} "
+        f"(the largest logit is {measured.largest_logit:.3g})."
+    )
+    return result

@@ -1,0 +1,49 @@
+"""The README.md beside a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.config.loading import dump_yaml
+from luthier.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+
+def model_card(config: RunConfig, base: str, state: TrainerState) -> str:
+    """What the model is made of and how: base, data, settings, losses."""
+    losses = [line["loss"] for line in state.log_history if "loss" in line]
+    evaluated = [line["eval_loss"] for line in state.log_history if "eval_loss" in line]
+    facts = [
+        f"- base model: `{base}`",
+        f"- stage and method: {config.stage.name}, {config.method.name}",
+        f"- data: {', '.join(f'`{entry.path}`' for entry in config.data.train)}",
+        f"- steps: {state.global_step}",
+    ]
+    if losses:
+        facts.append(f"- training loss: {losses[0]:.4f} at the first line, {losses[-1]:.4f} at the last")
+    if evaluated:
+        facts.append(f"- evaluation loss: {evaluated[0]:.4f} at first, {evaluated[-1]:.4f} at last")
+    header = ["---", "library_name: peft" if config.method.name == "lora" else "library_name: transformers"]
+    if not base.startswith(("/", "\\")) and ":" not in base:
+        header.append(f"base_model: {base}")  # a hub id; a path on this machine would mean nothing elsewhere
+    return "\n".join(
+        [
+            *header,
+            "tags: [luthier]",
+            "---",
+            "",
+            f"# {Path(config.output_dir).name}",
+            "",
+            *facts,
+            "",
+            "## Config",
+            "",
+            "```yaml",
+            dump_yaml(config).rstrip(),
+            "```",
+            "",
+        ]
+    )

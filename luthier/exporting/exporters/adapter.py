@@ -1,0 +1,60 @@
+"""The adapter alone, in peft's format, with tokenizer and template."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from luthier.config.schema import PluginOptions
+from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
+from luthier.foundation.errors import ModelError, UserError
+
+
+class Options(PluginOptions):
+    """The adapter format has no settings of its own."""
+
+    name: str = "adapter"
+
+
+# what a training run keeps beside the model, of no use to who loads it
+TRAINING_STATE = ("manifest.json", "loop_state.json", "optimizer.json", "optimizer.safetensors", "trainer_state.json")
+
+
+class Adapter:
+    """Copies an adapter without its training state."""
+
+    def export(self, request: ExportRequest) -> Comparison:
+        """Copy, load again on the base, compare.
+
+        Raises:
+            ModelError: the model has no adapter. UserError: another precision was asked for.
+        """
+        import torch
+
+        from luthier.model import loading
+        from luthier.model.merging import largest_difference, sample_logits
+
+        source = request.source
+        if source.adapter is None:
+            raise ModelError(f"{source.base} is a whole model, it has no adapter to export.", "Use --format merged.")
+        if request.dtype != "auto":
+            raise UserError(
+                f"--dtype {request.dtype} has no effect on an adapter, which stays as it was trained.", "Leave it out."
+            )
+        for path in sorted(source.adapter.iterdir()):
+            if path.is_file() and path.name not in TRAINING_STATE:
+                shutil.copyfile(path, request.building / path.name)
+        tokens = sample_tokens(source, request.trust_remote_code)
+        before = sample_logits(
+            loading.load(source, torch.float32, trust_remote_code=request.trust_remote_code).eval(), tokens
+        )
+        copied = replace(source, adapter=request.building)
+        after = sample_logits(
+            loading.load(copied, torch.float32, trust_remote_code=request.trust_remote_code).eval(), tokens
+        )
+        return Comparison("float32", largest_difference(before, after), float(before.abs().max()))
+
+
+def build(options: Options) -> Adapter:
+    """The format."""
+    return Adapter()
