@@ -6,6 +6,8 @@ Quantized tensors are dequantized once, to float32, which holds every value a bl
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +50,16 @@ def convert(gguf: Path, folder: Path, origin: Origin) -> None:
 
     facts = read_facts(gguf)
     pre_tokenizer = _pre_tokenizer(gguf, facts)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        quantized = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(
-            f"{gguf} can't be converted: {error}.", "Take the model's safetensors folder instead."
-        ) from error
-
-    _write_weights(quantized, facts, folder)
-    tokenizer.model_max_length = facts.context_length
+    with _no_bars():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            quantized = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise ModelError(
+                f"{gguf} can't be converted: {error}.", "Take the model's safetensors folder instead."
+            ) from error
+        _write_weights(quantized, facts, folder)
+    tokenizer.model_max_length = facts.context_length or tokenizer.model_max_length
     tokenizer.save_pretrained(folder)
     _mend_tokenizer(folder, pre_tokenizer, facts)
     write_json(
@@ -66,6 +68,20 @@ def convert(gguf: Path, folder: Path, origin: Origin) -> None:
     )
     write_text(folder / "README.md", model_card(origin, gguf.name))
     write_checksums(folder)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Three bars of a second each tell nobody anything, and fill log files."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)

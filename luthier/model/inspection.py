@@ -21,10 +21,14 @@ PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 # their configs may leave is_encoder_decoder to the class's default, which can't be asked without transformers
-ENCODER_DECODER_TYPES = frozenset(
-    "t5 mt5 umt5 longt5 switch_transformers bart mbart plbart pegasus pegasus_x marian m2m_100 nllb-moe blenderbot "
-    "blenderbot-small led bigbird_pegasus fsmt prophetnet encoder-decoder speech-encoder-decoder whisper t5gemma".split()
-)
+# fmt: off
+ENCODER_DECODER_TYPES = frozenset({
+    "t5", "mt5", "umt5", "longt5", "t5gemma", "switch_transformers",
+    "bart", "mbart", "plbart", "pegasus", "pegasus_x", "bigbird_pegasus",
+    "marian", "m2m_100", "nllb-moe", "blenderbot", "blenderbot-small", "led",
+    "fsmt", "prophetnet", "whisper", "encoder-decoder", "speech-encoder-decoder",
+})
+# fmt: on
 SNAPSHOT = re.compile(r"/models--[^/]+/snapshots/([0-9a-f]{40})$")
 FETCH_AGAIN = "Fetch the model again (`luthier models fetch NAME`); `luthier models verify {folder}` checks every file."
 

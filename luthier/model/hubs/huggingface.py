@@ -56,7 +56,7 @@ class HuggingFace:
         api = HfApi(endpoint=endpoint, token=request.token)
         try:
             commit = self._find_commit(api, request)
-            if request.to is None and (folder := self._cached_commit(request, commit)):
+            if request.to is None and not request.include and (folder := self._cached_commit(request, commit)):
                 return folder
             return self._download(api, request, commit)
         except HFValidationError as error:

@@ -53,7 +53,8 @@ class ModelScope:
         )
         if request.name.count("/") != 1:
             raise HubError(f"{request.name!r} is no name of a model on ModelScope.", "Write it as OWNER/NAME.")
-        endpoint = check_endpoint(request.endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or DEFAULT_ENDPOINT)
+        own = request.endpoint or os.environ.get("MODELSCOPE_ENDPOINT")
+        endpoint = check_endpoint(own or DEFAULT_ENDPOINT)
         allow, ignore = wanted_files(request)
         wanted = {
             "revision": request.revision,
@@ -63,13 +64,13 @@ class ModelScope:
             "ignore_patterns": ignore,
         }
         _quieten()
-        api = client.HubApi(endpoint=request.endpoint, token=request.token)
+        api = client.HubApi(endpoint=endpoint, token=request.token)
         if (failure := unreachable(endpoint)) is not None:
             return self._from_cache(client, api, request, wanted, f"{endpoint} can't be reached ({failure})")
         try:
-            # without an endpoint of the user's, the model may be on the Chinese or on the international site
-            endpoint = api.resolve_endpoint_for_read(request.name, repo_type="model")
-            api = client.HubApi(endpoint=endpoint, token=request.token)
+            if own is None:  # the model may be on the Chinese or on the international site
+                endpoint = client.HubApi(token=request.token).resolve_endpoint_for_read(request.name, repo_type="model")
+                api = client.HubApi(endpoint=endpoint, token=request.token)
             files = api.list_repo_files(request.name, "model", revision=request.revision)
             folder = Path(api.download_repo(request.name, "model", **wanted, max_workers=request.jobs))
         except (client.HubError, OSError, ValueError) as error:

