@@ -14,8 +14,7 @@ from typing import Any
 
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import sha256_of, write_json, write_text
-
-CHECKSUMS = "checksum.sha256"
+from luthier.model.hub import CHECKSUMS
 
 # GGUF names the pre-tokenizer (tokenizer.ggml.pre) instead of describing it, and transformers' reader makes every
 # byte-level BPE into GPT-2's. These are the descriptions the models were trained with, as tokenizer.json spells them.

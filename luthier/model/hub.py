@@ -10,9 +10,20 @@ from urllib.parse import urlsplit
 
 from luthier.foundation.errors import HubError
 
+# hashes of a folder's files, as `sha256sum` writes and checks them
+CHECKSUMS = "checksum.sha256"
 # what a causal language model is loaded from; other frameworks' weights, pickles and code stay where they are
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
-UNWANTED = ("onnx/*", "openvino/*", "coreml/*", "original/*", "flax/*", "runs/*", "*/*.safetensors")
+UNWANTED = (
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+    "original/*",
+    "flax/*",
+    "runs/*",
+    "consolidated*.safetensors",
+    "*/*.safetensors",
+)
 
 
 @dataclass(frozen=True)

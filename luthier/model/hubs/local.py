@@ -8,9 +8,7 @@ from typing import Literal
 
 from luthier.config.schema import PluginOptions
 from luthier.foundation.errors import HubError
-from luthier.model.hub import FetchRequest, Hub
-
-CHECKSUMS = "checksum.sha256"
+from luthier.model.hub import CHECKSUMS, FetchRequest, Hub
 
 
 class Options(PluginOptions):

@@ -21,9 +21,8 @@ from urllib.parse import urlsplit
 from luthier.config.schema import PluginOptions
 from luthier.foundation.errors import HubError, import_extra
 from luthier.foundation.files import is_disk_full, write_text
-from luthier.model.hub import FetchRequest, Hub, check_endpoint, wanted_files
+from luthier.model.hub import CHECKSUMS, FetchRequest, Hub, check_endpoint, wanted_files
 
-CHECKSUMS = "checksum.sha256"
 DEFAULT_ENDPOINT = "https://modelscope.cn"
 REACH_SECONDS = 5.0
 ADVICE = (

