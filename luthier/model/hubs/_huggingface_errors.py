@@ -25,6 +25,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def did_you_mean(name: str) -> str:
+    """A short name that may have been meant, as a question; empty if none is near."""
+    close = nearest(name, ALIASES)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
 def seconds_to_wait(error: HfHubHTTPError) -> float | None:
     """How long a 429 asks to wait; None for other errors."""
     if error.response.status_code != 429:
@@ -55,7 +61,7 @@ def unreachable(cause: Exception | None, request: FetchRequest, endpoint: str) -
     return HubError(
         f"{endpoint} can't be reached ({type(root).__name__}: {first_line(root)}), and {request.name}{revision} is not wholly "
         f"in the cache{where}.",
-        f"Running the same command again goes on where it stopped. {MIRROR_ADVICE}",
+        f"{did_you_mean(request.name)}Running the same command again goes on where it stopped. {MIRROR_ADVICE}",
     )
 
 
@@ -96,8 +102,7 @@ def explain(error: HfHubHTTPError, request: FetchRequest, endpoint: str) -> HubE
             f"{request.name} has no revision {request.revision!r}.", f"Its branches and tags are at {page}/tree/main."
         )
     if isinstance(error, RepositoryNotFoundError):
-        close = nearest(request.name, ALIASES)
-        hint = f"Did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(request.name)
         return HubError(
             f"{endpoint} has no model {request.name!r}, or it is private.",
             f"{hint}Check the spelling of owner/name; for a private model give {token}. A folder must exist to be taken for one.",

@@ -44,6 +44,12 @@ def test_an_unreachable_hub_answers_in_seconds_with_mirror_and_offline_advice(
     assert "HF_ENDPOINT=https://hf-mirror.com" in caught.value.remedy
 
 
+def test_a_misspelt_alias_is_guessed_though_no_hub_answers(dead_address: str, tmp_path: Path) -> None:
+    with pytest.raises(HubError) as caught:
+        models.fetch("smollm2-135", endpoint=dead_address, cache_dir=tmp_path)
+    assert caught.value.remedy.startswith("Did you mean smollm2-135m?")
+
+
 def test_a_host_that_never_answers_is_given_up_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(HubError, match="can't be reached"):
