@@ -122,10 +122,11 @@ def _tokenizer(config: RunConfig, trust_remote_code: bool) -> tuple[PreTrainedTo
 
 def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int) -> Encoded:
     """Enough of the first records for `wanted` examples; the whole of a large file need not be tokenized."""
-    count = wanted
+    count = wanted + 1
     while True:
         encoded = chosen.encode(records[:count])
-        if len(encoded.examples) >= wanted or count >= len(records):
+        # one more than wanted: the last block of documents may be unfinished
+        if len(encoded.examples) > wanted or count >= len(records):
             return encoded
         count *= 4
 

@@ -85,7 +85,11 @@ def test_transformers_renders_the_same(byte_tokenizer, template: str, prompt: bo
     saved = with_template(byte_tokenizer, renderer.chat_template)
     assert text == saved.apply_chat_template(dicts(messages), tokenize=False, add_generation_prompt=prompt)
     theirs = saved.apply_chat_template(
-        dicts(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=prompt
+        dicts(messages),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=prompt,
     )
     encodings = renderer._pieces.encode([renderer.pieces(messages, add_generation_prompt=prompt)])
     ids, weights = encodings[0]

@@ -28,7 +28,8 @@ def build(options: Options, path: Path) -> Iterator[RawRow]:
         DataError: broken JSON (line and column), a line that is no object, not UTF-8.
     """
     started = False
-    for number, line in read_lines(path):
+    for number, ended in read_lines(path):
+        line = ended.rstrip("\r\n")
         stripped = line.strip(" \t\r\n")
         if not stripped:
             continue
@@ -40,6 +41,8 @@ def build(options: Options, path: Path) -> Iterator[RawRow]:
         started = True
         start = len(line) - len(line.lstrip(" \t\r\n"))
         value, end = value_at(line, start, path, f"line {number}", first_line=number)
-        if line[end:].strip(" \t\r\n"):
-            raise broken(path, standard_json.JSONDecodeError("Extra data", line, end), first_line=number)
+        rest = line[end:].lstrip(" \t")
+        if rest:
+            error = standard_json.JSONDecodeError("Extra data", line, len(line) - len(rest))
+            raise broken(path, error, first_line=number)
         yield RawRow(need_object(value, path, f"line {number}"), Origin(str(path), number))

@@ -1,0 +1,144 @@
+"""Every file type: what it reads, where rows come from, and what it says of broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from luthier.data.detection import read_rows
+from luthier.foundation.errors import DataError
+
+ROWS = [{"instruction": "a", "output": "b\nc"}, {"instruction": "é 你好", "output": '"q", x'}]
+CSV = 'instruction,output\na,"b\nc"\n"é 你好","""q"", x"\n'
+
+
+def values(path: Path) -> list[dict]:
+    return [dict(row.values) for row in read_rows(path)]
+
+
+def lines(path: Path) -> list[int]:
+    return [row.origin.row for row in read_rows(path)]
+
+
+def test_json_and_jsonl(write) -> None:
+    assert values(write("a.json", ROWS)) == values(write("a.jsonl", ROWS)) == ROWS
+    assert lines(write("b.jsonl", '{"a": 1}\n\n  {"a": 2}\r\n')) == [1, 3]
+    assert lines(write("a.json", ROWS)) == [1, 2]
+
+
+def test_json_that_is_jsonl_and_the_other_way_round(write) -> None:
+    assert values(write("a.json", '{"a": 1}\n{"a": 2}\n')) == [{"a": 1}, {"a": 2}]
+    assert lines(write("a.json", '{"a": 1}\n{"a": 2}\n')) == [1, 2]
+    assert values(write("a.jsonl", '\n[{"a": 1},\n {"a": 2}]')) == [{"a": 1}, {"a": 2}]
+    assert values(write("a.json", '{"a":\n 1}')) == [{"a": 1}]
+
+
+def test_csv_and_tsv(write) -> None:
+    assert values(write("a.csv", CSV)) == ROWS
+    assert lines(write("a.csv", CSV)) == [2, 4]
+    assert values(write("a.tsv", 'x\ty\n"a\tb"\t1\n')) == [{"x": "a\tb", "y": "1"}]
+    # as in GLUE: never quoted, a sentence may begin with a quote
+    unquoted = 'x\ty\n"well" he said\t1\nso "so\t0\n'
+    assert values(write("b.tsv", unquoted)) == [{"x": '"well" he said', "y": "1"}, {"x": 'so "so', "y": "0"}]
+
+
+def test_csv_fields_longer_than_the_modules_default(write) -> None:
+    assert len(values(write("a.csv", "text\n" + "x" * 300_000 + "\n"))[0]["text"]) == 300_000
+
+
+def test_parquet_and_arrow(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist(ROWS)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_file(tmp_path / "file.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pyarrow.ipc.new_stream(tmp_path / "stream.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "file.arrow", "stream.arrow"):
+        assert values(tmp_path / name) == ROWS
+        assert lines(tmp_path / name) == [1, 2]
+
+
+def test_text_is_a_document_per_line_or_per_block(write) -> None:
+    assert values(write("a.txt", "one\r\ntwo\n\n\n")) == [{"text": "one"}, {"text": "two"}]
+    blocks = write("b.txt", "\n\none\n  more\n\n\ntwo\n \nthree")
+    assert values(blocks) == [{"text": "one\n  more"}, {"text": "two"}, {"text": "three"}]
+    assert lines(blocks) == [3, 7, 9]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.txt"])
+def test_a_byte_order_mark_is_passed_over(write, name: str) -> None:
+    content = {"a.json": '[{"text": "x"}]', "a.jsonl": '{"text": "x"}', "a.csv": "text\nx", "a.txt": "x"}[name]
+    assert values(write(name, b"\xef\xbb\xbf" + content.encode())) == [{"text": "x"}]
+
+
+BROKEN = [
+    ("a.json", "", "is empty (0 bytes)"),
+    ("a.json", " \n ", "holds only white space"),
+    ("a.json", "[]", "holds no rows"),
+    ("a.jsonl", "\n\n", "holds no rows"),
+    ("a.csv", "x,y\n", "holds no rows"),
+    ("a.txt", "\n \n", "holds no rows"),
+    ("a.json", '[{"a": 1},\n {"a": 2', "broken JSON at line 2, column 9"),
+    ("a.json", '[{"a": 1}\n {"a": 2}]', "broken JSON at line 2, column 2: Expecting ',' or ']'"),
+    ("a.json", '[{"a": 1},]', "broken JSON at line 1, column 11: Illegal trailing comma"),
+    ("a.json", '[{"a": 1}] x', "broken JSON at line 1, column 12: Extra data"),
+    ("a.json", '[{"a": 1}', "broken JSON at line 1, column 10"),
+    ("a.json", "{'a': 1}", "broken JSON at line 1, column 2"),
+    ("a.json", '"text"', "row 1: a row must be an object of fields, found str 'text'"),
+    ("a.json", '[{"a": 1}, 5]', "row 2: a row must be an object of fields, found int 5"),
+    ("a.json", '[{"a": 1, "a": 2}]', "row 1: the key 'a' stands twice"),
+    ("a.json", "[" * 100_000, "nested too deeply"),
+    ("a.jsonl", '{"a": 1}\n{"a": \n', "broken JSON at line 2, column 7"),
+    ("a.jsonl", '{"a": 1}\n{"a": 2} {"a": 3}\n', "broken JSON at line 2, column 10: Extra data"),
+    ("a.jsonl", '{"a": 1}\n[1]\n', "line 2: a row must be an object of fields, found list"),
+    ("a.jsonl", b'{"a": "\xff"}', "not UTF-8 text: byte 7 (line 1) is 0xff"),
+    ("a.jsonl", b'{"a": 1}\n{"a": "x\x00"}', "NUL byte at byte 17 (line 2)"),
+    ("a.json", b'[{"a":\n"\xc3("}]', "not UTF-8 text: byte 8 (line 2) is 0xc3"),
+    ("a.json", '[{"a": 1}]'.encode("utf-16"), "UTF-16 byte order mark"),
+    ("a.txt", "x".encode("utf-16"), "UTF-16 byte order mark"),
+    ("a.csv", b"a,b\n1,\x00\n", "NUL byte at byte 6 (line 2)"),
+    ("a.csv", "a,b\n1,2,3\n", "line 2: 3 fields, but the header names 2: a, b"),
+    ("a.csv", "a,b\n1\n", "line 2: 1 fields, but the header names 2"),
+    ("a.csv", 'a,b\n1,"2\n', "row starting at line 2: broken table: unexpected end of data"),
+    ("a.csv", 'a,b\n"1"x,2\n', "row starting at line 2: broken table: ',' expected after '\"'"),
+    ("a.csv", "a,,b\n1,2,3\n", "column 2 has no name"),
+    ("a.csv", "a,b,a\n1,2,3\n", "the column 'a' stands twice"),
+    ("a.tsv", "a\tb\n1\n", "line 2: 1 fields"),
+    ("a.parquet", "no parquet", "can't be read as Parquet after row 0"),
+    ("a.arrow", "no arrow", "can't be read as an Arrow file or stream after row 0"),
+    ("a.arrow", b"ARROW1\x00\x00 cut off", "can't be read as an Arrow file or stream"),
+    ("a.pkl", "x", "unknown ending '.pkl'"),
+    ("a", "x", "unknown ending ''"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+def test_broken_files(write, name: str, content: str | bytes, message: str) -> None:
+    path = write(name, content)
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    assert message in caught.value.problem and str(path) in caught.value.problem
+    assert caught.value.remedy
+
+
+def test_truncated_parquet_and_arrow(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist([{"text": f"row {i}"} for i in range(1000)])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-2000])
+        with pytest.raises(DataError, match="can't be read"):
+            read_rows(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path, write) -> None:
+    write("near.json", ROWS)
+    with pytest.raises(DataError, match=r"does not exist[\s\S]*near\.json"):
+        read_rows(tmp_path / "far.json")
+    with pytest.raises(DataError, match=r"is a folder, which holds near\.json"):
+        read_rows(tmp_path)
