@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.commands.setup import open_tokenizer
 from luthier.config import loading
-from luthier.config.plugins import STAGES
-from luthier.config.schema import RunConfig
+from luthier.config.plugins import ENCODERS, STAGES
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.preparing import ChosenEncoder, choose_encoder, load_records
 from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
 from luthier.data.records import Record
 from luthier.data.report import SourceReport
-from luthier.data.template_files import load_template
 from luthier.foundation.errors import DataError
+from luthier.model.loading import config_at, find
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,9 +79,16 @@ def show(
     from rich.console import Console
 
     config = loading.load(source, overrides)
-    tokenizer, notes = _tokenizer(config, trust_remote_code)
     stage = STAGES.load(config.stage.name).build(config.stage)
-    chosen = choose_encoder(config.data, tokenizer, stage.encoder, stage.encoder_options)
+    place = find(config.model)
+    tokenizer, mended, renderer = open_tokenizer(
+        config.data,
+        place,
+        config_at(place.base, trust_remote_code=trust_remote_code),
+        needs_template=ENCODERS.load(stage.encoder).NEEDS_TEMPLATE,
+        trust_remote_code=trust_remote_code,
+    )
+    chosen = choose_encoder(config.data, tokenizer, stage.encoder, stage.encoder_options, renderer)
     loaded = load_records(config.data, config.data_seed(), chosen.record)
     if split not in loaded.splits:
         raise DataError(
@@ -98,26 +105,10 @@ def show(
         sources=tuple(report for report in loaded.report.sources if report.split == split),
         examples=tuple(example_as_dict(example, tokenizer) for example in examples),
         left_out=tuple(left_out),
-        notes=notes,
+        notes=mended.changes,
     )
     _print(shown, examples, tokenizer, console or Console(highlight=False))
     return shown
-
-
-def _tokenizer(config: RunConfig, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
-    """The model's tokenizer, mended as training mends it, and what was mended."""
-    from luthier.model.loading import config_at, find, tokenizer_at
-    from luthier.model.tokenizers.repair import repair
-
-    place = find(config.model)
-    tokenizer = tokenizer_at(place.tokenizer, trust_remote_code=trust_remote_code)
-    model_config = config_at(place.base, trust_remote_code=trust_remote_code)
-    special: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
-    if config.data.template != "auto":
-        template = load_template(config.data.template)
-        special, stops = template.special_tokens, template.stop_tokens
-    return tokenizer, repair(tokenizer, model_config, special, stops).changes
 
 
 def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int) -> Encoded:

@@ -31,7 +31,7 @@ class TokenSequence:
     @property
     def targets(self) -> int:
         """Tokens with a loss."""
-        return sum(weight > 0 for weight in self.weights)
+        return len(self.weights) - self.weights.count(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,40 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
 
 
+class TextTokenizer:
+    """Ids of texts, each by itself, without the tokenizer's own BOS or EOS.
+
+    The tokenizers library is asked without character offsets where it gives what transformers' tokenizer gives: a
+    quarter to a third faster, measured with SmolLM2's on Alpaca rows.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._direct = bool(tokenizer.is_fast) and self._ask_backend(_PROBE) == self._ask_tokenizer(_PROBE)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self._ask_backend(texts) if self._direct else self._ask_tokenizer(texts)
+
+    def _ask_backend(self, texts: Sequence[str]) -> list[list[int]]:
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _ask_tokenizer(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+
 class PieceTokenizer:
     """Tokenizes pieces for one tokenizer.
 
@@ -56,6 +90,7 @@ class PieceTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._text_ids = TextTokenizer(tokenizer)
         self.splits = self._splitting_is_neutral()
         if not self.splits and not tokenizer.is_fast:
             raise ModelError(
@@ -87,7 +122,7 @@ class PieceTokenizer:
 
     def _apart(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoding]:
         texts = [piece.text for pieces in conversations for piece in pieces]
-        ids_of_texts = iter(self.ids(texts))
+        ids_of_texts = iter(self._text_ids(texts))
         found = []
         for pieces in conversations:
             ids: list[int] = []
@@ -116,22 +151,8 @@ class PieceTokenizer:
             found.append((list(ids), [pieces[owner].weight or 0.0 for owner in owners]))
         return found
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text by itself, without the tokenizer's own BOS or EOS."""
-        if not texts:
-            return []
-        encoded = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
     def _splitting_is_neutral(self) -> bool:
         """Whether pieces tokenized one by one decode to the very text, with nothing put in between."""
-        ids = list(chain.from_iterable(self.ids(_PROBE)))
+        ids = list(chain.from_iterable(self._text_ids(_PROBE)))
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return bool(text == "".join(_PROBE))

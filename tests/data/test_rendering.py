@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.data.piece_tokens import TextTokenizer
 from luthier.data.records import Message, RowError
 from luthier.data.rendering import Renderer
 from luthier.data.template_files import load_template, template_names
@@ -263,3 +264,27 @@ def test_rendering_is_the_same_in_any_order(byte_tokenizer) -> None:
     together = renderer.encode_pieces([renderer.pieces(row) for row in rows])
     for index in random.Random(0).sample(range(50), 10):
         assert together[index] == renderer.encode(rows[index])
+
+
+@pytest.mark.parametrize("template", template_names())
+def test_prompt_ids_of_a_tokenizer_with_metaspace(metaspace_tokenizer, template: str) -> None:
+    """The boundary between prompt and answer falls between tokens: what chat feeds is what training saw."""
+    renderer = Renderer(metaspace_tokenizer, template)
+    for end in (1, 3):
+        prompt = renderer.prompt_ids(TALK[:end])
+        ids, weights = renderer.encode(TALK[: end + 1])
+        assert ids[: len(prompt)] == prompt and weights[len(prompt)] == 1.0
+
+
+def test_truncation_saved_in_a_tokenizer_does_not_cut(byte_tokenizer) -> None:
+    """A tokenizer.json may carry truncation and padding from its own training; ours are settings of the config."""
+    cutting = copy.deepcopy(byte_tokenizer)
+    cutting.backend_tokenizer.enable_truncation(5)
+    cutting.backend_tokenizer.enable_padding(length=64)
+    assert Renderer(cutting, "chatml").encode(TALK) == Renderer(byte_tokenizer, "chatml").encode(TALK)
+
+
+def test_texts_are_tokenized_as_transformers_does(byte_tokenizer, metaspace_tokenizer) -> None:
+    texts = ["Hello, how are you?", "", " <|im_end|> x", "你好\n", "a" * 3000]
+    for tokenizer in (byte_tokenizer, metaspace_tokenizer):
+        assert TextTokenizer(tokenizer)(texts) == tokenizer(texts, add_special_tokens=False).input_ids

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from luthier.config.schema import PluginOptions
 from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
-from luthier.data.piece_tokens import TEXTS_AT_ONCE, control_pattern
+from luthier.data.piece_tokens import TEXTS_AT_ONCE, TextTokenizer, control_pattern
 from luthier.data.records import Document, Origin, Record
 from luthier.foundation.errors import ModelError
 
@@ -82,16 +82,10 @@ def _tokenized(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, start: list[int]
 ) -> Iterator[tuple[Origin, list[int]]]:
     """Each document's ids, BOS (if any) and EOS around them."""
+    text_ids = TextTokenizer(tokenizer)
     for first in range(0, len(documents), TEXTS_AT_ONCE):
         chunk = documents[first : first + TEXTS_AT_ONCE]
-        encoded = tokenizer(
-            [document.text for document in chunk],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        for document, ids in zip(chunk, encoded["input_ids"], strict=True):
+        for document, ids in zip(chunk, text_ids([document.text for document in chunk]), strict=True):
             yield document.origin, [*start, *ids, tokenizer.eos_token_id]
 
 
