@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from luthier.commands.train import say
 from luthier.config.plugins import EXPORTERS
 from luthier.config.schema import ModelConfig
 from luthier.exporting.exporter import Exporter, ExportRequest, ExportResult
 from luthier.foundation.errors import CheckpointError, UserError
 from luthier.foundation.files import free_bytes, human_bytes, is_disk_full, whole_folder
+from luthier.foundation.progress import say
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -256,3 +256,8 @@ def _start_live_bar(bar: ProgressBar, unit: str, stream: TextIO) -> tuple[Progre
     task = live.add_task(bar.description, total=bar.total)
     live.start()
     return live, task
+
+
+def say(text: str) -> None:
+    """A line for the person who waits, on standard error: standard output is for results."""
+    print(text, file=sys.stderr, flush=True)

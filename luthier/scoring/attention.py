@@ -99,13 +99,7 @@ def segmented_attention(
         raise UnsupportedAttentionError(
             "no segments reached the attention: the model does not pass keyword arguments on"
         )
-    unknown = sorted(
-        name for name, given in others.items() if given is not None and given is not False and name not in HARMLESS
-    )
-    if attention_mask is not None:
-        unknown.append("attention_mask")
-    if unknown or not getattr(module, "is_causal", True):
-        raise UnsupportedAttentionError(f"the model's attention uses {', '.join(unknown) or 'both directions'}")
+    _refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         # sdpa's own enable_gqa leaves the fast CPU kernel
@@ -131,6 +125,14 @@ def segmented_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _refuse_unknown(arguments: dict[str, Any], causal: bool) -> None:
+    unknown = sorted(
+        name for name, given in arguments.items() if given is not None and given is not False and name not in HARMLESS
+    )
+    if unknown or not causal:
+        raise UnsupportedAttentionError(f"the model's attention uses {', '.join(unknown) or 'both directions'}")
 
 
 def _mask(own: int, seen: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -1,0 +1,132 @@
+"""From a setup to a run: weights, method, scorer, engine, optimizer, schedule and callbacks, put together for the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.commands.setup import Setup
+from luthier.config.schema import RunConfig
+from luthier.foundation.errors import ModelError
+from luthier.foundation.files import whole_folder
+from luthier.foundation.progress import say
+from luthier.model import loading
+from luthier.model.inspection import is_model_folder
+from luthier.model.merging import merge
+from luthier.model.method import count_parameters
+from luthier.model.tokenizers.repair import fit_model
+from luthier.scoring.scorer import Scorer, transformers_model
+from luthier.training.callbacks import Bridge, make_callbacks
+from luthier.training.checkpoints import Checkpoints
+from luthier.training.engines.single import build as build_engine
+from luthier.training.interruption import StopRequest
+from luthier.training.loop import Fit
+from luthier.training.metrics_log import MetricsLog
+from luthier.training.optimization import make_optimizer, make_scheduler
+
+
+def assemble(
+    setup: Setup,
+    folder: Path,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    command: str,
+    *,
+    trust_remote_code: bool = False,
+) -> Fit:
+    """Read the weights and put the run together."""
+    config = setup.config
+    callbacks = make_callbacks(config)
+    model, base_name = _base_model(setup, folder, device, trust_remote_code)
+    for change in fit_model(model, setup.tokenizer, setup.repaired):
+        say(f"model: {change}")
+    tuned = setup.method.apply(model, setup.apply_settings(base_name))
+    setup.count = count_parameters(tuned)
+    _checkpoint_gradients(model, config)
+    model.config.use_cache = False
+    scorer = Scorer(tuned, config.model.attention, setup.tokenizer.pad_token_id or 0)
+    if scorer.route == "padded" and config.model.attention == "auto":
+        say(f"attention: padded rows, because {scorer.finding.reason}")
+    engine = build_engine(config.training, device)
+    prepared = engine.prepare(scorer)
+    optimizer = make_optimizer(config, tuned)
+    scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
+    bridge = Bridge(config, setup.schedule, callbacks)
+    bridge.attach(tuned, setup.tokenizer, optimizer, scheduler)
+    bridge.fire("init_end")
+    return Fit(
+        config=config,
+        schedule=setup.schedule,
+        stage=setup.stage,
+        engine=engine,
+        scorer=prepared,
+        model=tuned,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        bridge=bridge,
+        checkpoints=checkpoints,
+        metrics=MetricsLog(folder / "metrics.jsonl"),
+        train=setup.data.train,
+        validation=setup.data.validation,
+        save_model=lambda place: save_model(setup, tuned, place),
+        stop=StopRequest(),
+        report=lambda step, values: None,
+        say=say,
+        resume_command=f"{command} --resume",
+    )
+
+
+def _base_model(setup: Setup, folder: Path, device: torch.device, trust_remote_code: bool) -> tuple[Any, str]:
+    """The model to train, and what an adapter names as its base.
+
+    A model that is itself an adapter is merged first; an adapter on top of that needs a base that exists, so the
+    merged one is written into the run's folder.
+    """
+
+    training = setup.config.training
+    dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, device)
+    if setup.method.saves == "model" and not (training.bf16 or training.fp16 or training.pure_bf16):
+        dtype = torch.float32  # float32 weights can't be multiplied with 16-bit activations without autocast
+    source = setup.source
+    if source.adapter is None:
+        return loading.weights_at(source.base, dtype, trust_remote_code=trust_remote_code), source.base_name
+    base = folder / "base"
+    if setup.method.saves == "model":
+        return merge(loading.load(source, dtype, trust_remote_code=trust_remote_code)), ""
+    if not is_model_folder(base):
+        say(f"model: {source.adapter} is merged into its base, and written to {base} as the new adapter's base")
+        merged = merge(loading.load(source, dtype, trust_remote_code=trust_remote_code))
+        with whole_folder(base) as building:
+            merged.save_pretrained(building)
+            setup.tokenizer.save_pretrained(building)
+    return loading.weights_at(base, dtype, trust_remote_code=trust_remote_code), str(base.absolute())
+
+
+def _checkpoint_gradients(model: Any, config: RunConfig) -> None:
+    if not config.training.gradient_checkpointing:
+        return
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"{type(model).__name__} has no gradient checkpointing.", "Set training.gradient_checkpointing to false."
+        ) from error
+
+
+def save_model(setup: Setup, model: nn.Module, folder: Path) -> None:
+    """Trained weights, tokenizer with its template, and generation_config: enough to stand wherever a model may."""
+
+    setup.method.save(model, folder)
+    setup.tokenizer.save_pretrained(folder)
+    generation = transformers_model(model).generation_config
+    if generation is not None:
+        generation.save_pretrained(folder)
+
+
+def checkpoint_bytes(setup: Setup) -> int:
+    """About what a checkpoint takes: weights (all of them or the trained ones) and two AdamW moments, in float32, and 16 MB beside."""
+    weights = setup.count.total if setup.method.saves == "model" else setup.count.trainable
+    return 4 * weights + 8 * setup.count.trainable + 16 * 1024**2

@@ -1,0 +1,26 @@
+"""What a precision costs on this device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from luthier.config.schema import RunConfig
+from luthier.foundation.devices import fast_precisions, matmul_gflops
+
+
+def warn_of_slow_precision(config: RunConfig, device: torch.device, say: Callable[[str], None]) -> None:
+    """Say what a precision costs that this device can't do fast, measured now."""
+    training = config.training
+    wanted = {
+        "bfloat16": training.bf16 or training.pure_bf16 or config.model.dtype == "bfloat16",
+        "float16": training.fp16 or config.model.dtype == "float16",
+    }
+    for name, asked in wanted.items():
+        if asked and name not in fast_precisions(device):
+            slow, fast = matmul_gflops(name, device), matmul_gflops("float32", device)
+            say(
+                f"warning: this device has no {name} units: matrix products run at {slow:.1f} GFLOP/s instead of {fast:.0f} in "
+                f"float32, {fast / slow:.0f} times slower. Leave training.bf16, fp16, pure_bf16 and model.dtype unset here."
+            )
