@@ -91,9 +91,10 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     target.mkdir()
     with whole_folder(target) as building:  # an empty one is as good as none
         (building / "file").write_text("first")
-    with pytest.raises(FileExistsError), whole_folder(target):
-        pytest.fail("must be refused before the work is done")
+    with pytest.raises(OSError, match="not empty"), whole_folder(target) as building:
+        (building / "file").write_text("second")
     assert (target / "file").read_text() == "first"
+    assert os.listdir(tmp_path) == ["target"]
 
 
 def test_a_text_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
