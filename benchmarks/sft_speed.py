@@ -32,7 +32,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-script", type=Path, default=SHARED / "bench" / "peer_trainer.py")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "instruct" / "alpaca_en_demo.json")
-    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)  # this script again, as the process that is measured
+    parser.add_argument(
+        "--ours", type=Path, help=argparse.SUPPRESS
+    )  # this script again, as the process that is measured
     options = parser.parse_args()
     if options.ours:
         print(json.dumps(train_ours(options.ours)))
@@ -47,7 +49,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows_file = write_rows(options.data, Path(folder))
         ours = [sys.executable, __file__, "--ours", str(rows_file)]
-        theirs = [sys.executable, str(options.peer_script), "--peer", "hf", "--model", str(model), "--data", str(options.data)]
+        theirs = [
+            sys.executable,
+            str(options.peer_script),
+            "--peer",
+            "hf",
+            "--model",
+            str(model),
+            "--data",
+            str(options.data),
+        ]
         theirs += ["--examples", str(ROWS), "--batch-size", str(BATCH), "--steps", str(STEPS), "--cutoff", str(CUTOFF)]
         rounds = []
         for number in range(options.rounds):
@@ -72,7 +83,9 @@ def write_rows(data: Path, folder: Path) -> Path:
 
 def run(command: list[str]) -> dict[str, Any]:
     """One process's JSON line."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
@@ -130,8 +143,12 @@ def summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "work": f"sft, smollm2-135m, LoRA r=8 all-linear, batch {BATCH}, {STEPS} steps, cutoff {CUTOFF}, float32",
         "machine": machine(),
-        "speed_ratio": round(statistics.median(p["luthier"]["tokens_per_second"] / p["peer"]["tokens_per_second"] for p in rounds), 3),
-        "memory_ratio": round(statistics.median(p["luthier"]["peak_rss_mib"] / p["peer"]["peak_rss_mib"] for p in rounds), 3),
+        "speed_ratio": round(
+            statistics.median(p["luthier"]["tokens_per_second"] / p["peer"]["tokens_per_second"] for p in rounds), 3
+        ),
+        "memory_ratio": round(
+            statistics.median(p["luthier"]["peak_rss_mib"] / p["peer"]["peak_rss_mib"] for p in rounds), 3
+        ),
         "largest_relative_loss_difference": max(differences),
         "rounds": rounds,
     }

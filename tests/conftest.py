@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# tiny models gain nothing from threads, and lose much where several tests share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,19 @@ def smollm2_folder() -> Path:
     from luthier.model.resolving import resolve
 
     return resolve(ModelConfig(name="smollm2-135m"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama, a tokenizer and a ChatML template. Don't write into it."""
+    from tests.tiny import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """24 alpaca rows."""
+    from tests.tiny import write_rows
+
+    return write_rows(tmp_path / "rows.jsonl")

@@ -100,7 +100,14 @@ def make_callbacks(config: RunConfig) -> list[TrainerCallback]:
             problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
     if problems:
         raise ConfigError(problems)
-    services = [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
+    stock = [service for service in training.report_to if service != "swanlab"]
+    services = [callback() for callback in get_reporting_integration_callbacks(stock)]
+    if "swanlab" in training.report_to:
+        # transformers' own one calls swanlab.get_run() and expects None where there is no run; since swanlab 0.8 that
+        # raises, and SwanLab ships the callback that fits each of its versions
+        from swanlab.integration.transformers import SwanLabCallback
+
+        services.append(SwanLabCallback(experiment_name=training.run_name or Path(config.output_dir).name))
     early = (
         [EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)]
         if training.early_stopping_patience is not None

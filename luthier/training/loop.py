@@ -193,7 +193,7 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
     run.last = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
     run.position.index += 1
     state.global_step += 1
-    state.epoch = run.position.epoch + run.position.index / run.schedule.steps_per_epoch
+    state.epoch = run.position.epoch + run.schedule.epoch_share(run.position.index)
     bridge.fire("step_end")
     run.report(state.global_step, {**run.last, "tokens": tokens})
 

@@ -57,6 +57,11 @@ class Schedule:
         """Passes that are begun."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
+    def epoch_share(self, index: int) -> float:
+        """The share of an epoch's batches that `index` steps have worked off: Trainer's fraction of an epoch."""
+        batches = math.ceil(self.examples / (self.batch_size * self.world_size))
+        return min(index * self.accumulation, batches) / batches
+
     def indices(self, epoch: int, index: int) -> list[list[int]]:
         """Example indices of each of this rank's batches in step `index` of an epoch, both from 0."""
         order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else range(self.examples)

@@ -1,0 +1,298 @@
+"""Scores and gradients: segmented = padded = plain transformers, within and across segments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from luthier.data.batch import Batch, Segment
+from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.packing import pack
+from luthier.data.records import Origin
+from luthier.scoring.attention import Layout
+from luthier.scoring.padded import unroll
+from luthier.scoring.probe import probe
+from luthier.scoring.scorer import Scorer
+from tests.tiny import KINDS, tiny_model
+
+TOLERANCE = 1e-5
+
+
+def example(ids: list[int], weights: list[float]) -> TokenizedExample:
+    return TokenizedExample((TokenSequence(tuple(ids), tuple(weights)),), Origin("made", 1), len(ids))
+
+
+def random_examples(lengths: list[int], seed: int = 0, vocabulary: int = 300) -> list[TokenizedExample]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in lengths:
+        ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
+        weights = [0.0] + [float(w) for w in torch.randint(0, 3, (length - 1,), generator=generator)]
+        weights[-1] = 1.0
+        made.append(example(ids, weights))
+    return made
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def relative(value: Tensor, reference: Tensor) -> float:
+    return float(((value - reference).norm() / reference.norm().clamp_min(1e-12)).detach())
+
+
+def scores_and_gradients(model: torch.nn.Module, route: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad(set_to_none=True)
+    model.set_attn_implementation("sdpa")
+    scorer = Scorer(model, route)
+    assert scorer.route == route
+    logp_N = scorer(batch).logp_N
+    (-(logp_N * batch.weights_N).sum()).backward()
+    return logp_N.detach(), gradients(model)
+
+
+def plain_scores(model: torch.nn.Module, examples: list[TokenizedExample]) -> Tensor:
+    """Each example alone through transformers' own forward and a full log-softmax."""
+    found = []
+    model.set_attn_implementation("eager")
+    for item in examples:
+        for sequence in item.sequences:
+            ids = torch.tensor([sequence.input_ids])
+            logp = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
+            for position, weight in enumerate(sequence.weights):
+                if weight > 0:
+                    found.append(logp[position - 1, sequence.input_ids[position]])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [[7], [5, 9, 3], [2, 30, 2, 11]])
+def test_both_routes_equal_plain_transformers(kind: str, lengths: list[int]) -> None:
+    model, examples = tiny_model(kind), random_examples(lengths)
+    batch = pack(examples)
+    segmented, segmented_gradients = scores_and_gradients(model, "segmented", batch)
+    padded, padded_gradients = scores_and_gradients(model, "padded", batch)
+    model.zero_grad(set_to_none=True)
+    plain = plain_scores(model, examples)
+    (-(plain * batch.weights_N).sum()).backward()
+    plain_gradients = gradients(model)
+    assert relative(segmented, plain) < TOLERANCE
+    assert relative(padded, plain) < TOLERANCE
+    assert segmented_gradients.keys() == plain_gradients.keys() == padded_gradients.keys()
+    scale = torch.stack([g.norm() for g in plain_gradients.values()]).norm()
+    for name, reference in plain_gradients.items():
+        assert (segmented_gradients[name] - reference).norm() < TOLERANCE * scale, name
+        assert (padded_gradients[name] - reference).norm() < TOLERANCE * scale, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changing_one_segment_leaves_the_others_bits_alone(kind: str) -> None:
+    model = tiny_model(kind)
+    scorer = Scorer(model, "segmented")
+    first = random_examples([8, 12, 6], seed=1)
+    changed = [first[0], random_examples([12], seed=2)[0], first[2]]
+    changed[1] = example(list(changed[1].sequences[0].input_ids), list(first[1].sequences[0].weights))
+    one, other = pack(first), pack(changed)
+    with torch.no_grad():
+        before, after = scorer(one).logp_N, scorer(other).logp_N
+    untouched = one.sequence_of_source_N != 1
+    assert torch.equal(before[untouched], after[untouched])
+    assert not torch.equal(before[~untouched], after[~untouched])
+
+
+def forest(parents: list[int | None], lengths: list[int], vocabulary: int, seed: int) -> Batch:
+    """Every token but the roots' first is a target; a child's first token is predicted by its parent's last."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, vocabulary, (sum(lengths),), generator=generator)
+    segments: list[Segment] = []
+    depth_after: list[int] = []
+    positions, sources, targets, start = [], [], [], 0
+    for parent, length in zip(parents, lengths, strict=True):
+        offset = 0 if parent is None else depth_after[parent]
+        segments.append(Segment(start, start + length, parent))
+        depth_after.append(offset + length)
+        positions += range(offset, offset + length)
+        for token in range(start, start + length):
+            source = token - 1 if token > start else None if parent is None else segments[parent].end - 1
+            if source is not None:
+                sources.append(source)
+                targets.append(int(ids[token]))
+        start += length
+    return Batch(
+        ids, torch.tensor(positions), tuple(segments), torch.tensor(sources), torch.tensor(targets),
+        torch.ones(len(sources)), torch.zeros(len(sources), dtype=torch.long), tokens=start,
+    )  # fmt: skip
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> Batch:
+    count = draw(st.integers(1, 6))
+    parents = [None] + [draw(st.one_of(st.none(), st.integers(0, index - 1))) for index in range(1, count)]
+    lengths = [draw(st.integers(2 if parent is None else 1, 7)) for parent in parents]
+    return forest(parents, lengths, 300, draw(st.integers(0, 9)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(forests())
+def test_routes_agree_on_any_forest(batch: Batch) -> None:
+    model = tiny_model("llama")
+    segmented, segmented_gradients = scores_and_gradients(model, "segmented", batch)
+    padded, padded_gradients = scores_and_gradients(model, "padded", batch)
+    assert relative(segmented, padded) < TOLERANCE
+    scale = torch.stack([g.norm() for g in padded_gradients.values()]).norm()
+    for name, reference in padded_gradients.items():
+        assert (segmented_gradients[name] - reference).norm() < TOLERANCE * scale, name
+
+
+def test_unrolling_a_worked_forest() -> None:
+    # root [a b], its children [c] and [d e], and another root [f g]
+    segments = (Segment(0, 2), Segment(2, 3, 0), Segment(3, 5, 0), Segment(5, 7))
+    batch = Batch(
+        torch.tensor([10, 11, 12, 13, 14, 15, 16]), torch.tensor([0, 1, 2, 2, 3, 0, 1]), segments,
+        torch.tensor([1, 3, 5]), torch.tensor([12, 14, 16]), torch.ones(3), torch.zeros(3, dtype=torch.long), 7,
+    )  # fmt: skip
+    rows = unroll(batch, pad_token_id=9)
+    assert rows.input_ids_RL.tolist() == [[10, 11, 12, 9], [10, 11, 13, 14], [15, 16, 9, 9]]
+    assert rows.attention_mask_RL.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert rows.position_ids_RL.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3], [0, 1, 0, 0]]
+    assert rows.input_ids_RL[rows.row_N, rows.column_N].tolist() == [11, 13, 15]
+
+
+def test_a_layout_that_is_no_forest_is_refused() -> None:
+    with pytest.raises(ValueError, match="ends at 2"):
+        Layout.of((Segment(0, 2), Segment(3, 4)))
+    with pytest.raises(ValueError, match="does not come before"):
+        Layout.of((Segment(0, 2, 1), Segment(2, 4)))
+
+
+def test_sliding_windows_count_positions() -> None:
+    model = tiny_model("qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=0)
+    assert set(model.config.layer_types) == {"sliding_attention"}
+    examples = random_examples([20, 4, 13])
+    segmented, _ = scores_and_gradients(model, "segmented", pack(examples))
+    plain = plain_scores(model, examples)
+    assert relative(segmented, plain) < TOLERANCE
+    wide = tiny_model("qwen2")
+    assert relative(plain_scores(wide, examples), plain) > 1e-3, "the window must matter for this test to mean anything"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "segmented", "plain_head", "reason"),
+    [
+        ("Llama", {}, True, True, ""),
+        ("Mistral", {"sliding_window": 64}, True, True, ""),
+        ("Granite", {"logits_scaling": 8.0}, True, False, ""),
+        ("Cohere", {"logit_scale": 0.25}, True, False, ""),
+        ("Gemma2", {}, False, False, "softcap"),
+        ("GptOss", {}, False, True, "s_aux"),
+        ("Bloom", {}, False, True, "differ"),
+        ("Mamba", {}, False, True, "differ"),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}, False, True, "differ"),
+    ],
+)
+def test_the_probe_knows_each_family(name: str, settings: dict, segmented: bool, plain_head: bool, reason: str) -> None:
+    config = getattr(transformers, f"{name}Config")(**settings)
+    finding = probe(config, getattr(transformers, f"{name}ForCausalLM"))
+    assert (finding.segmented, finding.plain_head) == (segmented, plain_head), finding.reason
+    assert reason in finding.reason
+
+
+def test_the_probe_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    probe(transformers.LlamaConfig(rms_norm_eps=3e-6), transformers.LlamaForCausalLM)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("name", ["Gemma2", "Granite", "Cohere"])
+def test_soft_caps_and_scales_of_a_family_are_in_the_scores(name: str) -> None:
+    """The head in chunks gives what the model's own forward gives, where that is more than a linear map."""
+    small = {
+        "vocab_size": 90, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2,
+    }  # fmt: skip
+    if name == "Granite":
+        small["logits_scaling"] = 8.0
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**small)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0, 0.6)
+    examples = random_examples([9, 5], vocabulary=90)
+    batch = pack(examples)
+    scorer = Scorer(model)
+    logp_N = scorer(batch).logp_N
+    assert not scorer.finding.plain_head
+    (logp_N * batch.weights_N).sum().backward()
+    own = gradients(model)
+    model.zero_grad(set_to_none=True)
+    plain = plain_scores(model, examples)
+    (plain * batch.weights_N).sum().backward()
+    assert relative(logp_N, plain) < TOLERANCE
+    for parameter, reference in gradients(model).items():
+        assert relative(own[parameter], reference) < 1e-4, parameter
+
+
+def test_frozen_head_in_one_pass_passes_gradcheck() -> None:
+    from luthier.scoring.head import _FrozenLinearLogp
+
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    # the log-probability itself is kept in float32, so the tolerance is that of float32 differences
+    expected = torch.log_softmax(hidden @ weight.T + bias, dim=-1).gather(1, targets[:, None])[:, 0]
+    got = _FrozenLinearLogp.apply(hidden, weight, bias, targets, 2)
+    assert torch.allclose(got.double(), expected, atol=1e-6)
+    scale = torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+    (own,) = torch.autograd.grad((got.double() * scale).sum(), hidden)
+    (reference,) = torch.autograd.grad((expected * scale).sum(), hidden)
+    assert torch.allclose(own, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_vocabulary_wide_tensor_of_all_targets(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits exist for one chunk at a time, whether the head is frozen or trained."""
+    import luthier.scoring.head as head
+
+    monkeypatch.setattr(head, "CHUNK_BYTES", 300 * 4 * 16)
+    seen: list[int] = []
+    own = head.Head.logits
+
+    def watched(self: head.Head, hidden_CH: Tensor) -> Tensor:
+        seen.append(hidden_CH.shape[0])
+        return own(self, hidden_CH)
+
+    monkeypatch.setattr(head.Head, "logits", watched)
+    model = tiny_model(kind)
+    batch = pack(random_examples([60, 50]))
+    reference = plain_scores(model, random_examples([60, 50]))
+    logp_N = Scorer(model)(batch).logp_N
+    assert relative(logp_N, reference) < TOLERANCE
+    assert seen and max(seen) <= 16 < len(batch.targets_N)
+
+
+def test_lora_inside_the_model_is_scored() -> None:
+    model = tiny_model("llama")
+    examples = random_examples([10, 6])
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    scorer = Scorer(tuned)
+    with torch.no_grad():
+        assert relative(scorer(pack(examples)).logp_N, plain_scores(tuned.get_base_model(), examples)) < TOLERANCE
+
+
+def test_a_model_that_can_not_go_segmented_says_so() -> None:
+    from luthier.foundation.errors import ModelError
+
+    config = transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)
+    model = transformers.BloomForCausalLM(config)
+    assert Scorer(model, "auto").route == "padded"
+    with pytest.raises(ModelError, match="can't take that route"):
+        Scorer(model, "segmented")
