@@ -90,6 +90,8 @@ class Lora:
             init_lora_weights=True if own.init == "default" else own.init,
             modules_to_save=own.modules_to_save or None,
             trainable_token_indices=self._token_rows(model, how),
+            # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
+            ensure_weight_tying=bool(own.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
             fan_in_fan_out=convolved,  # GPT-2's Conv1D keeps its weight transposed
         )
 

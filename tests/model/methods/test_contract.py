@@ -1,0 +1,159 @@
+"""What every method must do, over the registry: a new file is tested without editing this one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from luthier.config.plugins import METHODS
+from luthier.data.packing import pack
+from luthier.model.method import Apply, Method, count_parameters
+from luthier.scoring.scorer import Scorer
+from tests.scoring.test_routes import random_examples
+from tests.tiny import KINDS, tiny_model
+
+pytestmark = [pytest.mark.parametrize("kind", KINDS), pytest.mark.parametrize("name", METHODS.names())]
+HOW = Apply(seed=3, base_name="base/of-it")
+
+
+def build(name: str) -> Method:
+    module = METHODS.load(name)
+    made: Method = module.build(module.Options(name=name))
+    return made
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.eval()(input_ids=torch.arange(3, 40)[None]).logits
+    return found
+
+
+def one_step(model: nn.Module, rate: float = 1e-2) -> None:
+    batch = pack(random_examples([12, 7]))
+    scorer = Scorer(model).train()
+    loss = -(scorer(batch).logp_N * batch.weights_N).sum() / batch.weights_N.sum()
+    loss.backward()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.data -= rate * parameter.grad.sign()
+            parameter.grad = None
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def test_fresh_weights_leave_the_model_as_it_is(name: str, kind: str) -> None:
+    base = tiny_model(kind)
+    expected = logits(base)
+    assert torch.equal(logits(build(name).apply(base, HOW)), expected)
+
+
+def test_parameters_are_counted(name: str, kind: str) -> None:
+    base = tiny_model(kind)
+    bare = count_parameters(base).total
+    count = count_parameters(build(name).apply(base, HOW))
+    assert 0 < count.trainable <= count.total
+    assert count.total >= bare
+    assert (count.trainable == count.total) == (name == "full")
+
+
+def test_a_step_changes_what_it_may_and_nothing_else(name: str, kind: str) -> None:
+    model = build(name).apply(tiny_model(kind), HOW)
+    trainable = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    before = state(model)
+    one_step(model)
+    one_step(model)  # LoRA's first factor moves only once the second is not zero
+    changed = {n for n, value in state(model).items() if not torch.equal(value, before[n])}
+    assert changed <= trainable
+    assert changed, "nothing learnt"
+
+
+def test_training_lowers_the_loss(name: str, kind: str) -> None:
+    method = build(name)
+    model = method.apply(tiny_model(kind), HOW)
+    batch = pack(random_examples([12, 7]))
+    scorer = Scorer(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    losses = []
+    for _ in range(30):
+        loss = -(scorer(batch).logp_N * batch.weights_N).sum() / batch.weights_N.sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 2
+
+
+def test_saved_and_loaded_gives_the_same_bits(name: str, kind: str, tmp_path: Path) -> None:
+    method = build(name)
+    model = method.apply(tiny_model(kind), HOW)
+    one_step(model)
+    one_step(model)
+    model = plain_attention(model)
+    expected = logits(model)
+    method.save(model, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")], "no pickle"
+    again = build(name).apply(tiny_model(kind), HOW)
+    method.load(again, tmp_path)
+    assert torch.equal(logits(again), expected)
+
+
+def test_loads_in_plain_transformers_or_peft(name: str, kind: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    method = build(name)
+    model = method.apply(tiny_model(kind), HOW)
+    one_step(model)
+    model = plain_attention(model)
+    method.save(model, tmp_path)
+    if method.saves == "model":
+        plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    else:
+        plain = PeftModel.from_pretrained(tiny_model(kind), tmp_path)
+        assert plain.peft_config["default"].base_model_name_or_path == HOW.base_name
+    assert torch.allclose(logits(plain), logits(model), atol=1e-6)
+
+
+def test_merged_is_the_same_model(name: str, kind: str) -> None:
+    from luthier.model.merging import merge
+
+    model = build(name).apply(tiny_model(kind), HOW)
+    one_step(model)
+    one_step(model)
+    model = plain_attention(model)
+    expected = logits(model)
+    assert torch.allclose(logits(merge(copy.deepcopy(model))), expected, atol=1e-5)
+
+
+def test_disabled_is_the_base(name: str, kind: str) -> None:
+    model: Any = build(name).apply(tiny_model(kind), HOW)
+    if not hasattr(model, "disable_adapter"):
+        pytest.skip("no adapter to disable: the method changes the model's own weights")
+    one_step(model)
+    one_step(model)
+    model = plain_attention(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(tiny_model(kind)))
+
+
+def test_the_same_seed_makes_the_same_weights(name: str, kind: str) -> None:
+    made = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        made.append(state(build(name).apply(tiny_model(kind), HOW)))
+    assert all(torch.equal(value, made[1][key]) for key, value in made[0].items())
+
+
+def plain_attention(model: nn.Module) -> nn.Module:
+    """Scoring leaves the segmented attention set, which an ordinary forward pass can't use."""
+    from luthier.scoring.scorer import transformers_model
+
+    transformers_model(model).set_attn_implementation("sdpa")
+    return model

@@ -1,0 +1,396 @@
+"""Killed at any moment and resumed, a run ends with the same bits; damaged checkpoints are passed over, said aloud."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import luthier
+from luthier.foundation.errors import CheckpointError, Interrupted, TrainingError, UserError
+from luthier.training.checkpoints import find_fault
+from tests.tiny import config_for
+
+RUNNER = Path(__file__).with_name("killed_run.py")
+
+
+def launch(
+    config: dict[str, Any], folder: Path, *arguments: str, limit: Any = None
+) -> subprocess.CompletedProcess[str]:
+    file = folder / "config.json"
+    file.write_text(json.dumps(config))
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, str(RUNNER), str(file), *arguments],
+        capture_output=True, text=True, cwd=root, preexec_fn=limit, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+
+
+def settings(tiny_llama: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
+    """A run with everything that has a state: dropout, a schedule, evaluation, early stopping, lines over several steps."""
+    defaults: dict[str, Any] = {
+        "max_steps": 14, "save_steps": 3, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4, "lr_scheduler_type": "cosine",
+        "warmup_steps": 2, "weight_decay": 0.01, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2,
+        "early_stopping_patience": 50, "save_total_limit": 2,
+    }  # fmt: skip
+    config = config_for(tiny_llama, rows, out, **{**defaults, **training})
+    config["method"]["dropout"] = 0.1
+    config["data"]["validation"] = 4
+    return config
+
+
+def traces(out: Path) -> dict[str, Any]:
+    """Everything that must have the same bits: weights, optimizer, the lines but for their seconds."""
+    last = sorted((out / "checkpoints").glob("step-*"))[-1]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "lines": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+        "optimizer": (last / "optimizer.safetensors").read_bytes(),
+        "optimizer_rest": (last / "optimizer.json").read_text(),
+        "weights": [(out / "final" / name).read_bytes() for name in names(out / "final")],
+        "step": last.name,
+    }
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def module_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import write_rows
+
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_llama: Path, module_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    done = launch(settings(tiny_llama, module_rows, folder / "run"), folder)
+    assert done.returncode == 0, done.stderr
+    return traces(folder / "run")
+
+
+@pytest.mark.parametrize("moment", ["step:5", "writing:2", "renamed:3"])
+def test_killed_and_resumed_ends_with_the_same_bits(
+    moment: str, unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, module_rows, tmp_path / "run")
+    killed = launch(config, tmp_path, "--die-at", moment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = launch(config, tmp_path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step-" in resumed.stderr
+    assert traces(tmp_path / "run") == unbroken
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "nothing half-written is left behind"
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(
+    unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path
+) -> None:
+    """Wherever the signal hits: imports, data, steps, writing, renaming, the end."""
+    chance = random.Random(11)
+    file, root = tmp_path / "config.json", Path(__file__).parents[2]
+    kills, finished, attempt, longest = 0, 0, 0, 12.0
+    while kills < 20:
+        attempt += 1
+        out = tmp_path / f"run-{finished}"
+        file.write_text(json.dumps(settings(tiny_llama, module_rows, out)))
+        process = subprocess.Popen(
+            [sys.executable, str(RUNNER), str(file), "--resume"],
+            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        )  # fmt: skip
+        started = time.monotonic()
+        # from before the first step to after the last: most of a tiny run is its start
+        try:
+            process.wait(timeout=chance.uniform(0.45, 1.0) * longest)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        longest = min(longest, time.monotonic() - started + 0.3)
+        assert process.returncode == 0
+        assert traces(out) == unbroken
+        finished += 1
+    file.write_text(json.dumps(settings(tiny_llama, module_rows, tmp_path / f"run-{finished}")))
+    assert launch(settings(tiny_llama, module_rows, tmp_path / f"run-{finished}"), tmp_path, "--resume").returncode == 0
+    assert traces(tmp_path / f"run-{finished}") == unbroken
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_names_the_command(
+    number: signal.Signals, unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, module_rows, tmp_path / "run")
+    config["training"]["callbacks"] = ["tests.training.test_resume.SignalAtSeven"]
+    os.environ["LUTHIER_TEST_SIGNAL"] = str(int(number))
+    try:
+        stopped = launch(config, tmp_path)
+    finally:
+        del os.environ["LUTHIER_TEST_SIGNAL"]
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert "stopped after step 7 of 14" in stopped.stderr
+    assert f"luthier train {tmp_path / 'config.json'} --resume" in stopped.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    resumed = launch(config, tmp_path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step-00000007" in resumed.stderr
+    assert traces(tmp_path / "run") == unbroken
+
+
+from transformers import TrainerCallback  # noqa: E402 - after the tests that need no torch
+
+
+class SignalAtSeven(TrainerCallback):
+    """Sends this process the signal in LUTHIER_TEST_SIGNAL in the midst of step 7."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6 and "LUTHIER_TEST_SIGNAL" in os.environ:
+            os.kill(os.getpid(), int(os.environ["LUTHIER_TEST_SIGNAL"]))
+
+
+def finished_run(tiny_llama: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
+    config = settings(tiny_llama, rows, out, **training)
+    luthier.train(config)
+    return config
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest"])
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    damage: str, tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finished_run(tiny_llama, rows, tmp_path / "run")
+    before = traces(tmp_path / "run")
+    older, newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    weights = newest / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    if damage == "truncated":
+        weights.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    capsys.readouterr()
+    luthier.train(config, resume=True)
+    said = capsys.readouterr().err
+    assert f"{newest.name} is damaged" in said
+    assert f"Going on from {older.name}" in said
+    assert traces(tmp_path / "run") == before
+    assert not find_fault(newest), "the damaged one was written anew"
+
+
+def test_no_checkpoint_verifies(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = finished_run(tiny_llama, rows, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        (path / "optimizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        luthier.train(config, resume=True)
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tiny_llama, rows, tmp_path / "run")
+    luthier.train(config, resume=True)
+    assert "starts at the beginning" in capsys.readouterr().err
+    first = traces(tmp_path / "run")
+    luthier.train(config, overwrite=True)
+    assert traces(tmp_path / "run") == first
+
+
+def test_an_old_checkpoint_goes_only_after_the_new_one_verified(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import luthier.training.checkpoints as checkpoints
+
+    sound = checkpoints.find_fault
+    monkeypatch.setattr(
+        checkpoints, "find_fault", lambda path: "made up" if path.name == "step-00000009" else sound(path)
+    )
+    with pytest.raises(CheckpointError, match="does not read back"):
+        luthier.train(settings(tiny_llama, rows, tmp_path / "run", save_total_limit=1))
+    assert "step-00000006" in [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+
+
+def test_a_longer_schedule_goes_on(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finished_run(tiny_llama, rows, tmp_path / "run", lr_scheduler_type="constant", warmup_steps=0)
+    config["training"]["max_steps"] = 20
+    result = luthier.train(config, resume=True)
+    assert result.steps == 20
+    assert "training.max_steps: 14 -> 20" in capsys.readouterr().err
+    longer = settings(tiny_llama, rows, tmp_path / "other", lr_scheduler_type="constant", warmup_steps=0, max_steps=20)
+    luthier.train(longer)
+    # at 14 the shorter run wrote the line and checkpoint of its end; the weights are those of one run of 20
+    assert traces(tmp_path / "run")["weights"] == traces(tmp_path / "other")["weights"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("method", "rank"), 2, "method.rank: 4 -> 2"),
+        (("data", "cutoff_length"), 32, "data.cutoff_length: 64 -> 32"),
+        (("stage",), "pretrain", "stage.name"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(
+    place: tuple[str, ...], value: Any, said: str, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = finished_run(tiny_llama, rows, tmp_path / "run")
+    target = config
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    with pytest.raises(UserError) as caught:
+        luthier.train(config, resume=True)
+    assert said in str(caught.value) or "plain text" in str(caught.value)
+
+
+def test_changed_data_is_not_gone_on_with(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = finished_run(tiny_llama, rows, tmp_path / "run")
+    rows.write_text(rows.read_text().replace("fox", "cat"))
+    with pytest.raises(UserError, match="data's bytes"):
+        luthier.train(config, resume=True)
+
+
+def test_a_used_folder_is_not_overwritten(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = finished_run(tiny_llama, rows, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds another run"):
+        luthier.train(config)
+    with pytest.raises(UserError, match="exclude each other"):
+        luthier.train(config, resume=True, overwrite=True)
+    luthier.train(config, overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def _limit_file_size() -> None:
+    """Files may grow to 20 kB: the kernel refuses more, as a full disk does."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint(tiny_llama: Path, module_rows: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, module_rows, tmp_path / "run")
+    done = launch(config, tmp_path, limit=_limit_file_size)
+    assert done.returncode == 2, done.stderr
+    assert "the disk is full: the checkpoint of step 3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any((tmp_path / "run" / "checkpoints").iterdir()), "nothing half-written is left"
+
+
+class FillAtFour(TrainerCallback):
+    """Takes all the room on the disk after step 4."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4 and "LUTHIER_TEST_FILL" in os.environ:
+            with Path(os.environ["LUTHIER_TEST_FILL"]).open("wb", buffering=0) as stream:
+                try:
+                    while True:
+                        stream.write(bytes(4096))
+                except OSError:
+                    return
+
+
+def test_a_real_full_disk(
+    unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file system fills up: the checkpoint before stays whole, and is resumed once there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs rights that this machine does not give")
+    try:
+        config = settings(tiny_llama, module_rows, disk / "run")
+        config["training"]["callbacks"] = ["tests.training.test_resume.FillAtFour"]
+        monkeypatch.setenv("LUTHIER_TEST_FILL", str(disk / "filler"))
+        full = launch(config, tmp_path)
+        assert full.returncode == 2, full.stderr
+        assert "the disk is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+        (disk / "filler").unlink()
+        monkeypatch.delenv("LUTHIER_TEST_FILL")
+        resumed = launch(config, tmp_path, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert traces(disk / "run") == unbroken
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_too_little_disk_is_refused_before_training(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    from luthier.training.checkpoints import need_space
+
+    with pytest.raises(CheckpointError, match=r"takes about 2.0 GiB, but only 1.0 MiB are free"):
+        need_space(tmp_path, 2 * 1024**3, free=lambda path: 1024**2)
+
+
+class PoisonAtFive(TrainerCallback):
+    """Makes a weight not finite before step 6."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            next(p for p in kwargs["model"].parameters() if p.requires_grad).data[0, 0] = float("nan")
+
+
+def test_a_loss_that_is_not_finite_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, rows, tmp_path / "run", callbacks=[f"{__name__}.PoisonAtFive"])
+    with pytest.raises(TrainingError) as caught:
+        luthier.train(config)
+    text = str(caught.value)
+    assert "step 6: the loss is nan" in text
+    assert "step-00000003 is whole and kept" in text
+    assert "rows.jsonl, row" in text
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def _limit_memory() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 1024**3, 6 * 1024**3))
+
+
+class GreedyAtFive(TrainerCallback):
+    """Asks for more memory than there is."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            import torch
+
+            torch.zeros(64 * 1024**3, dtype=torch.uint8)
+
+
+def test_memory_that_runs_out_names_the_settings_to_change(tiny_llama: Path, module_rows: Path, tmp_path: Path) -> None:
+    """The allocation is real; the limit stands for the machine's size."""
+    config = settings(tiny_llama, module_rows, tmp_path / "run", callbacks=["tests.training.test_resume.GreedyAtFive"])
+    done = launch(config, tmp_path, limit=_limit_memory)
+    assert done.returncode == 2, done.stderr
+    assert "memory ran out" in done.stderr
+    assert "step-00000003 is whole and kept" in done.stderr
+    assert "training.per_device_train_batch_size=1 training.gradient_accumulation_steps=4" in done.stderr
+    assert "training.gradient_checkpointing=true" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interruption_is_an_error_with_its_own_status() -> None:
+    assert Interrupted("stopped", "go on", signal.SIGINT).exit_status == 130
