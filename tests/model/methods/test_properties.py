@@ -18,9 +18,7 @@ def trained(model: torch.nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(
-    ("layers", "expected"), [(1, {2}), (2, {1, 2}), (-1, {0}), (-2, {0, 1}), (3, {0, 1, 2})]
-)
+@pytest.mark.parametrize(("layers", "expected"), [(1, {2}), (2, {1, 2}), (-1, {0}), (-2, {0, 1}), (3, {0, 1, 2})])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_freeze_trains_the_last_or_first_layers(kind: str, layers: int, expected: set[int]) -> None:
     model = freeze.build(freeze.Options(trainable_layers=layers)).apply(tiny_model(kind), HOW)
@@ -77,9 +75,15 @@ def test_frozen_weights_keep_their_16_bits() -> None:
         ({"use_dora": True}, {"use_dora": True}),
         ({"init": "gaussian"}, {"init_lora_weights": "gaussian"}),
         ({"init": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
-        ({"bias": "all", "target_modules": ["q_proj", "v_proj"]}, {"bias": "all", "target_modules": ["q_proj", "v_proj"]}),
+        (
+            {"bias": "all", "target_modules": ["q_proj", "v_proj"]},
+            {"bias": "all", "target_modules": ["q_proj", "v_proj"]},
+        ),
         ({"modules_to_save": ["lm_head"]}, {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}),
-        ({"target_modules": r".*layers\.1\..*_proj", "dropout": 0.1}, {"target_modules": r".*layers\.1\..*_proj", "lora_dropout": 0.1}),
+        (
+            {"target_modules": r".*layers\.1\..*_proj", "dropout": 0.1},
+            {"target_modules": r".*layers\.1\..*_proj", "lora_dropout": 0.1},
+        ),
     ],
 )
 def test_lora_is_pefts_own(options: dict, peft: dict) -> None:

@@ -77,7 +77,9 @@ def test_new_rows_learn_under_lora_and_load_in_plain_peft(kind: str, rows: Path,
 
     result = export(str(tmp_path / "run"), tmp_path / "merged")
     assert result.largest_logit_difference < 1e-4
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").get_input_embeddings().weight.shape[0] == len(
+        tokenizer
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "freeze"])
