@@ -70,15 +70,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
     "save_steps": ({}, 2, checkpoints),
     "save_total_limit": ({}, 1, checkpoints),
     "load_best_model_at_end": (
-        # a rate that ruins the model, so that the best is not the last
-        {
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "learning_rate": 3.0,
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": 0,
-        },
+        # the largest loss counts as the best, so the best is not the last
+        {"eval_strategy": "steps", "eval_steps": 4, "greater_is_better": True},
         True,
         lambda run: run["weights"],
     ),
