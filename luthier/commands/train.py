@@ -139,7 +139,7 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     _write_final(run, folder, setup)
     write_json(folder / "trainer_state.json", run.bridge.export())
     plot_losses(
-        run.metrics.read(), folder / "loss.png", f"{folder.name}: {setup.config.model.name}, {setup.config.method.name}"
+        run.metrics.read(), folder / "loss.png", f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}"
     )
     result = TrainResult(
         output_dir=str(folder),

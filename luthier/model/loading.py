@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
-from luthier.foundation.errors import ModelError
+from luthier.foundation.errors import ModelError, UserError
 from luthier.model.inspection import fingerprint, is_adapter
 from luthier.model.method import quiet_bars, quiet_peft
 from luthier.model.resolving import locate, resolve
@@ -61,15 +61,29 @@ def find(model: ModelConfig) -> ModelSource:
         named = _base_of(adapter, model)
         try:
             folder = resolve(named)
-        except Exception as error:
-            raise ModelError(
-                f"the adapter {adapter} names the base {named.name!r}, which could not be loaded: {error}",
-                f"Fetch the base, or mend base_model_name_or_path in {adapter / 'adapter_config.json'}.",
-            ) from error
+        except UserError as error:
+            # a base that only a cache_dir of the run's, or its working directory, could find
+            remembered = base_of_run(adapter)
+            if remembered is None:
+                raise ModelError(
+                    f"the adapter {adapter} names the base {named.name!r}, which could not be loaded: {error}",
+                    f"Fetch the base, or mend base_model_name_or_path in {adapter / 'adapter_config.json'}.",
+                ) from error
+            folder = remembered
     hub, name = locate(named.name)
-    base_name = name if hub == "huggingface" else str(folder.absolute())
+    at_hub = hub == "huggingface"
+    base_name = name if at_hub else str(folder.absolute())
     mark = fingerprint(folder) + (f"+{fingerprint(adapter)}" if adapter else "")
-    return ModelSource(folder, adapter, base_name, named.revision, mark)
+    return ModelSource(folder, adapter, base_name, named.revision if at_hub else None, mark)
+
+
+def base_of_run(folder: Path) -> Path | None:
+    """The base model's folder, as the run says that `folder` (its final/ or a checkpoint) is part of; None elsewhere."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        if (place / "run.json").is_file():
+            named = json.loads((place / "run.json").read_text(encoding="utf-8")).get("base_folder")
+            return Path(named) if named and Path(named).is_dir() else None
+    return None
 
 
 def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
@@ -80,7 +94,8 @@ def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
             f"the adapter {adapter} does not name its base model.",
             "Set base_model_name_or_path in its adapter_config.json.",
         )
-    return model.model_copy(update={"name": base, "revision": settings.get("revision")})
+    revision = None if Path(base).exists() else settings.get("revision")
+    return model.model_copy(update={"name": base, "revision": revision})
 
 
 def load_tokenizer(model: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -140,14 +155,27 @@ def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     with quiet_bars() if size < QUIET_BELOW_BYTES else contextlib.nullcontext():
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            model: PreTrainedModel
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         except (ValueError, OSError, RuntimeError) as error:
             raise ModelError(
                 f"the model in {folder} does not load: {_first_line(error)}",
                 "`luthier models verify` checks its files." + _remote_code_hint(error),
             ) from error
+    # transformers fills what is missing with random numbers and goes on
+    absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if absent:
+        raise ModelError(
+            f"the weights in {folder} lack {len(absent)} of {type(model).__name__}'s tensors, or have them in another "
+            f"shape: {', '.join(absent[:6])}{' ...' if len(absent) > 6 else ''}.",
+            "Fetch the model again; a model made for another task (classification, embedding) has no head to train.",
+        )
     return model
 
 
@@ -162,6 +190,29 @@ def skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Pr
     return model
 
 
+def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give a model rows for tokens it never saw, as many as its tokenizer has; True if any were added.
+
+    New rows start as the mean of the old ones: a neutral token, the same on every run.
+    """
+    import torch
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= rows:
+        return False
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for weight in both_embeddings(model):
+            weight[rows:] = weight[:rows].mean(dim=0)
+    return True
+
+
+def both_embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The weights of embedding and head, once if they are tied."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return list({id(module.weight): module.weight for module in modules}.values())
+
+
 def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
     """Base and adapter together, for generation and export: a transformers model, or a peft model around one."""
     model = weights_at(source.base, dtype, trust_remote_code=trust_remote_code)
@@ -169,9 +220,7 @@ def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = F
         return model
     from peft import PeftModel
 
-    tokenizer = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    grow_embeddings(model, tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code))
     with quiet_peft():
         return PeftModel.from_pretrained(model, source.adapter)
 

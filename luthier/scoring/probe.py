@@ -77,7 +77,15 @@ def _probe(
         _enlarge(model)
         batch = _forest(model.config.get_text_config().vocab_size)
         try:
+            if not _is_causal(model, batch.input_ids_T[None]):
+                raise ModelError(
+                    f"{model_class.__name__} reads in both directions: a token sees the ones after it, so there is no next "
+                    "token to learn.",
+                    "Choose a causal language model.",
+                )
             plain = _head_is_plain(model, batch)
+        except ModelError:
+            raise
         except HeadError as error:
             raise ModelError(
                 f"{model_class.__name__} can't be trained here: its output head could not be computed apart from its "
@@ -176,6 +184,15 @@ def _forest(vocabulary: int) -> Batch:
         sequence_of_source_N=torch.zeros(count, dtype=torch.long),
         tokens=24,
     )
+
+
+def _is_causal(model: PreTrainedModel, input_ids_BL: Tensor) -> bool:
+    """Whether a changed last token leaves the logits before it alone."""
+    changed = input_ids_BL.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        before, after = (model(input_ids=ids, use_cache=False).logits[:, :-1] for ids in (input_ids_BL, changed))
+    return _relative(after, before) < TOLERANCE
 
 
 def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:

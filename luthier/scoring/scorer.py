@@ -21,11 +21,6 @@ Route = Literal["segmented", "padded"]
 
 
 @dataclass(frozen=True, slots=True)
-class TargetLogp:
-    """Readout: the log-probability of every target."""
-
-
-@dataclass(frozen=True, slots=True)
 class Scores:
     """What a forward pass gives a stage.
 
@@ -68,13 +63,8 @@ class Scorer(nn.Module):
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
 
-    def forward(self, batch: Batch, readout: TargetLogp | None = None) -> Scores:
-        """Score a batch.
-
-        Args:
-            batch: on the model's device.
-            readout: what to read; `TargetLogp` by default.
-        """
+    def forward(self, batch: Batch) -> Scores:
+        """The log-probability of every target of a batch, which is on the model's device."""
         hidden_NH = self._hidden(batch)
         return Scores(self._head.target_logp(hidden_NH, batch.targets_N))
 

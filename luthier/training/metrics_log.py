@@ -83,7 +83,8 @@ def plot_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(steps, losses, color="#1f6f8b", linewidth=1.6, marker="s", markersize=4, label="evaluation")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per target)")
-    axes.set_title(title, fontsize=10)
+    if title.isascii():  # matplotlib's own font has no other letters, and would draw boxes
+        axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     if trained or evaluated:
         axes.legend(frameon=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.config.plugins import OPTIMIZERS
 from luthier.config.schema import RunConfig
@@ -70,16 +70,18 @@ def _refuse_unsavable_state(build: Any, config: RunConfig) -> None:
             )
 
 
-def make_scheduler(config: RunConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+def make_scheduler(config: RunConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """The learning-rate schedule, by transformers' own functions."""
     from transformers import get_scheduler
 
     training = config.training
     kwargs: dict[str, Any] = dict(training.lr_scheduler_kwargs)
-    if "num_cycles" in kwargs and training.lr_scheduler_type == "cosine_with_restarts":
-        kwargs["num_cycles"] = int(kwargs["num_cycles"])
     try:
-        schedule: LRScheduler = get_scheduler(
+        if "num_cycles" in kwargs and training.lr_scheduler_type == "cosine_with_restarts":
+            if kwargs["num_cycles"] != int(kwargs["num_cycles"]):
+                raise ValueError(f"num_cycles must be a whole number, found {kwargs['num_cycles']}")
+            kwargs["num_cycles"] = int(kwargs["num_cycles"])
+        schedule: LambdaLR = get_scheduler(
             training.lr_scheduler_type,
             optimizer,
             num_warmup_steps=warmup_steps(training.warmup_steps, total_steps),
@@ -139,4 +141,16 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str,
         optimizer.state[parameter][key] = value.to(parameter.device) if isinstance(value, Tensor) else value
     for group, kept in zip(optimizer.param_groups, rest["param_groups"], strict=True):
         for key, value in kept.items():
-            group[key] = tuple(value) if isinstance(value, list) else value
+            # settings are the config's, which may have been changed on purpose; what an optimizer counts is the state's
+            if key not in optimizer.defaults and key not in ("lr", "initial_lr"):
+                group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def restore_scheduler(scheduler: LambdaLR, optimizer: Optimizer, last_epoch: int) -> None:
+    """Put a schedule where it was after `last_epoch` steps; its shape is the config's of now."""
+    scheduler.last_epoch = last_epoch
+    scheduler._step_count = last_epoch + 1
+    rates = [base * shape(last_epoch) for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    scheduler._last_lr = rates
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -96,7 +96,15 @@ def feed(batches: StepBatches, epoch: int, first: int, last: int, workers: int) 
     from torch.utils.data import DataLoader
 
     # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
-    yield from DataLoader(batches, batch_size=None, sampler=places, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    yield from DataLoader(batches, batch_size=None, sampler=places, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_ignore_signals)  # type: ignore[arg-type]
+
+
+def _ignore_signals(worker: int) -> None:
+    """A stop that reaches the whole process group is the training process's to handle: it ends its workers."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(step: list[Batch]) -> list[Batch]:

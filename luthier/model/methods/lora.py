@@ -6,10 +6,11 @@ use_dora its magnitude is learnt apart from its direction (Liu et al. 2024, http
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.config.schema import MethodOptions
 from luthier.foundation.errors import ModelError
@@ -28,7 +29,7 @@ class Options(MethodOptions):
     alpha: float = Field(16, gt=0, description="The update is scaled by alpha / rank (peft: lora_alpha).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input (peft: lora_dropout).")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
-    target_modules: str | list[str] = Field(
+    target_modules: str | Annotated[list[str], Field(min_length=1)] = Field(
         "all-linear",
         description="Modules that get an update: all-linear (the head excepted), names, or a regular expression.",
     )
@@ -43,6 +44,12 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 2e-4
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> Options:
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init: orthogonal needs an even rank, found {self.rank}")
+        return self
 
 
 class Lora:
@@ -64,8 +71,11 @@ class Lora:
 
         self._check_names(model)
         torch.manual_seed(how.seed)
-        with quiet_peft():
-            tuned: Any = get_peft_model(model, self._peft_config(model, how))
+        try:
+            with quiet_peft():
+                tuned: Any = get_peft_model(model, self._peft_config(model, how))
+        except ValueError as error:
+            raise ModelError(f"peft can't put LoRA on {type(model).__name__} so: {error}", "Change the method's settings.") from error
         tuned.peft_config["default"].base_model_name_or_path = how.base_name
         tuned.peft_config["default"].revision = how.revision
         trainable_to_float32(tuned, how.pure_bf16)
@@ -95,28 +105,26 @@ class Lora:
             fan_in_fan_out=convolved,  # GPT-2's Conv1D keeps its weight transposed
         )
 
-    @staticmethod
-    def _token_rows(model: PreTrainedModel, how: Apply) -> dict[str, list[int]] | None:
+    def _token_rows(self, model: PreTrainedModel, how: Apply) -> dict[str, list[int]] | None:
         """New rows of the embedding, and of the head where it is not tied (peft follows the tie by itself)."""
         if not how.new_token_ids:
             return None
-        rows = list(how.new_token_ids)
-        wanted = [model.get_input_embeddings()]
-        if not model.config.get_text_config().tie_word_embeddings:
-            wanted.append(model.get_output_embeddings())
-        names = {id(module): name for name, module in model.named_modules()}
-        return {names[id(module)].split(".")[-1]: rows for module in wanted}
+        tied = model.config.get_text_config().tie_word_embeddings
+        modules = [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()])
+        names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
+        whole = set(self.options.modules_to_save)  # those learn every row anyway
+        if tied and whole & {names[id(model.get_output_embeddings())], names[id(modules[0])]}:
+            return None
+        return {names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole} or None
 
     def _check_names(self, model: PreTrainedModel) -> None:
-        import re
-
-        names = [name for name, _ in model.named_modules()]
-        kinds = sorted(_linear_kinds(model))
+        modules = dict(model.named_modules())
         targets = self.options.target_modules
-        problems = []
-        for name in targets if isinstance(targets, list) else []:
-            if not any(full == name or full.endswith(f".{name}") for full in names):
-                problems.append(f"method.target_modules names {name!r}")
+        problems = [
+            f"method.target_modules names {name!r}"
+            for name in (targets if isinstance(targets, list) else [])
+            if not any(_fits(modules[full]) for full in modules if full == name or full.endswith(f".{name}"))
+        ]
         if isinstance(targets, str) and targets != "all-linear":
             try:
                 pattern = re.compile(targets)
@@ -125,15 +133,18 @@ class Lora:
                     f"method.target_modules is the regular expression {targets!r}, which is broken: {error}.",
                     "Give a list of names, a valid expression, or all-linear.",
                 ) from error
-            if not any(pattern.fullmatch(full) for full in names):
+            matched = [full for full in modules if pattern.fullmatch(full)]
+            if not matched or not all(_fits(modules[full]) for full in matched):
                 problems.append(f"method.target_modules is the expression {targets!r}")
-        for name in self.options.modules_to_save:
-            if not any(full == name or full.endswith(f".{name}") for full in names):
-                problems.append(f"method.modules_to_save names {name!r}")
+        problems += [
+            f"method.modules_to_save names {name!r}"
+            for name in self.options.modules_to_save
+            if not any(full == name or full.endswith(f".{name}") for full in modules)
+        ]
         if problems:
             raise ModelError(
-                f"{'; '.join(problems)}, which matches no module of {type(model).__name__}.",
-                f"Its linear modules are: {', '.join(kinds)}; all-linear takes them all.",
+                f"{'; '.join(problems)}, which matches no module of {type(model).__name__} that LoRA can stand beside.",
+                f"Its linear modules are: {', '.join(sorted(_linear_kinds(model)))}; all-linear takes them all.",
             )
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -148,6 +159,14 @@ class Lora:
         from safetensors.torch import load_file
 
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
+def _fits(module: nn.Module) -> bool:
+    """Whether LoRA can stand beside a module."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
 
 
 def _linear_kinds(model: nn.Module) -> set[str]:

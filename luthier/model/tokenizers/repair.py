@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from luthier.model.loading import both_embeddings, grow_embeddings
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FALLBACK_EOS = "<|endoftext|>"
+SAMPLING_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +93,13 @@ def fit_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mended
     import torch
 
     changes = []
-    embedding = model.get_input_embeddings().weight
-    rows = embedding.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]
     old = min(rows, min(mended.new_token_ids, default=rows))
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if grow_embeddings(model, tokenizer):
         changes.append(f"the embedding grows from {rows} to {len(tokenizer)} rows")
-    if mended.new_token_ids:
-        with torch.no_grad():
-            for weight in {
-                id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())
-            }.values():
-                weight[list(mended.new_token_ids)] = weight[:old].mean(dim=0)
+    with torch.no_grad():
+        for weight in both_embeddings(model) if mended.new_token_ids else ():
+            weight[list(mended.new_token_ids)] = weight[:old].mean(dim=0)
     text = model.config.get_text_config()
     text.pad_token_id = tokenizer.pad_token_id
     text.eos_token_id = tokenizer.eos_token_id
@@ -114,4 +112,10 @@ def fit_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mended
         generation.pad_token_id = tokenizer.pad_token_id
         if before is not None and before != generation.eos_token_id:
             changes.append(f"generation stops at token ids {generation.eos_token_id} (the model folder said {before})")
+        if not generation.do_sample and any(
+            getattr(generation, name) not in (None, neutral) for name, neutral in SAMPLING_NEUTRAL.items()
+        ):
+            # transformers refuses to save such a file, which would end a run at its first checkpoint
+            generation.do_sample = True
+            changes.append("generation_config.json set sampling options without do_sample; do_sample is set")
     return changes

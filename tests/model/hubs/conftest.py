@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stand_in_hub import Repository, StandInHub
+
+from tests.model.hubs.stand_in_hub import Repository, StandInHub
 
 SHARD_BYTES = 24 * 1024 * 1024  # the Hugging Face client writes in pieces of 10 MiB
 CLIENT_VARIABLES = ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "USE_MODELSCOPE_HUB",

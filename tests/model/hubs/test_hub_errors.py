@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_in_hub import COMMIT, Repository, StandInHub
 
 from luthier.commands import models
 from luthier.foundation.errors import HubError, ModelError, UserError
+from tests.model.hubs.stand_in_hub import COMMIT, Repository, StandInHub
 
 
 @pytest.fixture

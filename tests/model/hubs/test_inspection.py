@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import safetensors_bytes
-from stand_in_hub import COMMIT, StandInHub
 
 from luthier.commands import models
 from luthier.foundation.errors import HubError, ModelError
 from luthier.model.inspection import check_folder, fingerprint
+from tests.model.hubs.conftest import safetensors_bytes
+from tests.model.hubs.stand_in_hub import COMMIT, StandInHub
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 538090408\n"
 

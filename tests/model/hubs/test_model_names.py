@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import safetensors_bytes
-from stand_in_hub import StandInHub
 
 from luthier.config.plugins import HUBS
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import HubError, ModelError, UserError
 from luthier.model.hub import FetchRequest
 from luthier.model.resolving import load_hub, locate, resolve
+from tests.model.hubs.conftest import safetensors_bytes
+from tests.model.hubs.stand_in_hub import StandInHub
 
 
 @pytest.fixture

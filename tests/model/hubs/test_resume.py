@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_in_hub import StandInHub
 
 from luthier.commands import models
+from tests.model.hubs.stand_in_hub import StandInHub
 
 MEBI = 1024 * 1024
 Start = Callable[..., subprocess.Popen[str]]
