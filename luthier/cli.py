@@ -162,7 +162,7 @@ def export(
     out: Annotated[str, typer.Argument(help="The folder to write.")],
     format: Annotated[str, typer.Option(help="merged: a whole model; adapter: peft's format.")] = "merged",
     max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 5GB.")] = "5GB",
-    dtype: Annotated[str, typer.Option(help="auto (as trained), float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (the base model's own), float32, bfloat16, float16.")] = "auto",
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,

@@ -109,6 +109,8 @@ def write_rows(path: Path, count: int = 24, seed: int = 0) -> Path:
 
 def config_for(model: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
     """A quick run: 12 steps of 4 rows, a line each."""
+    if training.get("save_strategy", "steps") == "steps":
+        training = {"save_steps": 4, **training}
     return {
         "model": str(model),
         "data": {"train": str(rows), "cutoff_length": 64},
@@ -120,7 +122,6 @@ def config_for(model: Path, rows: Path, out: Path, **training: Any) -> dict[str,
             "learning_rate": 5e-3,
             "logging_steps": 1,
             "save_strategy": "steps",
-            "save_steps": 4,
             "use_cpu": True,
             **training,
         },

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from luthier.commands.setup import Setup
 from luthier.config.schema import RunConfig
@@ -19,13 +20,13 @@ from luthier.model.merging import merge
 from luthier.model.method import count_parameters
 from luthier.model.tokenizers.repair import fit_model
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.training.callbacks import Bridge, make_callbacks
+from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engines.single import build as build_engine
 from luthier.training.interruption import StopRequest
-from luthier.training.loop import Fit
 from luthier.training.metrics_log import MetricsLog
 from luthier.training.optimization import make_optimizer, make_scheduler
+from luthier.training.run import Fit
 
 
 def assemble(
@@ -33,20 +34,19 @@ def assemble(
     folder: Path,
     device: torch.device,
     checkpoints: Checkpoints,
-    command: str,
+    callbacks: list[TrainerCallback],
+    resume_command: str,
     *,
     trust_remote_code: bool = False,
 ) -> Fit:
     """Read the weights and put the run together."""
     config = setup.config
-    callbacks = make_callbacks(config)
     model, base_name = _base_model(setup, folder, device, trust_remote_code)
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
     tuned = setup.method.apply(model, setup.apply_settings(base_name))
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
-    model.config.use_cache = False
     scorer = Scorer(tuned, config.model.attention, setup.tokenizer.pad_token_id or 0)
     if scorer.route == "padded" and config.model.attention == "auto":
         say(f"attention: padded rows, because {scorer.finding.reason}")
@@ -75,7 +75,7 @@ def assemble(
         stop=StopRequest(),
         report=lambda step, values: None,
         say=say,
-        resume_command=f"{command} --resume",
+        resume_command=resume_command,
     )
 
 
@@ -88,7 +88,13 @@ def _base_model(setup: Setup, folder: Path, device: torch.device, trust_remote_c
 
     training = setup.config.training
     dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, device)
-    if setup.method.saves == "model" and not (training.bf16 or training.fp16 or training.pure_bf16):
+    if setup.method.saves == "model" and training.pure_bf16:
+        dtype = torch.bfloat16
+    elif setup.method.saves == "model" and dtype != torch.float32 and not (training.bf16 or training.fp16):
+        if setup.config.model.dtype != "auto":
+            say(
+                f"model: model.dtype {setup.config.model.dtype} needs training.bf16 or fp16 with method {setup.config.method.name}; float32 is used"
+            )
         dtype = torch.float32  # float32 weights can't be multiplied with 16-bit activations without autocast
     source = setup.source
     if source.adapter is None:
@@ -124,9 +130,3 @@ def save_model(setup: Setup, model: nn.Module, folder: Path) -> None:
     generation = transformers_model(model).generation_config
     if generation is not None:
         generation.save_pretrained(folder)
-
-
-def checkpoint_bytes(setup: Setup) -> int:
-    """About what a checkpoint takes: weights (all of them or the trained ones) and two AdamW moments, in float32, and 16 MB beside."""
-    weights = setup.count.total if setup.method.saves == "model" else setup.count.trainable
-    return 4 * weights + 8 * setup.count.trainable + 16 * 1024**2

@@ -6,11 +6,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from luthier.config.schema import ModelConfig
 from luthier.data.records import Message
@@ -125,13 +122,14 @@ def open_talker(
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
     renderer = Renderer(tokenizer, template)
-    base_source = _base_of_run(source) if compare_base and source.adapter is None else None
+    base_source = _base_to_load(source) if compare_base else None
     device = choose_device()
     dtype = loading.choose_dtype("auto", model_config, device)
     tuned = loading.load(source, dtype, trust_remote_code=trust_remote_code).to(device).eval()
-    base = (
-        loading.load(base_source, dtype, trust_remote_code=trust_remote_code).to(device).eval() if base_source else None
-    )
+    base = None
+    if base_source is not None:
+        base = loading.load(base_source, dtype, trust_remote_code=trust_remote_code).to(device).eval()
+        loading.grow_embeddings(base, tokenizer)  # it is asked in the tuned model's words, some of which may be new
     return Talker(tuned, tokenizer, renderer, _stops(source, tuned, renderer), sampling, base)
 
 
@@ -146,18 +144,25 @@ def _stops(source: ModelSource, model: Any, renderer: Renderer) -> tuple[int, ..
     return tuple(dict.fromkeys([*renderer.stop_token_ids, *ids]))
 
 
-def _base_of_run(source: ModelSource) -> ModelSource:
-    """The model that a run of whole weights started from, as its config.yaml says."""
-    from luthier.model import loading
+def _base_to_load(source: ModelSource) -> ModelSource | None:
+    """The base model to load beside the tuned one; None where switching the adapter off gives it.
 
-    for folder in (source.base, *source.base.resolve().parents[:2]):
-        if (folder / "run.json").exists() and (folder / "config.yaml").exists():
-            settings = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
-            return loading.find(ModelConfig.model_validate(settings["model"]))
-    raise UserError(
-        f"{source.base} is a whole model outside of a run, so its base is not known.",
-        "--compare-base takes a run, a checkpoint in a run, or an adapter.",
-    )
+    Raises:
+        UserError: a whole model that no run remembers the base of.
+    """
+    from luthier.model.loading import ModelSource, base_of_run
+
+    if source.adapter is not None:
+        settings = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        # trained biases are the base's own parameters: they stay when the adapter is switched off
+        return None if settings.get("bias", "none") == "none" else replace(source, adapter=None)
+    base = base_of_run(source.base)
+    if base is None:
+        raise UserError(
+            f"{source.base} is a whole model outside of a run, so its base is not known.",
+            "--compare-base takes a run, a checkpoint in a run, or an adapter.",
+        )
+    return ModelSource(base, None, str(base), None, "")
 
 
 def _converse(talker: Talker, opening: list[Message], compare_base: bool) -> None:
@@ -203,6 +208,6 @@ def _side_by_side(result: ChatResult) -> None:
 
     table = Table("base", "tuned", title=Text(result.prompt), title_justify="left", expand=True)
     for column in table.columns:
-        column.ratio = 1
+        column.ratio, column.overflow = 1, "fold"  # Chinese has no spaces to break at
     table.add_row(Text(result.base_answer or ""), Text(result.answer))
     Console().print(table)

@@ -126,17 +126,23 @@ def _print(
     shown: ShownRows, examples: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase, console: Console
 ) -> None:
     for source in shown.sources:
-        console.print(f"{source.path}: {source.kept:,} rows, format {source.format} ({source.reason})", markup=False)
+        console.print(
+            f"{source.path}: {source.kept:,} rows, format {source.format} ({source.reason})",
+            markup=False,
+            soft_wrap=True,
+        )
     if shown.template is not None:
-        console.print(f"template: {shown.template}", markup=False)
+        console.print(f"template: {shown.template}", markup=False, soft_wrap=True)
     for note in shown.notes:
-        console.print(note, markup=False)
-    console.print(LEGEND, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(LEGEND, markup=False, soft_wrap=True)
     for example in examples:
         cut = f", cut from {example.untruncated_length:,}" if example.truncated else ""
         nothing = "; NOTHING here is trained: it will be left out" if not example.targets else ""
         console.rule(f"{example.origin}", align="left")
-        console.print(f"{example.tokens:,} tokens{cut}, {example.targets:,} targets{nothing}", markup=False)
+        console.print(
+            f"{example.tokens:,} tokens{cut}, {example.targets:,} targets{nothing}", markup=False, soft_wrap=True
+        )
         for number, spans in enumerate(spans_of(example, tokenizer), 1):
             if len(example.sequences) > 1:
                 console.print(
@@ -144,4 +150,4 @@ def _print(
                 )
             console.print(coloured(spans, tokenizer), soft_wrap=True)
     for line in shown.left_out:
-        console.print(f"left out: {line}", markup=False)
+        console.print(f"left out: {line}", markup=False, soft_wrap=True)

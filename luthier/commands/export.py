@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -37,15 +38,10 @@ def export(
     """
     from luthier.model import loading
 
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r} is unknown.", f"Choose one of {', '.join(DTYPES)}.")
     module = EXPORTERS.load(format)
     exporter: Exporter = module.build(module.Options(name=format))
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise UserError(
-            f"{str(target)!r} is there already and not empty.", "Choose another folder, or replace it with --overwrite."
-        )
+    target = Path(out).expanduser()
+    _check_options(target, dtype, max_shard_size, overwrite)
     source = loading.find(ModelConfig(name=model))
     parts = [part.resolve() for part in (source.base, source.adapter) if part is not None]
     if any(part == target.resolve() or target.resolve() in part.parents for part in parts):
@@ -75,3 +71,16 @@ def export(
         f"(the largest logit is {measured.largest_logit:.3g})."
     )
     return result
+
+
+def _check_options(target: Path, dtype: str, max_shard_size: str, overwrite: bool) -> None:
+    """Raise UserError for what can be refused before the model is looked for."""
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown.", f"Choose one of {', '.join(DTYPES)}.")
+    limit = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", max_shard_size.strip(), re.IGNORECASE)
+    if limit is None or float(limit[1]) <= 0:
+        raise UserError(f"--max-shard-size {max_shard_size!r} is no size.", "Write it like 5GB or 500MB.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise UserError(
+            f"{str(target)!r} is there already and not empty.", "Choose another folder, or replace it with --overwrite."
+        )

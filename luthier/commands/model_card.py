@@ -16,8 +16,9 @@ def model_card(config: RunConfig, base: str, state: TrainerState) -> str:
     """What the model is made of and how: base, data, settings, losses."""
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     evaluated = [line["eval_loss"] for line in state.log_history if "eval_loss" in line]
+    local = Path(base).is_absolute()
     facts = [
-        f"- base model: `{base}`",
+        f"- base model: `{config.model.name if local else base}`",
         f"- stage and method: {config.stage.name}, {config.method.name}",
         f"- data: {', '.join(f'`{entry.path}`' for entry in config.data.train)}",
         f"- steps: {state.global_step}",
@@ -27,7 +28,7 @@ def model_card(config: RunConfig, base: str, state: TrainerState) -> str:
     if evaluated:
         facts.append(f"- evaluation loss: {evaluated[0]:.4f} at first, {evaluated[-1]:.4f} at last")
     header = ["---", "library_name: peft" if config.method.name == "lora" else "library_name: transformers"]
-    if not base.startswith(("/", "\\")) and ":" not in base:
+    if not local:
         header.append(f"base_model: {base}")  # a hub id; a path on this machine would mean nothing elsewhere
     return "\n".join(
         [

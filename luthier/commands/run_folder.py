@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,39 +26,101 @@ RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 # what `train` writes, and what --overwrite removes: nothing else in the folder is touched
 FILES = (RUN_FILE, CONFIG_FILE, "metrics.jsonl", "trainer_state.json", "loss.png", "rejected.jsonl")
-FOLDERS = ("checkpoints", "final", "base")
+FOLDERS = ("checkpoints", "final", "base", "tensorboard")
+LEARNT = ("checkpoints", "final", "metrics.jsonl")  # a folder with none of these holds nothing worth keeping
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "safetensors")
 # a resumed run must be the run it goes on with
 FIXED = ("model", "data", "stage", "method")
 
 
-def check_claim(folder: Path, *, resume: bool, overwrite: bool, command: str) -> None:
+def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: str) -> None:
     """Whether a run may use the folder; changes nothing.
 
     Raises:
-        UserError: it holds another run, and neither --resume nor --overwrite was given; or both were.
+        UserError: it can't be written, or holds another run and neither --resume nor --overwrite was given; or what
+            it holds was not written by luthier, and would be lost.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.", "Go on with the run, or start it anew.")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {str(folder)!r} is a file.", "Choose a folder.")
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "is no folder" if not existing.is_dir() else "can't be written to"
+        raise UserError(f"output_dir {str(folder)!r} can't be used: {existing} {what}.", "Choose another output_dir.")
     held = holds(folder)
-    if held and not (resume or overwrite):
+    if not held:
+        return
+    if not (folder / RUN_FILE).exists():
         raise UserError(
-            f"output_dir {str(folder)!r} holds another run ({', '.join(held)}).",
-            f"Choose another output_dir, go on with `{command} --resume`, or start anew with --overwrite, which removes it.",
+            f"output_dir {str(folder)!r} holds {', '.join(held)}, which no run of luthier's left there (it has no {RUN_FILE}).",
+            "Choose another output_dir: a run writes files of these names.",
+        )
+    learnt = [name for name in LEARNT if (folder / name).exists()]
+    if resume and (folder / "final").exists() and not any((folder / "checkpoints").glob("step-*")):
+        raise UserError(
+            f"output_dir {str(folder)!r} holds a finished run without checkpoints, so there is nothing to go on from.",
+            "Choose another output_dir, or start anew with --overwrite, which removes it.",
+        )
+    if learnt and not (resume or overwrite):
+        raise UserError(
+            f"output_dir {str(folder)!r} holds another run ({', '.join(learnt)}).",
+            f"Choose another output_dir, go on with `{resume_command}`, or start anew with --overwrite, which removes it.",
         )
 
 
-def claim(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder, and with `overwrite` remove what an earlier run left: only what `train` writes."""
-    for name in holds(folder) if overwrite else ():
+def check_not_inside(folder: Path, parts: Sequence[Path]) -> None:
+    """Refuse to remove a run that the new one starts from.
+
+    Raises:
+        UserError: a part of the model is in what --overwrite would remove.
+    """
+    doomed = [(folder / name).resolve() for name in holds(folder)]
+    for part in parts:
+        if any(path == part.resolve() or path in part.resolve().parents for path in doomed):
+            raise UserError(
+                f"--overwrite would remove {part}, which is the model to start from.", "Choose another output_dir."
+            )
+
+
+def claim(folder: Path, *, anew: bool) -> None:
+    """Make the folder, and for a run that starts anew remove what an earlier one left: only what `train` writes."""
+    for name in holds(folder) if anew else ():
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output_dir {str(folder)!r} can't be made: {error.strerror}.", "Choose another output_dir."
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run's folder to one process.
+
+    Raises:
+        UserError: another process trains into it now.
+    """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"another process is training into {str(folder)!r} now.", "Wait for it, or choose another output_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
 
 
 def holds(folder: Path) -> list[str]:
@@ -79,9 +143,14 @@ def versions() -> dict[str, str]:
 
 
 def write_start(
-    folder: Path, config: RunConfig, fingerprints: Mapping[str, str], hardware: Mapping[str, Any], command: str
+    folder: Path,
+    config: RunConfig,
+    base_folder: Path,
+    fingerprints: Mapping[str, str],
+    hardware: Mapping[str, Any],
+    command: str,
 ) -> None:
-    """config.yaml and run.json at a run's start."""
+    """config.yaml and run.json at a run's start; `base_folder` is where the base model stands on this machine."""
     write_text(folder / CONFIG_FILE, dump_yaml(config))
     write_json(
         folder / RUN_FILE,
@@ -89,6 +158,7 @@ def write_start(
             "format_version": FORMAT_VERSION,
             "status": "running",
             "versions": versions(),
+            "base_folder": str(base_folder.absolute()),
             "fingerprints": dict(fingerprints),
             "hardware": dict(hardware),
             "command": command,
@@ -123,12 +193,11 @@ def check_same_run(
     )
     changes = differences(before, dump(config))
     refused = [change for change in changes if change.split(".")[0].split(":")[0] in FIXED]
-    names = {"data": "the data's bytes or tokens", "model": "the model's files"}
-    refused += [
-        f"{names[key]} are not those of the checkpoint"
-        for key in names
-        if not changes and saved.get(key) != fingerprints[key]
-    ]
+    if saved.get("model") != fingerprints["model"]:
+        refused.append("the model's files are not those of the checkpoint")
+    reseeded = any(change.startswith(("training.seed:", "training.data_seed:")) for change in changes)
+    if saved.get("data") != fingerprints["data"] and not reseeded:  # the seeds choose samples and splits
+        refused.append("the data's bytes or tokens are not those of the checkpoint")
     if refused:
         raise UserError(
             f"the run in {folder} can't go on, since this is another one: {'; '.join(refused)}.",

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.config.plugins import METHODS, STAGES
 from luthier.config.schema import DataConfig, RunConfig
 from luthier.data.preparing import PreparedData, prepare, write_rejected
 from luthier.data.rendering import AUTO, Renderer
 from luthier.data.template_files import load_template
+from luthier.foundation.errors import ConfigError, ModelError, UserError
+from luthier.foundation.files import need_file
 from luthier.model import loading
 from luthier.model.method import Apply, Method, ParameterCount, count_parameters
 from luthier.model.tokenizers.repair import Repair, fit_model, repair
+from luthier.scoring.probe import probe
+from luthier.training.callbacks import callback_problems
+from luthier.training.optimization import check_schedule
 from luthier.training.schedule import Schedule
 from luthier.training.stage import Stage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Setup:
             seed=self.config.training.seed,
             new_token_ids=self.repaired.new_token_ids,
             base_name=base_name or self.source.base_name,
-            revision=self.source.revision,
+            revision=None if base_name else self.source.revision,
             pure_bf16=self.config.training.pure_bf16,
         )
 
@@ -82,6 +88,7 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     Raises:
         UserError: whatever of it can't be used.
     """
+    _check_together(config)
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
     method: Method = METHODS.load(config.method.name).build(config.method)
     source = loading.find(config.model)
@@ -94,7 +101,6 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     data = prepare(config, tokenizer, encoder=stage.encoder, encoder_options=stage.encoder_options, renderer=renderer)
     for remark in data.report.remarks():
         say(remark)
-    _warn_of_length(config, model_config, say)
     training = config.training
     schedule = Schedule(
         examples=len(data.train),
@@ -106,24 +112,76 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
         shuffle=config.data.shuffle,
     )
     setup = Setup(config, source, model_config, tokenizer, mended, stage, method, data, schedule, ParameterCount(0, 0))
-    setup.count = _count(setup, trust_remote_code)
+    setup.count = _look_at_skeleton(setup, trust_remote_code, say)
     return setup
 
 
-def _count(setup: Setup, trust_remote_code: bool) -> ParameterCount:
-    """Apply the method to the model's skeleton: names that match nothing are found before weights are read."""
+def _check_together(config: RunConfig) -> None:
+    """What can be wrong without the other parts, told at once: model, files, template, schedule, callbacks.
+
+    Raises:
+        ConfigError: several problems. UserError: the only one.
+    """
+    problems: list[UserError] = []
+
+    def attempt(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except UserError as error:
+            problems.append(error)
+
+    attempt(lambda: loading.find(config.model))
+    for name in ("train", "validation", "test"):
+        entries = getattr(config.data, name)
+        for entry in entries if isinstance(entries, list) else ():
+            attempt(partial(need_file, Path(entry.path), f"the {name} file"))
+    if config.data.template != AUTO:
+        attempt(lambda: load_template(config.data.template))
+    attempt(lambda: check_schedule(config))
+    found = callback_problems(config)
+    if found:
+        problems.append(ConfigError(found))
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError([line for problem in problems for line in _lines(problem)])
+
+
+def _lines(error: UserError) -> list[str]:
+    return error.problems if isinstance(error, ConfigError) else [f"{error.problem} {error.remedy}".strip()]
+
+
+def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str], None]) -> ParameterCount:
+    """Apply the method to the model without weights: names that match nothing, models that can't be trained and rows
+    longer than the model can hold are found before anything large is read."""
     model = loading.skeleton(setup.model_config, trust_remote_code=trust_remote_code)
+    probe(setup.model_config, type(model), need_segments=setup.config.model.attention != "padded").choose(
+        setup.config.model.attention
+    )
+    _check_positions(setup, model, say)
     fit_model(model, setup.tokenizer, setup.repaired)
     return count_parameters(setup.method.apply(model, setup.apply_settings()))
 
 
-def _warn_of_length(config: RunConfig, model_config: Any, say: Callable[[str], None]) -> None:
-    longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and config.data.cutoff_length > longest:
-        say(
-            f"data.cutoff_length is {config.data.cutoff_length}, but the model knows positions up to {longest}: "
-            "longer examples will be trained poorly or fail"
-        )
+def _check_positions(setup: Setup, model: PreTrainedModel, say: Callable[[str], None]) -> None:
+    """Rows longer than the positions a model knows: an error where positions are looked up, else a warning.
+
+    Raises:
+        ModelError: learned positions, and an example longer than their table.
+    """
+    from torch import nn
+
+    known = getattr(setup.model_config.get_text_config(), "max_position_embeddings", None)
+    sets = (setup.data.train, setup.data.validation, setup.data.test)
+    longest = max((len(sequence.input_ids) for part in sets for row in part for sequence in row.sequences), default=0)
+    if not isinstance(known, int) or longest <= known:
+        return
+    words = model.get_input_embeddings()
+    learned = any(isinstance(m, nn.Embedding) and m is not words and m.num_embeddings >= known for m in model.modules())
+    what = f"an example has {longest} tokens, but the model knows positions up to {known}"
+    if learned:
+        raise ModelError(f"{what}, each with a learned embedding.", f"Set data.cutoff_length to {known} or less.")
+    say(f"{what}: what lies beyond will be learnt poorly")
 
 
 def leave_rejected(setup: Setup, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 from luthier.commands import run_folder
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
+from luthier.foundation.errors import Interrupted
 from luthier.foundation.progress import TrainingProgress, say
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.commands.setup import Setup
-    from luthier.training.loop import Fit
+    from luthier.training.checkpoints import Checkpoints
+    from luthier.training.run import Fit
 
 
 @dataclass
@@ -66,54 +71,63 @@ def train(
     config = load(source, overrides)
     folder = Path(config.output_dir)
     command = command_line(source, overrides)
-    run_folder.check_claim(folder, resume=resume, overwrite=overwrite, command=command)
+    run_folder.check_claim(folder, resume=resume, overwrite=overwrite, resume_command=resuming(command))
 
-    import torch
-
-    from luthier.commands.assembly import assemble, checkpoint_bytes
+    from luthier.commands.assembly import assemble
     from luthier.commands.setup import leave_rejected, set_up
-    from luthier.foundation.devices import choose_device, cpu_name_and_flags
-    from luthier.training.checkpoints import Checkpoints, need_space
+    from luthier.foundation.devices import choose_device
+    from luthier.training.callbacks import make_callbacks
+    from luthier.training.checkpoints import Checkpoints
     from luthier.training.exhaustion import memory_explained
-    from luthier.training.loop import restore
     from luthier.training.precision import warn_of_slow_precision
+    from luthier.training.saving import restore
 
     device = choose_device(config.training.use_cpu)
     warn_of_slow_precision(config, device, say)
     setup = set_up(config, trust_remote_code=trust_remote_code, say=say)
-    say(
-        f"data: {len(setup.data.train):,} examples, {sum(e.tokens for e in setup.data.train):,} tokens, "
-        f"{sum(e.targets for e in setup.data.train):,} of them trained"
-    )
-    say(f"model: {setup.count}")
+    _say_counts(setup)
+    callbacks = make_callbacks(config)
+    fingerprints, hardware = identity(setup, device)
+    checkpoints = Checkpoints(folder / "checkpoints", config.training.save_total_limit, fingerprints)
+    with run_folder.locked(folder):
+        run_folder.check_claim(
+            folder, resume=resume, overwrite=overwrite, resume_command=resuming(command)
+        )  # again: now nobody else can
+        checkpoint = checkpoints.newest(say) if resume else None
+        if checkpoint is not None:
+            saved = checkpoint.manifest["fingerprints"]
+            run_folder.check_same_run(folder, config, fingerprints, saved, hardware, say)
+        else:
+            run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
+        check_space(setup, folder, checkpoints)
+        if resume and checkpoint is None:
+            say("There is no checkpoint to go on from: the run starts at the beginning.")
+        run_folder.claim(folder, anew=checkpoint is None)
+        leave_rejected(setup, folder)
+        run_folder.write_start(folder, config, setup.source.base, fingerprints, hardware, command)
+        with _end_noted(folder), memory_explained(config, checkpoints.folder, resuming(command)):
+            run = assemble(
+                setup, folder, device, checkpoints, callbacks, resuming(command), trust_remote_code=trust_remote_code
+            )
+            if checkpoint is not None:
+                setup.method.load(run.model, checkpoint.path)
+                restore(run, checkpoint)
+                say(f"Going on from {checkpoint.path.name}.")
+            result = _run(setup, run, folder)
+    _say_what_next(result, config)
+    return result
+
+
+def identity(setup: Setup, device: torch.device) -> tuple[dict[str, str], dict[str, Any]]:
+    """What makes a run this run: fingerprints of config, data and model; and the hardware that decides the last bits."""
+    from luthier.foundation.devices import compute_threads, cpu_name_and_flags
+
     fingerprints = {
-        "config": run_folder.config_fingerprint(config),
+        "config": run_folder.config_fingerprint(setup.config),
         "data": setup.data.fingerprint,
         "model": setup.source.fingerprint,
     }
-    hardware = {"cpu": cpu_name_and_flags()[0], "device": str(device), "threads": torch.get_num_threads()}
-    run_folder.claim(folder, overwrite=overwrite)
-    checkpoints = Checkpoints(folder / "checkpoints", config.training.save_total_limit, fingerprints)
-    checkpoint = checkpoints.newest(say) if resume else None
-    if checkpoint is not None:
-        saved = checkpoint.manifest["fingerprints"]
-        run_folder.check_same_run(folder, config, fingerprints, saved, hardware, say)
-    elif resume:
-        say("There is no checkpoint to go on from: the run starts at the beginning.")
-        run_folder.claim(folder, overwrite=True)
-    need_space(folder, checkpoint_bytes(setup))
-    leave_rejected(setup, folder)
-    run_folder.write_start(folder, config, fingerprints, hardware, command)
-
-    with _end_noted(folder), memory_explained(config, checkpoints.folder, command):
-        run = assemble(setup, folder, device, checkpoints, command, trust_remote_code=trust_remote_code)
-        if checkpoint is not None:
-            setup.method.load(run.model, checkpoint.path)
-            restore(run, checkpoint)
-            say(f"Going on from {checkpoint.path.name}.")
-        result = _run(setup, run, folder)
-    _say_what_next(result, config)
-    return result
+    return fingerprints, {"cpu": cpu_name_and_flags()[0], "device": str(device), "threads": compute_threads()}
 
 
 def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
@@ -124,6 +138,9 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
 
     started = time.perf_counter()
     steps_before = run.bridge.state.global_step
+    if steps_before < run.schedule.total_steps:
+        # of a finished run that goes on: until it ends again, its newest checkpoint is the model
+        shutil.rmtree(folder / "final", ignore_errors=True)
     with TrainingProgress(run.schedule.total_steps, steps_before) as progress, run.stop:
         _report_to(run, progress)
         summary = fit(run)
@@ -139,7 +156,9 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     _write_final(run, folder, setup)
     write_json(folder / "trainer_state.json", run.bridge.export())
     plot_losses(
-        run.metrics.read(), folder / "loss.png", f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}"
+        run.metrics.read(),
+        folder / "loss.png",
+        f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}",
     )
     result = TrainResult(
         output_dir=str(folder),
@@ -161,8 +180,6 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
 
 def _write_final(run: Fit, folder: Path, setup: Setup) -> None:
     """final/: the trained model with a model card, sealed like a checkpoint."""
-    import shutil
-
     from luthier.commands.model_card import model_card
     from luthier.foundation.files import whole_folder, write_text
     from luthier.training.checkpoints import seal
@@ -196,14 +213,38 @@ def _report_to(run: Fit, progress: TrainingProgress) -> None:
     run.say = progress.message
 
 
+def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:
+    """Refuse a run whose checkpoints do not fit: those it keeps, one more while it is written, and final/.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    from luthier.training.checkpoints import need_space
+
+    training = setup.config.training
+    beside = [*setup.source.tokenizer.glob("tokenizer*"), *setup.source.tokenizer.glob("*.jinja")]
+    state = sum(path.stat().st_size for path in beside if path.is_file()) + 2**18  # and JSON files
+    weights = 4 * (setup.count.total if setup.method.saves == "model" else setup.count.trainable)
+    one = weights + 8 * setup.count.trainable + state  # AdamW keeps two numbers for each trained one
+    every = (
+        training.save_steps if training.save_steps >= 1 else max(1, training.save_steps * setup.schedule.total_steps)
+    )
+    saves = {
+        "no": 0,
+        "epoch": setup.schedule.total_epochs,
+        "steps": int(setup.schedule.total_steps / every) + 1,
+    }[training.save_strategy]
+    kept = saves if training.save_total_limit is None else min(saves, training.save_total_limit + 1)
+    missing = max(1, kept - len(checkpoints.paths()))  # an interrupted run writes one in any case
+    need_space(folder, missing * one + weights + state)
+
+
 @contextmanager
 def _end_noted(folder: Path) -> Iterator[None]:
     """run.json says how a run ended, whatever the end."""
-    from luthier.foundation.errors import Interrupted
-
     try:
         yield
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         run_folder.write_end(folder, "interrupted", {})
         raise
     except BaseException as error:
@@ -215,13 +256,25 @@ def _end_noted(folder: Path) -> Iterator[None]:
 
 
 def command_line(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
-    """The command that starts the same run."""
-    parts = ["luthier", "train"]
-    if isinstance(source, (str, Path)):
-        parts.append(str(source))
-    elif source is not None:
-        parts.append("CONFIG")
-    return shlex.join([*parts, *overrides])
+    """The command that starts the same run, without secrets."""
+    if source is not None and not isinstance(source, (str, Path)):
+        return "luthier.train(config)"
+    shown = [setting for setting in overrides if not setting.startswith("model.token=")]
+    if any("token" in setting for setting in shown):  # inside model={...}
+        shown = [setting for setting in shown if not setting.startswith("model=")] + ["model=..."]
+    return shlex.join(["luthier", "train", *([str(source)] if source is not None else []), *shown])
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with a run."""
+    return "luthier.train(config, resume=True)" if command.startswith("luthier.train(") else f"{command} --resume"
+
+
+def _say_counts(setup: Setup) -> None:
+    tokens = sum(example.tokens for example in setup.data.train)
+    targets = sum(example.targets for example in setup.data.train)
+    say(f"data: {len(setup.data.train):,} examples, {tokens:,} tokens, {targets:,} of them trained")
+    say(f"model: {setup.count}")
 
 
 def _say_what_next(result: TrainResult, config: RunConfig) -> None:

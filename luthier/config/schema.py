@@ -5,10 +5,12 @@ Names are those of transformers' `TrainingArguments`, peft's configs and the pap
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -65,6 +67,16 @@ class OptimizerOptions(PluginOptions):
     """Base of every optimizer's `Options`."""
 
 
+def _whole_or_share(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"must be a whole number of steps, or a share of all steps below 1; found {value:g}")
+    return value
+
+
+def _expand_user(value: str) -> str:
+    return os.path.expanduser(value)
+
+
 def _name_to_mapping(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -108,7 +120,9 @@ class ModelConfig(Section):
 class DataEntry(Section):
     """One source of rows. Short form: its path."""
 
-    path: str = Field(description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file.")
+    path: Annotated[str, AfterValidator(_expand_user)] = Field(
+        description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file."
+    )
     format: str = Field(
         "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."
     )
@@ -186,7 +200,9 @@ def _no_is_a_word(value: Any) -> Any:
 
 
 Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no_is_a_word)]
-StepCount = Annotated[float, Field(gt=0)]
+
+
+StepCount = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
 
 
 class TrainingConfig(Section):
@@ -206,7 +222,9 @@ class TrainingConfig(Section):
     lr_scheduler_kwargs: dict[str, float] = Field(
         default_factory=dict, description="Further settings of the schedule: num_cycles, power, lr_end."
     )
-    warmup_steps: float = Field(0, ge=0, description="Steps of linear warm-up; below 1: a share of all steps.")
+    warmup_steps: Annotated[float, AfterValidator(_whole_or_share)] = Field(
+        0, ge=0, description="Steps of linear warm-up; below 1: a share of all steps."
+    )
     optim: str = Field("adamw", description="Optimizer: a name in luthier/training/optimizers, or a dotted path.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; none on norms and biases.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
@@ -249,7 +267,8 @@ class TrainingConfig(Section):
     )
     logging_first_step: bool = Field(False, description="Write a line for the first step too.")
     report_to: Annotated[list[str], BeforeValidator(_one_to_list, json_schema_input_type=str | list[str])] = Field(
-        default_factory=list, description="tensorboard, wandb, swanlab, mlflow: transformers' own callbacks."
+        default_factory=list,
+        description="tensorboard, wandb, swanlab, mlflow: through the callbacks that transformers or the service itself ships.",
     )
     run_name: str | None = Field(
         None, description="Name of the run at those services; unset: the output folder's name."
@@ -276,11 +295,31 @@ class TrainingConfig(Section):
                     f"load_best_model_at_end needs save_steps to be a multiple of eval_steps, found "
                     f"save_steps={self.save_steps:g}, eval_steps={self.eval_interval():g}"
                 )
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            problems.append("early_stopping_patience needs eval_strategy steps or epoch, found no")
+        problems += self._settings_without_effect()
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _settings_without_effect(self) -> list[str]:
+        """Settings that were changed from their default and that other settings keep from acting."""
+        rules = {
+            "eval_steps": (self.eval_strategy == "steps", "eval_strategy steps"),
+            "save_steps": (self.save_strategy == "steps", "save_strategy steps"),
+            "early_stopping_patience": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "early_stopping_threshold": (self.early_stopping_patience is not None, "early_stopping_patience"),
+            "metric_for_best_model": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "greater_is_better": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "warmup_steps": (
+                self.lr_scheduler_type != "constant",
+                "another lr_scheduler_type, such as constant_with_warmup",
+            ),
+        }
+        found = []
+        for name, (acts, needed) in rules.items():
+            value = getattr(self, name)
+            if not acts and value != type(self).model_fields[name].default:
+                found.append(f"{name}={value} has no effect: it needs {needed}")
+        return found
 
     def eval_interval(self) -> float:
         """Steps between evaluations, or a share of all steps below 1."""
@@ -306,7 +345,7 @@ class RunConfig(Section):
         description="Which weights learn, and how: lora (default), full, freeze."
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The loop's settings.")
-    output_dir: str = Field("runs/run", description="The run's folder.")
+    output_dir: Annotated[str, AfterValidator(_expand_user)] = Field("runs/run", description="The run's folder.")
 
     @model_validator(mode="after")
     def _agree(self) -> RunConfig:

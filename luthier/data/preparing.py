@@ -36,7 +36,7 @@ class PreparedData:
     Args:
         train, validation, test: examples in the files' order; empty where the config has no such split.
         report: what became of every row.
-        rejected: rows left out under `invalid_rows: reject`.
+        rejected: rows left out: invalid ones under `invalid_rows: reject`, too long ones, ones with nothing to learn.
         fingerprint: sha256 over everything that changes the tokens or their order.
     """
 
@@ -96,6 +96,8 @@ def prepare(
         encoded = chosen.encode(records)
         _refuse(encoded.rejected, data.invalid_rows)
         loaded.rejected.extend(encoded.rejected)
+        if chosen.record is Conversation:  # a block of joined documents is no row of anyone's
+            loaded.rejected.extend(_left_out(encoded, data.cutoff_length))
         loaded.report.splits[name], examples[name] = SplitReport.of(len(records), encoded)
         if not examples[name]:
             raise _nothing_to_learn(name, loaded.report.splits[name])
@@ -127,6 +129,15 @@ def choose_encoder(
 
         renderer = Renderer(tokenizer, data.template)
     return ChosenEncoder(module.RECORD, options, renderer, module.build(options, tokenizer, renderer))
+
+
+def _left_out(encoded: Encoded, cutoff: int) -> list[Rejected]:
+    """Rows that were encoded and are not used, for rejected.jsonl."""
+    too_long = [Rejected(origin, f"longer than data.cutoff_length ({cutoff})") for origin in encoded.dropped]
+    untrained = [
+        Rejected(example.origin, "no token of it is trained") for example in encoded.examples if not example.targets
+    ]
+    return [*too_long, *untrained]
 
 
 def load_records(data: DataConfig, seed: int, accepts: type | None = None) -> LoadedRecords:

@@ -131,7 +131,7 @@ class DataReport:
     splits: dict[str, SplitReport] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for --json and run.json."""
+        """Plain values, for --json."""
         return {
             "sources": [source.as_dict() for source in self.sources],
             "splits": {name: split.as_dict() for name, split in self.splits.items()},

@@ -121,6 +121,13 @@ def matmul_gflops(dtype_name: str, device: torch.device, size: int = 1024, secon
     return sorted(rates)[len(rates) // 2]
 
 
+def compute_threads() -> int:
+    """Threads that torch computes with: another number sums in another order."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def resident_bytes() -> int:
     """Resident memory of this process now."""
     import psutil

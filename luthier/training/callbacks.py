@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import math
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback, ExportableState
 
@@ -24,6 +23,10 @@ SERVICES = {
     "swanlab": ("swanlab", "swanlab"),
     "mlflow": ("mlflow", "mlflow"),
 }
+
+
+# what an evaluation gives, without eval_
+EVALUATION_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:
@@ -48,7 +51,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         activation_checkpointing=training.gradient_checkpointing,
         bf16=training.bf16,
         fp16=training.fp16,
-        tf32=training.tf32,
+        tf32=training.tf32 if _cuda() and not training.use_cpu else None,  # elsewhere it refuses the setting
         use_cpu=training.use_cpu or not _has_accelerator(),
         seed=training.seed,
         data_seed=training.data_seed,
@@ -70,10 +73,38 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     )
 
 
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _has_accelerator() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def callback_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the config's services, callbacks and metric, one sentence each."""
+    training = config.training
+    problems = [
+        f"training.report_to names {service!r}; known: {', '.join(SERVICES)}"
+        for service in training.report_to
+        if service not in SERVICES
+    ]
+    for path in training.callbacks:
+        try:
+            _load_callback(path)
+        except Exception as error:  # whatever the user's own module raises when it is imported or built
+            problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
+    metric = training.metric_for_best_model.removeprefix("eval_")
+    if training.eval_strategy != "no" and metric not in EVALUATION_METRICS:
+        problems.append(
+            f"training.metric_for_best_model is {training.metric_for_best_model!r}, but an evaluation gives: "
+            f"{', '.join(f'eval_{name}' for name in EVALUATION_METRICS)}"
+        )
+    return problems
 
 
 def make_callbacks(config: RunConfig) -> list[TrainerCallback]:
@@ -85,23 +116,19 @@ def make_callbacks(config: RunConfig) -> list[TrainerCallback]:
     from transformers.integrations import get_reporting_integration_callbacks
 
     training = config.training
-    problems = []
-    for service in training.report_to:
-        if service not in SERVICES:
-            problems.append(f"training.report_to names {service!r}; known: {', '.join(SERVICES)}")
-            continue
-        module, extra = SERVICES[service]
-        import_extra(module, extra=extra, purpose=f"training.report_to: {service}")
-    own: list[TrainerCallback] = []
-    for path in training.callbacks:
-        try:
-            own.append(_load_callback(path))
-        except (ImportError, AttributeError, TypeError) as error:
-            problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
+    problems = callback_problems(config)
     if problems:
         raise ConfigError(problems)
+    for service in training.report_to:
+        module, extra = SERVICES[service]
+        import_extra(module, extra=extra, purpose=f"training.report_to: {service}")
+    own = [_load_callback(path) for path in training.callbacks]
     stock = [service for service in training.report_to if service != "swanlab"]
     services = [callback() for callback in get_reporting_integration_callbacks(stock)]
+    for service in services:
+        if type(service).__name__ == "TensorBoardCallback" and service.logging_dir is None:
+            # a folder of its own, which --overwrite knows; transformers' default is output_dir/runs/DATE
+            service.logging_dir = str(Path(config.output_dir) / "tensorboard")
     if "swanlab" in training.report_to:
         # transformers' own one calls swanlab.get_run() and expects None where there is no run; since swanlab 0.8 that
         # raises, and SwanLab ships the callback that fits each of its versions
@@ -143,7 +170,7 @@ class Bridge:
         self.state.compute_steps(self.args, schedule.total_steps)
         self.handler: Any = None
 
-    def attach(self, model: nn.Module, tokenizer: Any, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    def attach(self, model: nn.Module, tokenizer: Any, optimizer: Optimizer, scheduler: LambdaLR) -> None:
         """Name what the callbacks are shown."""
         self.handler = CallbackHandler(self._callbacks, model, tokenizer, optimizer, scheduler)
 
@@ -157,21 +184,18 @@ class Bridge:
         self.state.log_history.append({**values, "step": self.state.global_step})
         self.fire("log", logs=values)
 
-    def note_best(self, metrics: dict[str, float]) -> None:
-        """Remember the best value of metric_for_best_model, as Trainer._determine_best_metric does."""
+    def note_best(self, metrics: dict[str, float]) -> bool:
+        """Remember the best value of metric_for_best_model, as Trainer._determine_best_metric does; True if this is it."""
         name = self.args.metric_for_best_model
         if name is None:
-            return
-        key = name if name.startswith("eval_") else f"eval_{name}"
-        if key not in metrics:
-            raise ConfigError(
-                [f"training.metric_for_best_model is {name!r}, but an evaluation gives: {', '.join(sorted(metrics))}"]
-            )
-        value, best = metrics[key], self.state.best_metric
+            return False
+        value = metrics[name if name.startswith("eval_") else f"eval_{name}"]
+        best = self.state.best_metric
         better = best is None or (value > best if self.args.greater_is_better else value < best)
-        if better and not math.isnan(value):
+        if better:
             self.state.best_metric = value
             self.state.best_global_step = self.state.global_step
+        return better
 
     def export(self) -> dict[str, Any]:
         """The state as JSON values, with that of the callbacks that have one."""

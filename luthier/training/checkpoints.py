@@ -100,14 +100,15 @@ class Checkpoints:
                 f"the checkpoint {path} does not read back as it was written: {fault}.",
                 "Check the disk; older checkpoints were kept.",
             )
-        self._prune(best)
+        self._prune(path, best)
         return path
 
-    def _prune(self, best: Path | None) -> None:
-        if self.keep is None:
-            return
-        kept = self.paths()[-self.keep :]
-        for path in self.paths():
+    def _prune(self, newest: Path, best: Path | None) -> None:
+        """Remove what is too old, and what stands after the newest: damaged ones that a resumed run passed over."""
+        paths = self.paths()
+        until_now = paths[: paths.index(newest) + 1]
+        kept = until_now if self.keep is None else until_now[-self.keep :]
+        for path in paths:
             if path not in kept and (best is None or path.name != best.name):
                 shutil.rmtree(path)
 

@@ -13,7 +13,7 @@ from luthier.foundation.errors import LuthierError, TrainingError
 
 
 @contextmanager
-def memory_explained(config: RunConfig, checkpoints: Path, command: str) -> Iterator[None]:
+def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) -> Iterator[None]:
     """An out-of-memory error says what was kept and which settings to change."""
     try:
         yield
@@ -41,5 +41,5 @@ def memory_explained(config: RunConfig, checkpoints: Path, command: str) -> Iter
         raise TrainingError(
             f"memory ran out: {(text.splitlines() or ['MemoryError'])[0][:200]}"
             + (f" {kept[-1].name} is whole and kept." if kept else " No checkpoint had been written yet."),
-            f"Try, one after another: {'; '.join(advice)}." + (f" Then go on with: {command} --resume" if kept else ""),
+            f"Try, one after another: {'; '.join(advice)}." + (f" Then go on with: {resume_command}" if kept else ""),
         ) from error

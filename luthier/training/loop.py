@@ -9,98 +9,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
-from luthier.foundation.errors import Interrupted, TrainingError
+from luthier.foundation.errors import Interrupted, LuthierError, TrainingError
 from luthier.foundation.seeding import seed_step
-from luthier.training.callbacks import Bridge
-from luthier.training.checkpoints import Checkpoint, Checkpoints
-from luthier.training.engine import Engine
-from luthier.training.interruption import StopRequest
-from luthier.training.metrics_log import MetricsLog, Window
-from luthier.training.optimization import optimizer_state, restore_optimizer, trained_parameters
-from luthier.training.schedule import Schedule, StepBatches, feed
-from luthier.training.stage import Stage
+from luthier.training.metrics_log import Window
+from luthier.training.run import Fit
+from luthier.training.saving import save_checkpoint
+from luthier.training.schedule import StepBatches, feed
 
 SKIPS_IN_A_ROW = 20  # fp16 steps lost to overflow before the run is refused
-TRAINER_STATE = "trainer_state.json"
-LOOP_STATE = "loop_state.json"
-OPTIMIZER_TENSORS = "optimizer.safetensors"
-OPTIMIZER_REST = "optimizer.json"
-
-
-@dataclass(slots=True)
-class Position:
-    """Where a run is: `index` steps of `epoch` are done. `epoch_closed`: its end's events have been fired."""
-
-    epoch: int = 0
-    index: int = 0
-    epoch_closed: bool = True
-
-
-@dataclass
-class Fit:
-    """Everything a run needs, and its state.
-
-    Args:
-        scorer: as the engine prepared it. model: what is saved and shown to callbacks.
-        save_model: writes model and tokenizer into a folder.
-        report: told (step, values) after every step, for the progress display. say: told sentences.
-        resume_command: named to the user when the run is interrupted.
-    """
-
-    config: RunConfig
-    schedule: Schedule
-    stage: Stage
-    engine: Engine
-    scorer: nn.Module
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    bridge: Bridge
-    checkpoints: Checkpoints
-    metrics: MetricsLog
-    train: Sequence[TokenizedExample]
-    validation: Sequence[TokenizedExample]
-    save_model: Callable[[Path], None]
-    stop: StopRequest
-    report: Callable[[int, dict[str, float]], None]
-    say: Callable[[str], None]
-    resume_command: str
-    position: Position = field(default_factory=Position)
-    window: Window = field(default_factory=Window)
-    skipped: int = 0
-    last: dict[str, float] = field(default_factory=dict)
-    loss_total: float = 0.0
-    saved_at: tuple[int, bool] | None = None
-    stopped_before: bool = False
-
-    def __post_init__(self) -> None:
-        self.parameters = [parameter for _, parameter in trained_parameters(self.model)]
 
 
 def fit(run: Fit) -> dict[str, float]:
     """Train to the end of the schedule, or until a callback stops it.
 
     Returns:
-        train_loss (mean over the steps of this call), train_runtime in seconds, and what Trainer reports beside them.
+        train_loss (mean over the whole run's steps), train_runtime in seconds of this call, and what Trainer reports
+        beside them.
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved. TrainingError: a loss or gradient that is not finite.
     """
     started, first_step = time.perf_counter(), run.bridge.state.global_step
-    run.bridge.fire("train_begin")
+    _begin(run)
     # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
     run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
     if not run.position.epoch_closed and (
@@ -117,10 +53,25 @@ def fit(run: Fit) -> dict[str, float]:
         "train_runtime": round(seconds, 4),
         "train_samples_per_second": round(examples / seconds, 3),
         "train_steps_per_second": round(steps / seconds, 3),
-        "train_loss": run.loss_total / max(steps, 1),
+        "train_loss": run.loss_total / max(run.loss_steps, 1),
     }
     run.bridge.log(dict(summary))
     return summary
+
+
+def _begin(run: Fit) -> None:
+    """Fire train_begin, at which services connect: what fails there is the user's to mend."""
+    try:
+        run.bridge.fire("train_begin")
+    except LuthierError:
+        raise
+    except Exception as error:
+        if not run.config.training.report_to:
+            raise
+        raise TrainingError(
+            f"training.report_to {', '.join(run.config.training.report_to)} could not start: {type(error).__name__}: {error}",
+            "Log in to the service, or choose its offline mode (WANDB_MODE=offline, SWANLAB_MODE=local).",
+        ) from error
 
 
 def _epoch(run: Fit) -> None:
@@ -185,11 +136,13 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
 
     tokens = int(run.engine.total(sum(batch.tokens for batch in batches)))
     targets = int(run.engine.total(sum(len(batch.targets_N) for batch in batches)))
-    run.window.steps += 1
-    run.window.loss_sum += loss
+    if stepped:  # a step lost to an fp16 overflow has no loss
+        run.window.steps += 1
+        run.window.loss_sum += loss
+        run.loss_total += loss
+        run.loss_steps += 1
     run.window.tokens += tokens
     run.window.targets += targets
-    run.loss_total += loss
     run.last = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
     run.position.index += 1
     state.global_step += 1
@@ -223,7 +176,7 @@ def _refuse_non_finite(run: Fit, loss: float, norm: float) -> None:
 def _log_evaluate_save(run: Fit) -> None:
     """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for."""
     control = run.bridge.control
-    if control.should_log and run.window.steps:
+    if control.should_log and run.window.tokens:
         _log(run)
     if control.should_evaluate:
         _evaluate(run)
@@ -247,7 +200,7 @@ def _log(run: Fit) -> None:
     line = {
         "step": state.global_step,
         "epoch": state.epoch,
-        "loss": window.loss_sum / window.steps,
+        "loss": window.loss_sum / window.steps if window.steps else None,
         "learning_rate": run.last["learning_rate"],
         "grad_norm": run.last["grad_norm"] if math.isfinite(run.last["grad_norm"]) else None,
         "tokens": window.tokens,
@@ -255,7 +208,7 @@ def _log(run: Fit) -> None:
         "seconds": round(window.seconds, 4),
     }
     run.metrics.append(line)
-    run.bridge.log({key: line[key] for key in ("loss", "grad_norm", "learning_rate")})
+    run.bridge.log({key: line[key] for key in ("loss", "grad_norm", "learning_rate") if line[key] is not None})
     run.window = Window()
 
 
@@ -263,6 +216,11 @@ def _evaluate(run: Fit) -> None:
     """Loss on the validation set, with Trainer's events."""
     began = time.perf_counter()
     loss, targets = evaluate(run, run.validation, on_batch=lambda: run.bridge.fire("prediction_step"))
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the evaluation after step {run.bridge.state.global_step} gave a loss of {loss}.",
+            "Lower training.learning_rate, or check the validation rows with `luthier data show --split validation`.",
+        )
     seconds = time.perf_counter() - began
     batches = math.ceil(len(run.validation) / run.config.training.per_device_eval_batch_size)
     metrics = {
@@ -283,7 +241,8 @@ def _evaluate(run: Fit) -> None:
     )
     run.bridge.log(dict(metrics))
     run.bridge.fire("evaluate", metrics={**metrics, "epoch": state.epoch})
-    run.bridge.note_best(metrics)
+    if run.bridge.note_best(metrics) and run.config.training.load_best_model_at_end:
+        run.bridge.control.should_save = True  # evaluations may come more often than saves; the best must be on disk
     run.say(f"step {state.global_step}: eval_loss {loss:.4f}")
 
 
@@ -304,81 +263,3 @@ def evaluate(
             on_batch()
     run.scorer.train()
     return loss / denominator, targets
-
-
-def save_checkpoint(run: Fit) -> Path:
-    """Write the run's whole state; returns the checkpoint's folder."""
-    state = run.bridge.state
-    path = run.checkpoints.path_of(state.global_step)
-    if state.best_global_step == state.global_step and state.best_metric is not None:
-        state.best_model_checkpoint = str(path)
-    best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
-    run.checkpoints.write(state.global_step, lambda folder: _fill(run, folder), best)
-    run.saved_at = (state.global_step, run.position.epoch_closed)
-    return path
-
-
-def _fill(run: Fit, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    from luthier.foundation.files import write_json
-
-    run.save_model(folder)
-    tensors, rest = optimizer_state(run.model, run.optimizer)
-    save_file(tensors, folder / OPTIMIZER_TENSORS)
-    write_json(folder / OPTIMIZER_REST, {**rest, "scheduler": _plain(run.scheduler.state_dict())})
-    write_json(folder / TRAINER_STATE, run.bridge.export())
-    write_json(
-        folder / LOOP_STATE,
-        {
-            "position": {
-                "epoch": run.position.epoch,
-                "index": run.position.index,
-                "epoch_closed": run.position.epoch_closed,
-            },
-            "window": run.window.as_dict(),
-            "skipped": run.skipped,
-            "metrics_lines": run.metrics.lines,
-            "steps_per_epoch": run.schedule.steps_per_epoch,
-            "engine": run.engine.state(),
-        },
-    )
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without its functions, which the config makes anew."""
-    return {
-        key: value
-        for key, value in state.items()
-        if isinstance(value, (int, float, str, bool, list, type(None))) and key != "lr_lambdas"
-    }
-
-
-def restore(run: Fit, checkpoint: Checkpoint) -> None:
-    """Put back what `save_checkpoint` wrote, but for the weights, which the method loads.
-
-    Raises:
-        TrainingError: the checkpoint is of another optimizer, or of other steps per epoch.
-    """
-    from safetensors.torch import load_file
-
-    loop = checkpoint.read_json(LOOP_STATE)
-    if loop["steps_per_epoch"] != run.schedule.steps_per_epoch:
-        raise TrainingError(
-            f"the checkpoint {checkpoint.path.name} is of a run with {loop['steps_per_epoch']} steps per epoch, now there are "
-            f"{run.schedule.steps_per_epoch}, so its position means nothing here.",
-            "Set the batch size, accumulation and data as they were, or start anew with --overwrite.",
-        )
-    rest = checkpoint.read_json(OPTIMIZER_REST)
-    restore_optimizer(run.model, run.optimizer, load_file(checkpoint.path / OPTIMIZER_TENSORS), rest)
-    run.scheduler.load_state_dict({**run.scheduler.state_dict(), **rest["scheduler"]})
-    kept = checkpoint.read_json(TRAINER_STATE)
-    run.bridge.restore(kept)
-    # early stopping holds; having reached the end of a schedule that is now longer does not
-    run.stopped_before = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
-    run.position = Position(**loop["position"])
-    run.window = Window(**loop["window"])
-    run.skipped = loop["skipped"]
-    run.metrics.cut_to(loop["metrics_lines"])
-    run.engine.restore(loop["engine"])
-    run.saved_at = (checkpoint.step, run.position.epoch_closed)

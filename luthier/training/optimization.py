@@ -96,6 +96,12 @@ def make_scheduler(config: RunConfig, optimizer: Optimizer, total_steps: int) ->
     return schedule
 
 
+def check_schedule(config: RunConfig) -> None:
+    """Raise TrainingError if the schedule's settings do not fit it."""
+    trial = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate())
+    make_scheduler(config, trial, total_steps=10)
+
+
 def warmup_steps(setting: float, total_steps: int) -> int:
     """Steps of warm-up: a count, or below 1 a share of all steps rounded up (as TrainingArguments reads it)."""
     import math

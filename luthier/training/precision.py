@@ -13,6 +13,8 @@ from luthier.foundation.devices import fast_precisions, matmul_gflops
 def warn_of_slow_precision(config: RunConfig, device: torch.device, say: Callable[[str], None]) -> None:
     """Say what a precision costs that this device can't do fast, measured now."""
     training = config.training
+    if training.tf32 is not None and device.type != "cuda":
+        say("training.tf32 has no effect here: it is a switch of CUDA devices.")
     wanted = {
         "bfloat16": training.bf16 or training.pure_bf16 or config.model.dtype == "bfloat16",
         "float16": training.fp16 or config.model.dtype == "float16",

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch.utils.data import DataLoader, Dataset
+
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
@@ -76,7 +78,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return permutation(count, seed, "order", epoch)
 
 
-class StepBatches:
+class StepBatches(Dataset[list[Batch]]):
     """The packed batches of each step, by (epoch, index in the epoch): a torch map-style dataset."""
 
     def __init__(self, examples: Sequence[TokenizedExample], schedule: Schedule) -> None:
@@ -93,10 +95,16 @@ def feed(batches: StepBatches, epoch: int, first: int, last: int, workers: int) 
     if workers == 0:
         yield from (batches[place] for place in places)
         return
-    from torch.utils.data import DataLoader
-
     # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
-    yield from DataLoader(batches, batch_size=None, sampler=places, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_ignore_signals)  # type: ignore[arg-type]
+    loader: DataLoader[list[Batch]] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_signals,
+    )
+    yield from loader
 
 
 def _ignore_signals(worker: int) -> None:

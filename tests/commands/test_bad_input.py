@@ -152,6 +152,7 @@ def test_what_can_be_refused_before_weights_are_read_is(
 def test_a_used_folder(tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "run" / "run.json").write_text("{}\n")
     (tmp_path / "config.json").write_text(json.dumps(config_for(tiny_llama, rows, tmp_path / "run")))
     assert main(["train", str(tmp_path / "config.json")]) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_an_empty_config_lacks_model_and_data() -> None:
         (with_training(max_steps=0), "max_steps is 0"),
         (with_training(eval_strategy="epoch"), "data.validation is unset"),
         (with_data(validation=0.1), "would never be read"),
-        (with_training(early_stopping_patience=2), "early_stopping_patience needs eval_strategy"),
+        (with_training(early_stopping_patience=2), "early_stopping_patience=2 has no effect: it needs eval_strategy"),
         (with_training(load_best_model_at_end=True), "needs evaluation and saving at the same moments"),
     ],
 )

@@ -64,7 +64,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
     "seed": ({}, 7, losses),
     "data_seed": ({}, 7, losses),
     "dataloader_num_workers": ({}, 1, lambda run: run["workers"]),
-    "eval_strategy": ({"eval_strategy": "steps", "eval_steps": 4}, "epoch", evaluations),
+    "eval_strategy": ({"eval_strategy": "steps"}, "epoch", evaluations),
     "eval_steps": ({"eval_strategy": "steps", "eval_steps": 4}, 2, evaluations),
     "save_strategy": ({}, "no", checkpoints),
     "save_steps": ({}, 2, checkpoints),
@@ -107,12 +107,11 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
     "run_name": ({}, "another", argument("run_name")),
     "callbacks": ({}, [f"{__name__}.Halve"], losses),
     "optim": ({}, "tests.training.plain_sgd", losses),
-    "tf32": ({}, False, argument("tf32")),  # its effect: test_tf32_is_switched
 }
 
 
 def test_every_setting_has_a_line_here() -> None:
-    elsewhere = {"use_cpu"}  # test_use_cpu_chooses: this machine may have no other device
+    elsewhere = {"use_cpu", "tf32"}  # their own tests below: this machine may have no CUDA device
     assert set(CHANGES) | elsewhere == set(TrainingConfig.model_fields)
 
 
@@ -159,8 +158,7 @@ def observe(tiny_llama: Path, rows: Path, out: Path, settings: dict[str, Any], m
 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", noted)
     own = [*settings.pop("callbacks", []), f"{__name__}.Watch"]
-    config = config_for(tiny_llama, rows, out, max_steps=8)
-    config["training"] |= {**settings, "callbacks": own}
+    config = config_for(tiny_llama, rows, out, **{"max_steps": 8, **settings, "callbacks": own})
     if config["training"].get("eval_strategy", "no") != "no":
         config["data"]["validation"] = 4
     result = luthier.train(config)
@@ -209,6 +207,13 @@ def test_tf32_is_switched() -> None:
             assert torch.backends.cuda.matmul.allow_tf32 is wanted
     finally:
         torch.backends.cuda.matmul.allow_tf32 = kept
+
+
+def test_tf32_without_cuda_is_said(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    luthier.train(config_for(tiny_llama, rows, tmp_path / "run", tf32=True, max_steps=1))
+    assert "training.tf32 has no effect here" in capsys.readouterr().err
 
 
 def test_use_cpu_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ class Merged:
         from luthier.model import loading
         from luthier.model.inspection import check_folder
         from luthier.model.merging import largest_difference, merge, sample_logits
+        from luthier.model.method import quiet_bars
 
         source, trust = request.source, request.trust_remote_code
         tokens = sample_tokens(source, trust)
@@ -33,7 +34,8 @@ class Merged:
         merged.to(getattr(torch, dtype))
         tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust)
         _keep_stop_tokens(merged, source)
-        merged.save_pretrained(request.building, max_shard_size=request.max_shard_size)
+        with quiet_bars():
+            merged.save_pretrained(request.building, max_shard_size=request.max_shard_size)
         tokenizer.save_pretrained(request.building)
         check_folder(request.building)
         del merged, model

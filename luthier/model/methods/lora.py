@@ -75,7 +75,9 @@ class Lora:
             with quiet_peft():
                 tuned: Any = get_peft_model(model, self._peft_config(model, how))
         except ValueError as error:
-            raise ModelError(f"peft can't put LoRA on {type(model).__name__} so: {error}", "Change the method's settings.") from error
+            raise ModelError(
+                f"peft can't put LoRA on {type(model).__name__} so: {error}", "Change the method's settings."
+            ) from error
         tuned.peft_config["default"].base_model_name_or_path = how.base_name
         tuned.peft_config["default"].revision = how.revision
         trainable_to_float32(tuned, how.pure_bf16)
@@ -115,7 +117,9 @@ class Lora:
         whole = set(self.options.modules_to_save)  # those learn every row anyway
         if tied and whole & {names[id(model.get_output_embeddings())], names[id(modules[0])]}:
             return None
-        return {names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole} or None
+        return {
+            names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole
+        } or None
 
     def _check_names(self, model: PreTrainedModel) -> None:
         modules = dict(model.named_modules())

@@ -23,7 +23,7 @@ class Options(PluginOptions):
     name: str = "pretrain"
     attend_across_documents: bool = Field(
         True,
-        description="Whether a token sees the documents before its own in a block, as in GPT-2's and Llama's pretraining.",
+        description="Whether a token sees the documents before its own in a block, as in GPT-2's pretraining.",
     )
 
 

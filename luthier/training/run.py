@@ -1,0 +1,73 @@
+"""A run as the loop sees it: everything it needs, and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from luthier.config.schema import RunConfig
+from luthier.data.examples import TokenizedExample
+from luthier.training.callbacks import Bridge
+from luthier.training.checkpoints import Checkpoints
+from luthier.training.engine import Engine
+from luthier.training.interruption import StopRequest
+from luthier.training.metrics_log import MetricsLog, Window
+from luthier.training.optimization import trained_parameters
+from luthier.training.schedule import Schedule
+from luthier.training.stage import Stage
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run is: `index` steps of `epoch` are done. `epoch_closed`: its end's events have been fired."""
+
+    epoch: int = 0
+    index: int = 0
+    epoch_closed: bool = True
+
+
+@dataclass
+class Fit:
+    """Everything a run needs, and its state.
+
+    Args:
+        scorer: as the engine prepared it. model: what is saved and shown to callbacks.
+        save_model: writes model and tokenizer into a folder.
+        report: told (step, values) after every step, for the progress display. say: told sentences.
+        resume_command: named to the user when the run is interrupted.
+    """
+
+    config: RunConfig
+    schedule: Schedule
+    stage: Stage
+    engine: Engine
+    scorer: nn.Module
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    bridge: Bridge
+    checkpoints: Checkpoints
+    metrics: MetricsLog
+    train: Sequence[TokenizedExample]
+    validation: Sequence[TokenizedExample]
+    save_model: Callable[[Path], None]
+    stop: StopRequest
+    report: Callable[[int, dict[str, float]], None]
+    say: Callable[[str], None]
+    resume_command: str
+    position: Position = field(default_factory=Position)
+    window: Window = field(default_factory=Window)
+    skipped: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    loss_total: float = 0.0
+    loss_steps: int = 0
+    saved_at: tuple[int, bool] | None = None
+    stopped_before: bool = False
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for _, parameter in trained_parameters(self.model)]

@@ -1,0 +1,84 @@
+"""A run's whole state on disk and back: weights, optimizer, schedule, position, callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from luthier.foundation.errors import TrainingError
+from luthier.foundation.files import write_json
+from luthier.training.checkpoints import Checkpoint
+from luthier.training.metrics_log import Window
+from luthier.training.optimization import optimizer_state, restore_optimizer, restore_scheduler
+from luthier.training.run import Fit, Position
+
+TRAINER_STATE = "trainer_state.json"
+LOOP_STATE = "loop_state.json"
+OPTIMIZER_TENSORS = "optimizer.safetensors"
+OPTIMIZER_REST = "optimizer.json"
+
+
+def save_checkpoint(run: Fit) -> Path:
+    """Write the run's whole state; returns the checkpoint's folder."""
+    state = run.bridge.state
+    path = run.checkpoints.path_of(state.global_step)
+    if state.best_global_step == state.global_step and state.best_metric is not None:
+        state.best_model_checkpoint = str(path)
+    best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
+    run.checkpoints.write(state.global_step, lambda folder: _fill(run, folder), best)
+    run.saved_at = (state.global_step, run.position.epoch_closed)
+    return path
+
+
+def _fill(run: Fit, folder: Path) -> None:
+    run.save_model(folder)
+    tensors, rest = optimizer_state(run.model, run.optimizer)
+    save_file(tensors, folder / OPTIMIZER_TENSORS)
+    write_json(folder / OPTIMIZER_REST, {**rest, "scheduler": {"last_epoch": run.scheduler.last_epoch}})
+    write_json(folder / TRAINER_STATE, run.bridge.export())
+    write_json(
+        folder / LOOP_STATE,
+        {
+            "position": {
+                "epoch": run.position.epoch,
+                "index": run.position.index,
+                "epoch_closed": run.position.epoch_closed,
+            },
+            "window": run.window.as_dict(),
+            "skipped": run.skipped,
+            "loss_total": run.loss_total,
+            "loss_steps": run.loss_steps,
+            "metrics_lines": run.metrics.lines,
+            "steps_per_epoch": run.schedule.steps_per_epoch,
+            "engine": run.engine.state(),
+        },
+    )
+
+
+def restore(run: Fit, checkpoint: Checkpoint) -> None:
+    """Put back what `save_checkpoint` wrote, but for the weights, which the method loads.
+
+    Raises:
+        TrainingError: the checkpoint is of another optimizer, or of other steps per epoch.
+    """
+    loop = checkpoint.read_json(LOOP_STATE)
+    if loop["steps_per_epoch"] != run.schedule.steps_per_epoch:
+        raise TrainingError(
+            f"the checkpoint {checkpoint.path.name} is of a run with {loop['steps_per_epoch']} steps per epoch, now there are "
+            f"{run.schedule.steps_per_epoch}, so its position means nothing here.",
+            "Set the batch size, accumulation and data as they were, or start anew with --overwrite.",
+        )
+    rest = checkpoint.read_json(OPTIMIZER_REST)
+    restore_optimizer(run.model, run.optimizer, load_file(checkpoint.path / OPTIMIZER_TENSORS), rest)
+    restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])
+    kept = checkpoint.read_json(TRAINER_STATE)
+    run.bridge.restore(kept)
+    # early stopping holds; having reached the end of a schedule that is now longer does not
+    run.stopped_before = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
+    run.position = Position(**loop["position"])
+    run.window = Window(**loop["window"])
+    run.skipped, run.loss_total, run.loss_steps = loop["skipped"], loop["loss_total"], loop["loss_steps"]
+    run.metrics.cut_to(loop["metrics_lines"])
+    run.engine.restore(loop["engine"])
+    run.saved_at = (checkpoint.step, run.position.epoch_closed)
