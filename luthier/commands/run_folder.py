@@ -83,32 +83,31 @@ def check_not_inside(folder: Path, parts: Sequence[Path]) -> None:
             )
 
 
-def claim(folder: Path, *, anew: bool) -> None:
-    """Make the folder, and for a run that starts anew remove what an earlier one left: only what `train` writes."""
-    for name in holds(folder) if anew else ():
+def clear(folder: Path) -> None:
+    """Remove what an earlier run left: only what `train` writes."""
+    for name in holds(folder):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and keep it to one process.
+
+    Raises:
+        UserError: it can't be made, or another process trains into it now.
+    """
+    from filelock import FileLock, Timeout
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"output_dir {str(folder)!r} can't be made: {error.strerror}.", "Choose another output_dir."
         ) from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a run's folder to one process.
-
-    Raises:
-        UserError: another process trains into it now.
-    """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

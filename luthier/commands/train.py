@@ -102,7 +102,8 @@ def train(
         check_space(setup, folder, checkpoints)
         if resume and checkpoint is None:
             say("There is no checkpoint to go on from: the run starts at the beginning.")
-        run_folder.claim(folder, anew=checkpoint is None)
+        if checkpoint is None:
+            run_folder.clear(folder)
         leave_rejected(setup, folder)
         run_folder.write_start(folder, config, setup.source.base, fingerprints, hardware, command)
         with _end_noted(folder), memory_explained(config, checkpoints.folder, resuming(command)):

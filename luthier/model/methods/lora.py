@@ -100,7 +100,7 @@ class Lora:
             use_rslora=own.use_rslora,
             use_dora=own.use_dora,
             init_lora_weights=True if own.init == "default" else own.init,
-            modules_to_save=own.modules_to_save or None,
+            modules_to_save=list(own.modules_to_save) or None,  # peft changes the list it is given
             trainable_token_indices=self._token_rows(model, how),
             # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
             ensure_weight_tying=bool(own.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
