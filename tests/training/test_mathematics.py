@@ -131,6 +131,52 @@ def test_losses_equal_transformers_trainer(method: str, tiny_llama: Path, rows: 
         assert own["epoch"] == pytest.approx(peer["epoch"])
 
 
+def test_losses_equal_trl(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """TRL's SFTTrainer on the same prompts and completions: its own tokenization, masking and loss, beside ours."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    shared = {
+        "learning_rate": 2e-3, "lr_scheduler_type": "constant", "max_steps": 6, "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2, "seed": 7, "logging_steps": 1,
+    }  # fmt: skip
+    config = config_for(tiny_llama, rows, tmp_path / "run", **shared, save_strategy="no")
+    config["data"] |= {"shuffle": False, "cutoff_length": 200}
+    luthier.train({**config, "method": "full"})
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    pairs = []
+    for line in rows.read_text().splitlines():
+        row = json.loads(line)
+        prompt = f"<|im_start|>user\n{row['instruction']}<|im_end|>\n<|im_start|>assistant\n"
+        pairs.append({"prompt": prompt, "completion": row["output"]})  # TRL adds EOS itself
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    trainer = InOrder(
+        model=AutoModelForCausalLM.from_pretrained(tiny_llama),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "peer"),
+            use_cpu=True,
+            bf16=False,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            max_length=200,
+            **shared,
+        ),  # fmt: skip
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    theirs = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    ours = [line["loss"] for line in metrics(tmp_path / "run")]
+    assert ours == pytest.approx(theirs, rel=3e-4)
+
+
 def test_decay_leaves_norms_and_biases_alone() -> None:
     for kind in ("llama", "qwen2", "gpt2"):
         model = tiny_model(kind)
