@@ -6,8 +6,6 @@ Quantized tensors are dequantized once, to float32, which holds every value a bl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import sha256_of, write_json, write_text
 from luthier.model.hub import CHECKSUMS
+from luthier.model.quiet import quiet_bars
 
 # GGUF names the pre-tokenizer (tokenizer.ggml.pre) instead of describing it, and transformers' reader makes every
 # byte-level BPE into GPT-2's. These are the descriptions the models were trained with, as tokenizer.json spells them.
@@ -49,7 +48,7 @@ def convert(gguf: Path, folder: Path, origin: Origin) -> None:
 
     facts = read_facts(gguf)
     pre_tokenizer = _pre_tokenizer(gguf, facts)
-    with _no_bars():
+    with quiet_bars():  # three bars of a second each
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             quantized = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
@@ -67,20 +66,6 @@ def convert(gguf: Path, folder: Path, origin: Origin) -> None:
     )
     write_text(folder / "README.md", model_card(origin, gguf.name))
     write_checksums(folder)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Three bars of a second each tell nobody anything, and fill log files."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError, UserError
 from luthier.model.inspection import fingerprint, is_adapter
-from luthier.model.method import quiet_bars, quiet_peft
+from luthier.model.quiet import quiet_bars, quiet_peft
 from luthier.model.resolving import locate, resolve
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from luthier.model.quiet import quiet_bars
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,32 +89,10 @@ def trainable_to_float32(model: nn.Module, pure_bf16: bool) -> None:
             parameter.data = parameter.data.to(torch.bfloat16 if pure_bf16 else torch.float32)
 
 
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Without the warnings about transformers' renamed attributes that peft still asks for: no user can mend those."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
-        yield
-
-
 def save_whole_model(model: Any, folder: Path) -> None:
     """Write a transformers model as safetensors shards of at most 5 GB."""
     with quiet_bars():
         model.save_pretrained(folder, max_shard_size="5GB")
-
-
-@contextmanager
-def quiet_bars() -> Iterator[None]:
-    """Without transformers' progress bars: a checkpoint amid the training display, a load that takes a moment."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def load_whole_model(model: Any, folder: Path) -> None:

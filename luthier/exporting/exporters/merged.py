@@ -22,7 +22,7 @@ class Merged:
         from luthier.model import loading
         from luthier.model.inspection import check_folder
         from luthier.model.merging import largest_difference, merge, sample_logits
-        from luthier.model.method import quiet_bars
+        from luthier.model.quiet import quiet_bars
 
         source, trust = request.source, request.trust_remote_code
         tokens = sample_tokens(source, trust)

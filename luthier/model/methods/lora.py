@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from luthier.config.schema import MethodOptions
 from luthier.foundation.errors import ModelError
-from luthier.model.method import Apply, quiet_peft, trainable_to_float32
+from luthier.model.method import Apply, trainable_to_float32
+from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
     from torch import nn
