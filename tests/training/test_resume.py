@@ -95,6 +95,26 @@ def test_killed_and_resumed_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["step:6", "writing:2", "renamed:2"])
+def test_killed_between_epochs(moment: str, tiny_llama: Path, module_rows: Path, tmp_path: Path) -> None:
+    """Evaluation and saving at epochs' ends, the best kept: a checkpoint stands after the epoch's events, not before."""
+    by_epoch: dict[str, Any] = {
+        "max_steps": -1, "num_train_epochs": 3, "save_strategy": "epoch", "eval_strategy": "epoch", "eval_steps": None,
+        "load_best_model_at_end": True, "save_total_limit": 1,
+    }  # fmt: skip
+
+    def config(out: Path) -> dict[str, Any]:
+        made = settings(tiny_llama, module_rows, out, **by_epoch)
+        del made["training"]["save_steps"]
+        return made
+
+    assert launch(config(tmp_path / "whole"), tmp_path).returncode == 0
+    assert launch(config(tmp_path / "run"), tmp_path, "--die-at", moment).returncode == -signal.SIGKILL
+    assert launch(config(tmp_path / "run"), tmp_path, "--resume").returncode == 0
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments(
     unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path
 ) -> None:
