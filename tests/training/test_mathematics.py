@@ -167,7 +167,7 @@ def test_losses_equal_trl(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
             report_to="none",
             max_length=200,
             **shared,
-        ),  # fmt: skip
+        ),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
     )
