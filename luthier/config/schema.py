@@ -121,7 +121,8 @@ class DataEntry(Section):
     """One source of rows. Short form: its path."""
 
     path: Annotated[str, AfterValidator(_expand_user)] = Field(
-        description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file."
+        description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file (text types also .gz or .zst), a folder of files "
+        "of one type, a pattern such as data/*.jsonl, or a folder that datasets' save_to_disk wrote."
     )
     format: str = Field(
         "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."

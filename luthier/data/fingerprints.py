@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.schema import DataConfig, DataEntry
+from luthier.data.locating import Located
+from luthier.data.sources._compressed import inner_path
 from luthier.foundation.files import sha256_of
 
 if TYPE_CHECKING:
@@ -31,19 +32,28 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def data_fingerprint(
-    data: DataConfig, seed: int, tokenizer: str, template: str, encoder: str, encoder_options: Mapping[str, Any]
+    data: DataConfig,
+    located: Mapping[str, Sequence[Located]],
+    seed: int,
+    tokenizer: str,
+    template: str,
+    encoder: str,
+    encoder_options: Mapping[str, Any],
 ) -> str:
     """sha256 over the data files' bytes and every setting that shapes the tokens; names of folders don't matter.
 
     Args:
+        located: the files of each entry of train, validation and test.
         tokenizer: its fingerprint.
         template: the chat template's source, "" where none is used.
     """
     described = {
         "version": DATA_VERSION,
-        "train": _entries(data.train),
-        "validation": _entries(data.validation) if isinstance(data.validation, list) else data.validation,
-        "test": _entries(data.test) if isinstance(data.test, list) else data.test,
+        "train": _entries(data.train, located["train"]),
+        "validation": _entries(data.validation, located["validation"])
+        if isinstance(data.validation, list)
+        else data.validation,
+        "test": _entries(data.test, located["test"]) if isinstance(data.test, list) else data.test,
         "invalid_rows": data.invalid_rows,
         "shuffle": data.shuffle,
         "seed": seed,
@@ -55,12 +65,11 @@ def data_fingerprint(
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _entries(entries: Sequence[DataEntry]) -> list[dict[str, Any]]:
+def _entries(entries: Sequence[DataEntry], located: Sequence[Located]) -> list[dict[str, Any]]:
     return [
         {
-            "sha256": sha256_of(Path(entry.path)),
-            "suffix": Path(entry.path).suffix.lower(),
+            "files": [(sha256_of(file), inner_path(file).suffix.lower()) for file in place.files],
             **entry.model_dump(exclude={"path"}),
         }
-        for entry in entries
+        for entry, place in zip(entries, located, strict=True)
     ]

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.plugins import ENCODERS
 from luthier.config.schema import DataConfig, DataEntry, PluginOptions, RunConfig
-from luthier.data.detection import ChosenFormat, choose_format, read_rows
+from luthier.data.detection import ChosenFormat, choose_format
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
+from luthier.data.locating import Located, locate
+from luthier.data.reading import read_files
 from luthier.data.records import Conversation, RawRow, Record, Rejected, RowError
 from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.foundation.errors import DataError
@@ -60,11 +62,16 @@ class ChosenEncoder:
 
 @dataclass(slots=True)
 class LoadedRecords:
-    """Records of every split, before any tokenizer."""
+    """Records of every split, before any tokenizer.
+
+    Args:
+        located: the files of each entry of train, validation and test.
+    """
 
     splits: dict[str, list[Record]]
     report: DataReport
     rejected: list[Rejected] = field(default_factory=list)
+    located: dict[str, list[Located]] = field(default_factory=dict)
 
 
 def prepare(
@@ -103,7 +110,9 @@ def prepare(
             raise _nothing_to_learn(name, loaded.report.splits[name])
     template = chosen.renderer.chat_template if chosen.renderer is not None else ""
     settings = chosen.options.model_dump()
-    fingerprint = data_fingerprint(data, seed, tokenizer_fingerprint(tokenizer), template, encoder, settings)
+    fingerprint = data_fingerprint(
+        data, loaded.located, seed, tokenizer_fingerprint(tokenizer), template, encoder, settings
+    )
     train, validation, test = (examples.get(name, []) for name in SPLITS)
     return PreparedData(train, validation, test, loaded.report, loaded.rejected, fingerprint)
 
@@ -234,7 +243,9 @@ def _load_entry(
     entry: DataEntry, split: str, index: int, seed: int, accepts: type | None, loaded: LoadedRecords
 ) -> list[Record]:
     """One entry's records; its report and rejected rows are added to `loaded`."""
-    rows = read_rows(Path(entry.path))
+    located = locate(entry)
+    loaded.located.setdefault(split, []).append(located)
+    rows = read_files(located)
     chosen = choose_format(entry, rows)
     if accepts is not None and chosen.record is not accepts:
         raise _wrong_kind(entry, chosen)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from luthier.data.detection import read_rows
+from luthier.config.schema import DataEntry
+from luthier.data.locating import locate
+from luthier.data.reading import read_files
+from luthier.data.records import RawRow
 from luthier.foundation.errors import DataError
 
 ROWS = [{"instruction": "a", "output": "b\nc"}, {"instruction": "é 你好", "output": '"q", x'}]
 CSV = 'instruction,output\na,"b\nc"\n"é 你好","""q"", x"\n'
+
+
+def read_rows(path: Path | str) -> list[RawRow]:
+    return read_files(locate(DataEntry(path=str(path))))
 
 
 def values(path: Path) -> list[dict]:
@@ -140,5 +149,134 @@ def test_missing_file_and_folder(tmp_path: Path, write) -> None:
     write("near.json", ROWS)
     with pytest.raises(DataError, match=r"does not exist[\s\S]*near\.json"):
         read_rows(tmp_path / "far.json")
-    with pytest.raises(DataError, match=r"is a folder, which holds near\.json"):
-        read_rows(tmp_path)
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    with pytest.raises(
+        DataError, match=r"sub' is a folder, which holds deep, and no data files\.\n.*sub/\*\*/\*\.jsonl"
+    ):
+        read_rows(tmp_path / "sub")
+
+
+def zst(content: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS = {".gz": gzip.compress, ".zst": zst}
+PLAIN = {
+    "a.json": json.dumps(ROWS).encode(),
+    "a.jsonl": b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
+    "b.jsonl": json.dumps(ROWS).encode(),
+    "a.csv": CSV.encode(),
+    "a.tsv": CSV.replace(",", "\t").encode(),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_compressed_files(write, name: str, suffix: str) -> None:
+    plain = read_rows(write(name, PLAIN[name]))
+    packed = read_rows(write(name + suffix.upper(), COMPRESS[suffix](PLAIN[name])))
+    assert [(row.values, row.origin.row) for row in packed] == [(row.values, row.origin.row) for row in plain]
+    assert packed[0].origin.path.endswith(name + suffix.upper())
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_text_of_several_members(write, suffix: str) -> None:
+    twice = COMPRESS[suffix](b"one\n\nmore\n") + COMPRESS[suffix](b"\ntwo")
+    assert values(write("a.txt" + suffix, twice)) == [{"text": "one"}, {"text": "more"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_damaged_compressed_files(write, suffix: str) -> None:
+    whole = COMPRESS[suffix]("".join(f"row {i * i}\n" for i in range(10_000)).encode())
+    for place, content in enumerate((whole[:3], whole[:20], whole[: len(whole) // 2], whole[:-2], b"no such thing")):
+        path = write(f"{place}.txt{suffix}", content)
+        with pytest.raises(DataError, match=f"can't be decompressed as {suffix[1:]}") as caught:
+            read_rows(path)
+        assert str(path) in caught.value.problem
+    with pytest.raises(DataError, match=r"a\.parquet.* is a compressed parquet file"):
+        read_rows(write("a.parquet" + suffix, whole))
+    with pytest.raises(DataError, match="holds only white space"):
+        read_rows(write("a.json" + suffix, COMPRESS[suffix](b" ")))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.txt"])
+def test_a_decompression_bomb(write, name: str, suffix: str, monkeypatch) -> None:
+    monkeypatch.setattr("luthier.data.sources._compressed.ALWAYS_ALLOWED_BYTES", 2**20)
+    path = write(name + suffix, COMPRESS[suffix](b" " * 2**23))
+    with pytest.raises(DataError, match=r"decompresses to more than .*, over 200 times its size"):
+        read_rows(path)
+
+
+def test_folders_and_patterns(write, tmp_path: Path) -> None:
+    for part in ("b", "a"):
+        (tmp_path / "in" / part).mkdir(parents=True)
+        write(f"in/{part}.jsonl", [{"a": part}, {"a": part * 2}])
+        write(f"in/{part}/c.jsonl.gz", gzip.compress(json.dumps({"a": f"{part}/c"}).encode()))
+    for beside in ("README.md", ".hidden.json", "_marks"):
+        write(f"in/{beside}", "x")
+    rows = read_rows(tmp_path / "in")
+    assert [row.values["a"] for row in rows] == ["a", "aa", "b", "bb"]
+    assert [(Path(row.origin.path).name, row.origin.row) for row in rows] == [
+        ("a.jsonl", 1),
+        ("a.jsonl", 2),
+        ("b.jsonl", 1),
+        ("b.jsonl", 2),
+    ]
+    assert [row.values["a"] for row in read_rows(f"{tmp_path}/in/*.jsonl")] == ["a", "aa", "b", "bb"]
+    found = [row.values["a"] for row in read_rows(f"{tmp_path}/in/**/*.jsonl*")]
+    assert found == ["a", "aa", "a/c", "b", "bb", "b/c"]
+    assert values(write("in/[a].jsonl", [{"a": 1}])) == [{"a": 1}]  # a file of that name goes before the pattern
+    with pytest.raises(DataError, match=r"the pattern '.*\*\.csv' matches no file"):
+        read_rows(f"{tmp_path}/*.csv")
+    write("in/d.csv", CSV)
+    with pytest.raises(DataError, match=r"not all of one known type: \.csv \(1\), \.jsonl \(3\)"):
+        read_rows(tmp_path / "in")
+    write("in/d.csv", "").rename(tmp_path / "in" / "e.jsonl")
+    with pytest.raises(DataError, match=r"e\.jsonl holds no rows"):
+        read_rows(f"{tmp_path}/in/*.jsonl")
+
+
+def test_folders_of_save_to_disk(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(10)]
+    data = datasets.Dataset.from_list(rows)
+    data.save_to_disk(tmp_path / "one", num_shards=3)
+    assert values(tmp_path / "one") == rows
+    data.select([3, 1]).save_to_disk(tmp_path / "picked")
+    assert values(tmp_path / "picked") == [rows[3], rows[1]]
+    datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "both")
+    with pytest.raises(
+        DataError, match=r"both holds several splits: train, test\.\nName one of them, such as .*both/train"
+    ):
+        read_rows(tmp_path / "both")
+    assert len(read_rows(tmp_path / "both" / "test")) == 10
+    next((tmp_path / "one").glob("*00001*.arrow")).unlink()
+    with pytest.raises(DataError, match=r"lists data-00001-of-00003\.arrow, which is not there"):
+        read_rows(tmp_path / "one")
+    for broken in ("{", "[]", "{}"):
+        (tmp_path / "one" / "state.json").write_text(broken)
+        with pytest.raises(DataError, match=r"state\.json"):
+            read_rows(tmp_path / "one")
+
+
+def test_tsv_without_a_header(write) -> None:
+    """The rule: of two columns, a number in the first line, or its second field again below."""
+    assert values(write("a.tsv", "a fine film\t1\nso so\t0")) == [
+        {"0": "a fine film", "1": "1"},
+        {"0": "so so", "1": "0"},
+    ]
+    assert lines(write("a.tsv", "a fine film\t1\nso so\t0")) == [1, 2]
+    words = write("b.tsv", 'a "fine" film\tgood\n"well" he said\tbad\nyes\tgood\n')
+    assert [row["1"] for row in values(words)] == ["good", "bad", "good"] and values(words)[1]["0"] == '"well" he said'
+    assert values(write("c.tsv", "0\t1\nfine\t1\n")) == [{"0": "fine", "1": "1"}]
+    assert values(write("d.tsv", "text\tlabel\nfine\t1\nso\t1\n")) == [
+        {"text": "fine", "label": "1"},
+        {"text": "so", "label": "1"},
+    ]
+    with pytest.raises(DataError, match="the column 'x' stands twice"):
+        values(write("e.tsv", "x\tx\na\tb\n"))

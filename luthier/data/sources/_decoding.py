@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from luthier.data.sources._compressed import open_bytes
 from luthier.foundation.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -46,7 +47,8 @@ def _refuse_utf16(start: bytes, path: Path) -> None:
 
 def read_text(path: Path) -> str:
     """A whole file as text, a UTF-8 byte order mark removed."""
-    raw = path.read_bytes()
+    with open_bytes(path) as stream:
+        raw = stream.read()
     _refuse_utf16(raw, path)
     skip = len(BOM) if raw.startswith(BOM) else 0
     return decode(raw[skip:], path, skip, 1)
@@ -55,7 +57,7 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line with its line ending), a UTF-8 byte order mark removed; constant memory."""
     offset = 0
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         for number, raw in enumerate(stream, 1):
             start = offset
             offset += len(raw)

@@ -1,10 +1,10 @@
-"""Tables with a header row, read by Python's csv module: shared by the csv and tsv file types."""
+"""Tables, read by Python's csv module: shared by the csv and tsv file types."""
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from luthier.data.records import Origin, RawRow
@@ -12,8 +12,13 @@ from luthier.data.sources._decoding import read_lines
 from luthier.foundation.errors import DataError
 
 
-def read_table(path: Path, delimiter: str, *, quoted: bool = True) -> Iterator[RawRow]:
+def read_table(
+    path: Path, delimiter: str, *, quoted: bool = True, names: Sequence[str] | None = None
+) -> Iterator[RawRow]:
     """Rows of a table; every value is text. `Origin.row` is the line where the row starts.
+
+    Args:
+        names: the columns, where the table has no header row.
 
     Raises:
         DataError: a bad header, a row with more or fewer fields than the header, a quote that is never closed.
@@ -23,7 +28,7 @@ def read_table(path: Path, delimiter: str, *, quoted: bool = True) -> Iterator[R
     reader = csv.reader(
         lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
     )
-    header: list[str] | None = None
+    header = list(names) if names is not None else None
     while True:
         line = reader.line_num + 1
         try:

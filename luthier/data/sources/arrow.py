@@ -11,6 +11,7 @@ from luthier.data.records import Origin, RawRow
 from luthier.foundation.errors import DataError
 
 SUFFIXES = (".arrow", ".feather")
+BINARY = True
 FILE_MAGIC = b"ARROW1"
 
 

@@ -1,0 +1,32 @@
+"""An entry's rows: all of its files, one after the other, each row keeping its own file and place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from luthier.data.detection import source_of
+from luthier.data.locating import Located
+from luthier.data.records import Origin, RawRow
+from luthier.data.sources._compressed import inner_path
+from luthier.foundation.errors import DataError
+
+
+def read_files(located: Located) -> list[RawRow]:
+    """All rows of the files; where they go by a name of their own, rows are counted through all of them.
+
+    Raises:
+        DataError: a file that is damaged or holds no rows (the place is named).
+    """
+    rows = [row for file in located.files for row in _read(file)]
+    if located.named is None:
+        return rows
+    return [replace(row, origin=Origin(located.named, number)) for number, row in enumerate(rows, 1)]
+
+
+def _read(path: Path) -> list[RawRow]:
+    source = source_of(inner_path(path))
+    rows = list(source.build(source.Options(), path))
+    if not rows:
+        raise DataError(f"{path} holds no rows.", "Was the file written completely?")
+    return rows
