@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from luthier.config.split_slices import checked_split
+
 
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values can't be changed after loading."""
@@ -122,7 +124,8 @@ class DataEntry(Section):
 
     path: Annotated[str, AfterValidator(_expand_user)] = Field(
         description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file (text types also .gz or .zst), a folder of files "
-        "of one type, a pattern such as data/*.jsonl, or a folder that datasets' save_to_disk wrote."
+        "of one type, a pattern such as data/*.jsonl, a folder that datasets' save_to_disk wrote, or a data set of the "
+        "Hugging Face Hub (owner/name, huggingface:name)."
     )
     format: str = Field(
         "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."
@@ -131,10 +134,25 @@ class DataEntry(Section):
         default_factory=dict,
         description="Where a row's parts stand, by the format's own names: {instruction: question, output: answer}.",
     )
-    system: str | None = Field(None, description="System prompt for rows that bring none.")
+    split: Annotated[str, AfterValidator(checked_split)] | None = Field(
+        None,
+        description="A split, a slice of it or both: train, train[:70%], train[10:200], [70%:]. Default: train, all of it.",
+    )
+    subset: str | None = Field(None, description="Configuration of a hub's data set.")
+    folder: str | None = Field(None, description="Folder inside a hub's data set.")
+    system: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="System prompt for rows that bring none; of a list, each row gets one by the seed."
+    )
     max_samples: Annotated[int, Field(gt=0)] | None = Field(
         None, description="A seeded random sample of this many rows."
     )
+    head: bool = Field(False, description="Take the first max_samples rows instead (many sets are sorted).")
+
+    @model_validator(mode="after")
+    def _head_of_something(self) -> DataEntry:
+        if self.head and self.max_samples is None:
+            raise ValueError("head has no effect without max_samples: say how many rows")
+        return self
 
 
 Entry = Annotated[DataEntry, BeforeValidator(_path_to_mapping, json_schema_input_type=str | DataEntry)]

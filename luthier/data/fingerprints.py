@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.schema import DataConfig, DataEntry
+from luthier.config.schema import DataConfig
 from luthier.data.locating import Located
 from luthier.data.sources._compressed import inner_path
 from luthier.foundation.files import sha256_of
@@ -49,11 +49,9 @@ def data_fingerprint(
     """
     described = {
         "version": DATA_VERSION,
-        "train": _entries(data.train, located["train"]),
-        "validation": _entries(data.validation, located["validation"])
-        if isinstance(data.validation, list)
-        else data.validation,
-        "test": _entries(data.test, located["test"]) if isinstance(data.test, list) else data.test,
+        "train": _entries(located["train"]),
+        "validation": _entries(located["validation"]) if isinstance(data.validation, list) else data.validation,
+        "test": _entries(located["test"]) if isinstance(data.test, list) else data.test,
         "invalid_rows": data.invalid_rows,
         "shuffle": data.shuffle,
         "seed": seed,
@@ -65,11 +63,11 @@ def data_fingerprint(
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _entries(entries: Sequence[DataEntry], located: Sequence[Located]) -> list[dict[str, Any]]:
+def _entries(located: Sequence[Located]) -> list[dict[str, Any]]:
     return [
         {
             "files": [(sha256_of(file), inner_path(file).suffix.lower()) for file in place.files],
-            **entry.model_dump(exclude={"path"}),
+            **place.entry.model_dump(exclude={"path"}),
         }
-        for entry, place in zip(entries, located, strict=True)
+        for place in located
     ]

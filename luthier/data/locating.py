@@ -1,4 +1,4 @@
-"""Which files hold an entry's rows: a file, a glob, a folder, or a folder that `datasets` wrote with save_to_disk."""
+"""Which files hold an entry's rows: a file, a glob, a folder, a folder that `datasets` wrote, a hub's data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from luthier.config.plugins import SOURCES
 from luthier.config.schema import DataEntry
+from luthier.config.split_slices import SplitSlice
 from luthier.data.detection import source_of
+from luthier.data.hub_sets import hub_files, hub_id
 from luthier.data.sources._compressed import SUFFIXES as COMPRESSED
 from luthier.data.sources._compressed import inner_path
 from luthier.foundation.errors import DataError, UserError
@@ -30,29 +32,86 @@ class Located:
         named: what rows are said to come from, where the files are a cache's own; None: each file itself.
     """
 
+    entry: DataEntry
     files: tuple[Path, ...]
     named: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What reports call it."""
+        return self.entry.path + (f" ({self.entry.split})" if self.entry.split else "")
 
 
 def locate(entry: DataEntry) -> Located:
     """The files of an entry.
 
     Raises:
-        DataError: missing, empty, unreadable, of no known type, or of several types at once.
+        DataError: missing, empty, unreadable, of no known type, or of several types at once; a hub's data set that
+            can't be loaded; a setting that has no effect on such an entry.
     """
     path = Path(entry.path)
+    split = SplitSlice.parse(entry.split).name if entry.split else None
+    name = None if path.exists() or path.suffix.lower() in _known() else hub_id(entry.path)
+    if name is not None:
+        split = split or "train"
+        files = hub_files(name, entry.subset, split, entry.folder)
+        return Located(entry, files, f"{name} ({', '.join(filter(None, (entry.subset, entry.folder, split)))})")
+    _refuse_hub_settings(entry)
     if not path.exists() and glob.has_magic(entry.path):
-        return Located(_matches(entry.path))
+        files = _matches(entry.path)
+    else:
+        files, split = _local(path, split)
+    if split not in (None, "train"):
+        raise DataError(
+            f"{entry.path} has no splits, so there is no {split!r} in it.",
+            f"A slice alone is written split: '[:70%]'; found {entry.split!r}.",
+        )
+    return Located(entry, files)
+
+
+def _known() -> set[str]:
+    return {suffix for name in SOURCES.names() for suffix in SOURCES.load(name).SUFFIXES} | set(COMPRESSED)
+
+
+def _refuse_hub_settings(entry: DataEntry) -> None:
+    if entry.path.startswith("modelscope:"):
+        raise DataError(
+            f"{entry.path}: data sets of ModelScope are not loaded by their id.", "Download it and name its files."
+        )
+    for setting in ("subset", "folder"):
+        if getattr(entry, setting) is not None:
+            raise DataError(
+                f"{entry.path}: {setting} is {getattr(entry, setting)!r}, which has no effect on local files.",
+                "Remove it; only data sets of a hub (owner/name) have it.",
+            )
+
+
+def _local(path: Path, split: str | None) -> tuple[tuple[Path, ...], str | None]:
+    """The files of a path, and the split that is still to be looked for in them."""
     try:
         need_file(path, "the data file")
     except UserError as error:
         raise DataError(error.problem, error.remedy) from error
     if not path.is_dir():
         _type_of(path)
-        return Located((path,))
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return Located(_saved(path))
-    return Located(_children(path))
+        return (path,), split
+    if (path / "dataset_dict.json").is_file():
+        return _saved(_saved_split(path, split)), None
+    if (path / "state.json").is_file():
+        return _saved(path), split
+    return _children(path), split
+
+
+def _saved_split(folder: Path, split: str | None) -> Path:
+    """The folder of one of several splits that `save_to_disk` wrote."""
+    splits = [str(name) for name in _json(folder / "dataset_dict.json").get("splits") or []]
+    if split is None or split not in splits:
+        asked = "" if split is None else f", and no {split!r}"
+        raise DataError(
+            f"{folder} holds the splits {', '.join(splits)}{asked}.",
+            f"Name one of them: {{path: {folder}, split: ...}}.",
+        )
+    return folder / split
 
 
 def _type_of(path: Path) -> str:
@@ -97,7 +156,7 @@ def _children(folder: Path) -> tuple[Path, ...]:
 
 
 def _of_one_type(files: list[Path], found: str) -> tuple[Path, ...]:
-    known = {suffix for name in SOURCES.names() for suffix in SOURCES.load(name).SUFFIXES}
+    known = _known() - set(COMPRESSED)
     endings = Counter(inner_path(file).suffix.lower() for file in files)
     types = {_type_of(file) for file in files} if set(endings) <= known else set()
     if len(types) != 1:
@@ -112,12 +171,6 @@ def _of_one_type(files: list[Path], found: str) -> tuple[Path, ...]:
 
 def _saved(folder: Path) -> tuple[Path, ...]:
     """The Arrow files of a data set that `save_to_disk` wrote, in its order."""
-    described = folder / "dataset_dict.json"
-    if described.is_file():
-        splits = [str(name) for name in _json(described).get("splits") or ["train"]]
-        raise DataError(
-            f"{folder} holds several splits: {', '.join(splits)}.", f"Name one of them, such as {folder / splits[0]}."
-        )
     try:
         files = tuple(folder / str(item["filename"]) for item in _json(folder / "state.json")["_data_files"])
     except (KeyError, TypeError) as error:

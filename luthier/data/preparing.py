@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.plugins import ENCODERS
-from luthier.config.schema import DataConfig, DataEntry, PluginOptions, RunConfig
-from luthier.data.detection import ChosenFormat, choose_format
+from luthier.config.schema import DataConfig, PluginOptions, RunConfig
+from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
-from luthier.data.locating import Located, locate
-from luthier.data.reading import read_files
-from luthier.data.records import Conversation, RawRow, Record, Rejected, RowError
-from luthier.data.report import DataReport, SourceReport, SplitReport
+from luthier.data.locating import Located
+from luthier.data.records import Conversation, Record, Rejected
+from luthier.data.report import DataReport, SplitReport
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
 from luthier.foundation.seeding import permutation
@@ -72,6 +70,13 @@ class LoadedRecords:
     report: DataReport
     rejected: list[Rejected] = field(default_factory=list)
     located: dict[str, list[Located]] = field(default_factory=dict)
+
+    def add(self, split: str, entries: Sequence[LoadedEntry]) -> None:
+        """Take in the entries of a split."""
+        self.splits[split] = [record for entry in entries for record in entry.records]
+        self.located[split] = [entry.located for entry in entries]
+        self.rejected.extend(item for entry in entries for item in entry.rejected)
+        self.report.sources.extend(entry.report for entry in entries)
 
 
 def prepare(
@@ -162,11 +167,7 @@ def load_records(data: DataConfig, seed: int, accepts: type | None = None) -> Lo
     for name in SPLITS:
         asked = getattr(data, name)
         if isinstance(asked, list):
-            loaded.splits[name] = [
-                record
-                for index, entry in enumerate(asked)
-                for record in _load_entry(entry, name, index, seed, accepts, loaded)
-            ]
+            loaded.add(name, [load_entry(entry, name, index, seed, accepts) for index, entry in enumerate(asked)])
     _refuse(loaded.rejected, data.invalid_rows)
     for name, records in loaded.splits.items():
         if not records:
@@ -239,50 +240,6 @@ def _encoder_settings(module: Any, data: DataConfig, stage_options: Mapping[str,
     return {**given, **stage_options}
 
 
-def _load_entry(
-    entry: DataEntry, split: str, index: int, seed: int, accepts: type | None, loaded: LoadedRecords
-) -> list[Record]:
-    """One entry's records; its report and rejected rows are added to `loaded`."""
-    located = locate(entry)
-    loaded.located.setdefault(split, []).append(located)
-    rows = read_files(located)
-    chosen = choose_format(entry, rows)
-    if accepts is not None and chosen.record is not accepts:
-        raise _wrong_kind(entry, chosen)
-    sampled: Sequence[RawRow] = rows
-    if entry.max_samples is not None and entry.max_samples < len(rows):
-        picked = permutation(len(rows), seed, "max_samples", split, index)[: entry.max_samples]
-        sampled = [rows[row] for row in sorted(picked)]
-    records, rejected = _convert(sampled, chosen.convert)
-    unused = {str(field) for row in rows for field in row.values} - chosen.options.used()
-    loaded.rejected.extend(rejected)
-    loaded.report.sources.append(
-        SourceReport(
-            path=entry.path,
-            split=split,
-            format=chosen.name,
-            reason=chosen.reason,
-            unused=tuple(sorted(unused)),
-            read=len(rows),
-            sampled=len(sampled),
-            kept=len(records),
-            rejected=Counter(item.reason for item in rejected),
-        )
-    )
-    return records
-
-
-def _convert(rows: Sequence[RawRow], convert: Callable[[RawRow], Record]) -> tuple[list[Record], list[Rejected]]:
-    records: list[Record] = []
-    rejected: list[Rejected] = []
-    for row in rows:
-        try:
-            records.append(convert(row))
-        except RowError as error:
-            rejected.append(Rejected(row.origin, str(error), row.values))
-    return records, rejected
-
-
 def _refuse(rejected: Sequence[Rejected], invalid_rows: str) -> None:
     """Raise one `DataError` for all bad rows, unless they are to be rejected and counted."""
     if not rejected or invalid_rows == "reject":
@@ -297,19 +254,6 @@ def _refuse(rejected: Sequence[Rejected], invalid_rows: str) -> None:
 
 def _first_reason(rejected: Sequence[Rejected]) -> str:
     return f"The first of {len(rejected):,} rejected: {rejected[0].origin}: {rejected[0].reason}" if rejected else ""
-
-
-def _wrong_kind(entry: DataEntry, chosen: ChosenFormat) -> DataError:
-    if chosen.record is Conversation:
-        return DataError(
-            f"{entry.path} holds conversations (format {chosen.name}: {chosen.reason}), but stage: pretrain learns plain text.",
-            "Train on it with stage: sft, or name its text column: {format: text, columns: {text: ...}}.",
-        )
-    return DataError(
-        f"{entry.path} holds plain text (format {chosen.name}: {chosen.reason}), but stage: sft learns conversations.",
-        "Train on it with stage: pretrain, or say where question and answer stand: "
-        "{format: alpaca, columns: {instruction: ..., output: ...}}.",
-    )
 
 
 def _nothing_to_learn(split: str, report: SplitReport) -> DataError:

@@ -23,7 +23,7 @@ class SourceReport:
         format, reason: the rows' format, and how it was found.
         unused: columns that the format does not read.
         read: rows in the file.
-        sampled: rows taken of them (max_samples), all without it.
+        sampled: rows taken of them (split, max_samples), all without these.
         kept: rows that became records.
         rejected: the others, by reason.
     """
@@ -149,7 +149,7 @@ class DataReport:
                 escape(source.path),
                 source.split,
                 escape(f"{source.format} ({source.reason})"),
-                f"{source.read:,}" + (f" (sample of {source.sampled:,})" if source.sampled < source.read else ""),
+                f"{source.read:,}" + (f" ({source.sampled:,} taken)" if source.sampled < source.read else ""),
                 f"{source.kept:,}",
                 f"{sum(source.rejected.values()):,}",
             )

@@ -273,7 +273,10 @@ def test_fingerprint(byte_tokenizer, write, tmp_path: Path) -> None:
         fingerprint(byte_tokenizer, str(path), shuffle=False),
         fingerprint(byte_tokenizer, str(path), validation=2),
         fingerprint(byte_tokenizer, {**entry, "max_samples": 39}),
+        fingerprint(byte_tokenizer, {**entry, "max_samples": 39, "head": True}),
+        fingerprint(byte_tokenizer, {**entry, "split": "[:39]"}),
         fingerprint(byte_tokenizer, {**entry, "system": "s"}),
+        fingerprint(byte_tokenizer, {**entry, "system": ["s", "t"]}),
         fingerprint(byte_tokenizer, {**entry, "columns": {"instruction": "output", "output": "instruction"}}),
         fingerprint(other_tokenizer, str(path)),
     ]

@@ -251,7 +251,7 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     assert values(tmp_path / "picked") == [rows[3], rows[1]]
     datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "both")
     with pytest.raises(
-        DataError, match=r"both holds several splits: train, test\.\nName one of them, such as .*both/train"
+        DataError, match=r"both holds the splits train, test\.\nName one of them: \{path: .*both, split"
     ):
         read_rows(tmp_path / "both")
     assert len(read_rows(tmp_path / "both" / "test")) == 10

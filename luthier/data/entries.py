@@ -1,0 +1,110 @@
+"""One entry of train, validation or test: its files read, sliced, sampled and turned into records, all of it counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from luthier.config.schema import DataEntry
+from luthier.config.split_slices import SplitSlice
+from luthier.data.detection import ChosenFormat, choose_format
+from luthier.data.locating import Located, locate
+from luthier.data.reading import read_files
+from luthier.data.records import Conversation, RawRow, Record, Rejected, RowError
+from luthier.data.report import SourceReport
+from luthier.foundation.errors import DataError
+from luthier.foundation.seeding import derive_seed, permutation
+
+Convert = Callable[[RawRow], Record]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEntry:
+    """What became of an entry."""
+
+    records: list[Record]
+    rejected: list[Rejected]
+    report: SourceReport
+    located: Located
+
+
+def load_entry(entry: DataEntry, split: str, index: int, seed: int, accepts: type | None) -> LoadedEntry:
+    """An entry's records.
+
+    Args:
+        split: train, validation or test; `index`: the entry's place in its list. Random choices depend on both.
+        accepts: the kind of record the encoder takes; None takes any.
+
+    Raises:
+        DataError: files or a format that can't be used, records of the wrong kind, a slice beyond the rows.
+    """
+    located = locate(entry)
+    entry = located.entry
+    rows = read_files(located)
+    chosen = _formats(entry, rows)
+    if accepts is not None and chosen[0].record is not accepts:
+        raise _wrong_kind(entry, chosen[0])
+    taken = _taken(entry, len(rows), seed, split, index)
+    converts = [choice.convert for choice in chosen]
+    systems = [derive_seed(seed, "system", split, index, row) % len(converts) for row in taken]
+    records, rejected = _convert([(rows[row], converts[which]) for row, which in zip(taken, systems, strict=True)])
+    unused = {str(field) for row in rows for field in row.values} - chosen[0].options.used()
+    report = SourceReport(
+        path=located.shown,
+        split=split,
+        format=chosen[0].name,
+        reason=chosen[0].reason,
+        unused=tuple(sorted(unused)),
+        read=len(rows),
+        sampled=len(taken),
+        kept=len(records),
+        rejected=Counter(item.reason for item in rejected),
+    )
+    return LoadedEntry(records, rejected, report, located)
+
+
+def _taken(entry: DataEntry, count: int, seed: int, split: str, index: int) -> Sequence[int]:
+    """The rows that `split`'s slice, `max_samples` and `head` leave, in the files' order."""
+    rows: Sequence[int] = range(count)
+    if entry.split is not None:
+        try:
+            rows = SplitSlice.parse(entry.split).rows(count)
+        except ValueError as error:
+            raise DataError(f"{entry.path}: split {entry.split!r} {error}.", "Name rows that are there.") from error
+    if entry.max_samples is None or entry.max_samples >= len(rows):
+        return rows
+    if entry.head:
+        return rows[: entry.max_samples]
+    picked = permutation(len(rows), seed, "max_samples", split, index)[: entry.max_samples]
+    return [rows[place] for place in sorted(picked)]
+
+
+def _formats(entry: DataEntry, rows: Sequence[RawRow]) -> list[ChosenFormat]:
+    """The entry's format, once for each system prompt that a row may be given."""
+    systems = entry.system if isinstance(entry.system, list) else [entry.system]
+    return [choose_format(entry.model_copy(update={"system": system}), rows) for system in systems]
+
+
+def _convert(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], list[Rejected]]:
+    records: list[Record] = []
+    rejected: list[Rejected] = []
+    for row, convert in rows:
+        try:
+            records.append(convert(row))
+        except RowError as error:
+            rejected.append(Rejected(row.origin, str(error), row.values))
+    return records, rejected
+
+
+def _wrong_kind(entry: DataEntry, chosen: ChosenFormat) -> DataError:
+    if chosen.record is Conversation:
+        return DataError(
+            f"{entry.path} holds conversations (format {chosen.name}: {chosen.reason}), but stage: pretrain learns plain text.",
+            "Train on it with stage: sft, or name its text column: {format: text, columns: {text: ...}}.",
+        )
+    return DataError(
+        f"{entry.path} holds plain text (format {chosen.name}: {chosen.reason}), but stage: sft learns conversations.",
+        "Train on it with stage: pretrain, or say where question and answer stand: "
+        "{format: alpaca, columns: {instruction: ..., output: ...}}.",
+    )

@@ -1,0 +1,95 @@
+"""Data sets of the Hugging Face Hub or a mirror (HF_ENDPOINT), through `datasets`: the Arrow files of its cache.
+
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and HF_DATASETS_CACHE mean what they mean to that library. Where the hub
+can't be reached, a set that was loaded before comes from the cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.foundation.errors import DataError
+
+PREFIX = "huggingface:"
+ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+PATIENCE_SECONDS = 8
+
+
+def hub_id(path: str) -> str | None:
+    """The hub id that a path is (`owner/name`, or anything after `huggingface:`), or None."""
+    if path.startswith(PREFIX):
+        return path.removeprefix(PREFIX)
+    return path if ID.fullmatch(path) else None
+
+
+def hub_files(name: str, subset: str | None, split: str, folder: str | None) -> tuple[Path, ...]:
+    """The Arrow files of one split, downloaded where the cache lacks them.
+
+    Raises:
+        DataError: no such set, subset or split; not reachable and not cached; a set that needs its own script.
+    """
+    reachable = _find(name)
+    import datasets
+
+    try:
+        with _offline(not reachable):
+            loaded: Any = datasets.load_dataset(name, subset, split=split, data_dir=folder)
+    except Exception as error:  # the library raises classes of many kinds; each says what the hub or the files lack
+        where = "" if reachable else " (the hub can't be reached, so only the cache was looked at)"
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"the data set {name}{f' ({subset})' if subset else ''}, split {split}, can't be loaded{where}: {first}",
+            "Check its id, subset and split on the hub and the connection (HF_ENDPOINT names a mirror), or download it and name its files.",
+        ) from error
+    files = tuple(Path(item["filename"]) for item in loaded.cache_files)
+    if not files:
+        raise DataError(f"the data set {name}, split {split}, holds no rows.", "Name another split.")
+    return files
+
+
+def _find(name: str) -> bool:
+    """Whether the hub answers; the library itself would try again and again for half a minute.
+
+    Raises:
+        DataError: the hub has no such data set, or gives it only to those who may see it.
+    """
+    import httpx2  # huggingface_hub's own HTTP library; its errors come through
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if constants.is_offline_mode():
+        return False
+    try:
+        HfApi().dataset_info(name, timeout=PATIENCE_SECONDS)
+    except HFValidationError as error:
+        raise DataError(f"{name!r} is no id of a data set: {error}.", "An id is owner/name.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status >= 500 or status == 429:
+            return False
+        raise DataError(
+            f"{name!r} is neither a local path nor a data set that {constants.ENDPOINT} shows (HTTP status {status}).",
+            "Check the spelling; a private or gated set needs HF_TOKEN, and its terms accepted on the hub.",
+        ) from error
+    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def _offline(switch: bool) -> Iterator[None]:
+    """Keep `datasets` from trying an unreachable hub; the libraries read these flags at every use."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if switch:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
