@@ -1,8 +1,10 @@
-"""The named chat templates: `templates/NAME.jinja`, each with a comment that lists its stop and special tokens.
+"""The named chat templates: `templates/NAME.jinja`, each with comments on its tokens and where its text comes from.
 
-    {#- stop: <|im_end|> special: <|im_start|> <|im_end|> -#}
+    {#- stop: <|im_end|> special: <|im_start|> <|im_end|> verified: yes -#}
+    {#- source: what its expected strings in the tests were taken from -#}
 
-`eos_token` among the stop tokens stands for the tokenizer's own end-of-sequence token.
+`eos_token` among the stop tokens stands for the tokenizer's own end-of-sequence token. `verified: no` means that neither
+the family's own template nor a public fixture was found to check against.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from importlib import resources
 from luthier.foundation.errors import DataError
 from luthier.foundation.registry import nearest
 
-_HEADER = re.compile(r"\{#-?\s*stop:(?P<stop>[^#]*?)\s*special:(?P<special>[^#]*?)\s*-?#\}")
+_HEADER = re.compile(
+    r"\{#-\s*stop:(?P<stop>[^#]*?)\s*special:(?P<special>[^#]*?)\s*verified:\s*(?P<verified>yes|no)\s*-#\}"
+)
+_SOURCE = re.compile(r"\{#-\s*source:\s*(?P<source>.+?)\s*-#\}")
 EOS = "eos_token"
 
 
@@ -28,18 +33,27 @@ class Template:
         text: the jinja source, which transformers' `apply_chat_template` takes as it is.
         stop_tokens: tokens that end an assistant turn, by their text; empty: the tokenizer's EOS token does.
         special_tokens: tokens that must be one token each, the stop tokens among them.
+        verified: whether its text was checked against the family's own template or a public fixture.
+        source: what it was checked against, or written after.
     """
 
     name: str
     text: str
     stop_tokens: tuple[str, ...]
     special_tokens: tuple[str, ...]
+    verified: bool
+    source: str
 
 
 def template_names() -> list[str]:
     """Names of the templates that come with luthier, sorted."""
     folder = resources.files("luthier.data.templates")
     return sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja"))
+
+
+def template_list() -> str:
+    """The names for help texts and messages, the unverified ones marked."""
+    return ", ".join(name if load_template(name).verified else f"{name} (unverified)" for name in template_names())
 
 
 @lru_cache
@@ -55,11 +69,18 @@ def load_template(name: str) -> Template:
         hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise DataError(
             f"data.template: there is no chat template named {name!r}.",
-            f"{hint}Known: auto (the tokenizer's own), {', '.join(names)}.",
+            f"{hint}Known: auto (the tokenizer's own), {template_list()}.",
         )
     text = (resources.files("luthier.data.templates") / f"{name}.jinja").read_text(encoding="utf-8")
-    header = _HEADER.search(text)
-    if header is None:
-        raise ValueError(f"templates/{name}.jinja lacks its comment with stop: and special:")
+    header, source = _HEADER.search(text), _SOURCE.search(text)
+    if header is None or source is None:
+        raise ValueError(f"templates/{name}.jinja lacks its comments with stop:, special: and verified:, or source:")
     stop, special = header["stop"].split(), header["special"].split()
-    return Template(name, text, tuple(token for token in stop if token != EOS), tuple(special))
+    return Template(
+        name,
+        text,
+        tuple(token for token in stop if token != EOS),
+        tuple(special),
+        header["verified"] == "yes",
+        source["source"],
+    )

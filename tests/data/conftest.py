@@ -11,6 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from luthier.data.template_files import load_template, template_names
+
 SPECIAL = [
     "<unk>",
     "<s>",
@@ -21,6 +23,10 @@ SPECIAL = [
     "<|end_header_id|>",
     "<|eot_id|>",
 ]
+# every template can be tried with the tokenizers below: a new one needs no edit here
+SPECIAL += dict.fromkeys(
+    token for name in template_names() for token in load_template(name).special_tokens if token not in SPECIAL
+)
 CORPUS = [
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
     "### Instruction: ### Response: [INST] [/INST] <<SYS>> <</SYS>> user assistant system",
@@ -36,7 +42,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=400 + len(SPECIAL),
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -55,7 +61,11 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     letters = sorted(set("".join(CORPUS)) | {"\n"})
     trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", initial_alphabet=letters, show_progress=False
+        vocab_size=300 + len(SPECIAL),
+        special_tokens=SPECIAL,
+        unk_token="<unk>",
+        initial_alphabet=letters,
+        show_progress=False,
     )
     tokenizer.train_from_iterator([*CORPUS, "\n"], trainer)
     return PreTrainedTokenizerFast(

@@ -82,6 +82,8 @@ def test_transformers_renders_the_same(byte_tokenizer, template: str, prompt: bo
     """A template file is a valid `tokenizer.chat_template`: text and assistant masks are those of transformers."""
     renderer = Renderer(byte_tokenizer, template)
     messages = [Message("system", "Be brief."), *TALK[: 3 if prompt else 4]]
+    if template in ("falcon", "gemma"):  # these know no system prompt
+        del messages[0]
     text = "".join(piece.text for piece in renderer.pieces(messages, add_generation_prompt=prompt))
     saved = with_template(byte_tokenizer, renderer.chat_template)
     assert text == saved.apply_chat_template(dicts(messages), tokenize=False, add_generation_prompt=prompt)
@@ -124,7 +126,9 @@ def test_alpaca_rows_equal_the_peer_trainers(smollm2_folder: Path, shared_data: 
 
 
 def test_a_tokenizer_without_template(byte_tokenizer) -> None:
-    with pytest.raises(DataError, match=r"no chat template of its own\.\n.*alpaca, chatml, llama2, llama3, qwen2\.5"):
+    with pytest.raises(
+        DataError, match=r"no chat template of its own\.\n.*alpaca, .*chatml, .*llama2, llama3, .*qwen2\.5, "
+    ):
         Renderer(byte_tokenizer)
 
 

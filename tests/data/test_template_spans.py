@@ -163,8 +163,9 @@ def marked(renderer: Renderer, tokenizer, messages: list[Message]) -> str:
     return text
 
 
-def test_every_template_has_expectations() -> None:
-    assert set(template_names()) == set(EXPECTED) - {"auto"}
+def test_expectations_are_of_templates() -> None:
+    """That every template has some is asserted in test_template_families."""
+    assert set(EXPECTED) - {"auto"} <= set(template_names())
 
 
 @pytest.mark.parametrize(("template", "name"), CASES)
