@@ -18,6 +18,10 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "messages": ("dialog", "dialogue", "chat", "conversation", "turns"),
     "conversations": ("dialog", "dialogue", "chat", "conversation", "turns"),
     "text": ("content", "document", "body", "article", "passage", "abstract"),
+    "prompt": ("question", "query", "input", "problem"),
+    "chosen": ("preferred", "accepted", "better", "winner", "response_chosen"),
+    "rejected": ("dispreferred", "worse", "loser", "response_rejected"),
+    "label": ("labels", "class", "category", "sentiment", "kto_tag", "target"),
 }
 
 
@@ -27,6 +31,9 @@ class FormatOptions(PluginOptions):
     PARTS: ClassVar[Mapping[str, str]] = {}
     """The format's own names for a row's parts, and the column each stands in by default."""
     REQUIRED: ClassVar[tuple[str, ...]] = ()
+    NEEDS: ClassVar[str] = ""
+    """What a row must have, where that is more than the required columns; shown where no format matches."""
+    TAKES_SYSTEM: ClassVar[bool] = True
 
     columns: dict[str, str] = Field(
         default_factory=dict, description="Where a row's parts stand, by the format's own names."
@@ -42,7 +49,14 @@ class FormatOptions(PluginOptions):
                 raise ValueError(
                     f"columns: the format {self.name} knows no {part!r}{hint}; it knows: {', '.join(self.PARTS)}"
                 )
+        if self.system is not None and not self.TAKES_SYSTEM:
+            raise ValueError("system: plain text has no system prompt; remove it")
         return self
+
+    @classmethod
+    def needs(cls) -> str:
+        """What a row must have, in words."""
+        return cls.NEEDS or " and ".join(cls.PARTS[part] for part in cls.REQUIRED)
 
     def column(self, part: str) -> str:
         """The column a part stands in."""

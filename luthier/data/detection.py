@@ -24,13 +24,20 @@ SHOWN_FIELDS = 20
 
 @dataclass(frozen=True, slots=True)
 class ChosenFormat:
-    """A format, why it was chosen, and what it does to a row."""
+    """A format, why it was chosen, and what it does to a row.
+
+    Args:
+        record: the kind of record it makes.
+        convert: a row to its one record; a row that holds several raises `RowError`.
+        convert_all: a row to its records.
+    """
 
     name: str
     reason: str
     options: FormatOptions
     record: type
     convert: Callable[[RawRow], Record]
+    convert_all: Callable[[RawRow], Sequence[Record]]
 
 
 def read_rows(path: Path) -> list[RawRow]:
@@ -72,8 +79,12 @@ def source_of(path: Path) -> ModuleType:
     return known[suffix]
 
 
-def choose_format(entry: DataEntry, rows: Sequence[RawRow]) -> ChosenFormat:
+def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None = None) -> ChosenFormat:
     """The format an entry names, or the one its first rows are in.
+
+    Args:
+        accepts: the kind of record that is wanted; it decides between plain text and what else a column of text may
+            belong to (text with a label), never between answers and judged answers.
 
     Raises:
         DataError: unknown columns, no format matches (fields and a mapping are named), or several do.
@@ -94,6 +105,10 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow]) -> ChosenFormat:
         return _chosen(module, found[0] if found else options, "named in the config")
     candidates = [candidate for name in FORMATS.names() if (candidate := _candidate(name, entry, sample))]
     strong = [candidate for candidate in candidates if not getattr(candidate[0], "FALLBACK", False)]
+    fallback = [candidate for candidate in candidates if candidate not in strong]
+    if accepts is not None and any(candidate[0].RECORD is accepts for candidate in fallback):
+        strong = []
+        candidates = fallback
     if len(strong) > 1:
         reasons = "; ".join(f"{options.name}: {reason}" for _, options, reason in strong)
         raise DataError(
@@ -116,23 +131,38 @@ def sample_of(rows: Sequence[RawRow]) -> dict[str, Any]:
 
 def _candidate(name: str, entry: DataEntry, sample: Mapping[str, Any]) -> tuple[ModuleType, FormatOptions, str] | None:
     module = FORMATS.load(name)
-    if not set(entry.columns) <= set(module.Options.PARTS) or (entry.system is not None and name == "text"):
+    if not set(entry.columns) <= set(module.Options.PARTS):
+        return None
+    if entry.system is not None and not module.Options.TAKES_SYSTEM:
+        return None
+    if _tags(entry) and "tags" not in module.Options.model_fields:
         return None
     found = module.detect(sample, _options(module, entry))
     return (module, *found) if found else None
 
 
 def _options(module: ModuleType, entry: DataEntry) -> FormatOptions:
+    tags = _tags(entry)
     try:
-        options: FormatOptions = module.Options(columns=entry.columns, system=entry.system)
+        options: FormatOptions = module.Options(
+            columns=entry.columns, system=entry.system, **({"tags": tags} if tags else {})
+        )
     except ValidationError as error:
         problems = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
         raise DataError(f"{entry.path}: {problems}.", "See `luthier config explain data.train.0.columns`.") from error
     return options
 
 
+def _tags(entry: DataEntry) -> Mapping[str, str]:
+    """What the entry calls a turn's keys and roles."""
+    tags: Mapping[str, str] = getattr(entry, "tags", None) or {}
+    return tags
+
+
 def _chosen(module: ModuleType, options: FormatOptions, reason: str) -> ChosenFormat:
-    return ChosenFormat(options.name, reason, options, module.RECORD, module.build(options))
+    convert = module.build(options)
+    convert_all = module.build_all(options) if hasattr(module, "build_all") else lambda row: [convert(row)]
+    return ChosenFormat(options.name, reason, options, module.RECORD, convert, convert_all)
 
 
 def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
@@ -140,7 +170,7 @@ def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
     needs, advice = [], ""
     for name in FORMATS.names():
         options = FORMATS.load(name).Options
-        needs.append(f"{name} needs {' and '.join(options.PARTS[part] for part in options.REQUIRED)}")
+        needs.append(f"{name} needs {options.needs()}")
         mapping = suggest(sample, options.REQUIRED)
         fits = len(mapping) == len(options.REQUIRED) and FORMATS.load(name).detect(sample, options(columns=mapping))
         if not advice and fits:

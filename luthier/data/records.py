@@ -22,12 +22,50 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function the assistant calls, its arguments as parsed JSON. `id` is empty where the row gives none."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As chat templates expect it in a message's `tool_calls`."""
+        call = {"type": "function", "function": {"name": self.name, "arguments": dict(self.arguments)}}
+        return {"id": self.id, **call} if self.id else call
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `weight` scales the loss of an assistant turn's tokens; 0 means it is context only."""
+    """One turn.
+
+    Args:
+        weight: scales the loss of an assistant turn's tokens; 0 means it is context only.
+        tool_calls: what an assistant turn calls.
+        name, tool_call_id: of a tool turn, the function that answers and the call it answers; empty where not given.
+    """
 
     role: Role
     content: str
     weight: float = 1.0
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As chat templates expect it; keys that say nothing are left out."""
+        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            values["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        if self.name:
+            values["name"] = self.name
+        if self.tool_call_id:
+            values["tool_call_id"] = self.tool_call_id
+        return values
+
+
+Tools = tuple[Mapping[str, Any], ...]
+"""Definitions of functions the assistant may call: {"type": "function", "function": {"name": ..., ...}}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +74,51 @@ class Conversation:
 
     Args:
         notes: what the format had to mend or found odd, each counted in the report.
+        tools: the functions the assistant may call.
     """
 
     messages: tuple[Message, ...]
     origin: Origin
     notes: tuple[str, ...] = ()
+    tools: Tools = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, one preferred.
+
+    Args:
+        prompt: turns up to the answers, the last one of user or tool.
+        chosen, rejected: the answers; one assistant turn each as a rule, or several turns that end in one.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    origin: Origin
+    notes: tuple[str, ...] = ()
+    tools: Tools = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledConversation:
+    """A conversation whose last answer is wanted (True) or not (False), as KTO learns from."""
+
+    messages: tuple[Message, ...]
+    label: bool
+    origin: Origin
+    notes: tuple[str, ...] = ()
+    tools: Tools = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, or two, with a class name or a number, as the file gives it."""
+
+    text: str
+    label: str | int | float
+    origin: Origin
+    text_pair: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +129,7 @@ class Document:
     origin: Origin
 
 
-Record = Conversation | Document
+Record = Conversation | Document | Pair | LabelledConversation | Labelled
 
 
 class RowError(ValueError):

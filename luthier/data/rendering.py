@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from luthier.data.piece_tokens import Encoding, Piece, PieceTokenizer, control_pattern
-from luthier.data.records import Message, RowError
+from luthier.data.records import Message, RowError, Tools
 from luthier.data.template_files import Template, load_template, template_names
 from luthier.data.templating import compile_template, has_generation_tags, render_spans
 from luthier.foundation.errors import DataError, ModelError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AUTO = "auto"
+_WITH_TOOLS = "set data.template to one that has tools"
 _PROBE = (Message("user", "How are you?"), Message("assistant", "I am well."))
 
 
@@ -62,17 +63,34 @@ class Renderer:
         """Whether pieces are tokenized one by one (see piece_tokens)."""
         return self._pieces.splits
 
-    def pieces(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[Piece]:
+    def pieces(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools = ()
+    ) -> list[Piece]:
         """The rendered conversation in pieces, end to end: context, and every assistant turn with its weight.
 
+        Args:
+            tools: functions the assistant may call; given to the template as transformers does.
+
         Raises:
-            RowError: the template refuses the conversation, or does not tell its trained spans.
+            RowError: the template refuses the conversation, does not tell its trained spans, or has no place for
+                tools or their calls.
         """
-        if not self._tagged:
-            return self._pieces_by_prefix(messages, add_generation_prompt)
+        if self._tagged:
+            found = self._pieces_by_tag(messages, add_generation_prompt, tools)
+        else:
+            found = self._pieces_by_prefix(messages, add_generation_prompt, tools)
+        if tools and self._text(messages, add_generation_prompt) == "".join(piece.text for piece in found):
+            raise RowError(
+                f"has tools, which the chat template ({self.name}) has no place for; {_WITH_TOOLS}, or take the tools out."
+            )
+        self._check_calls(messages, found)
+        return found
+
+    def _pieces_by_tag(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools) -> list[Piece]:
+        """Assistant turns are what stands in generation blocks."""
         answers = iter([message.weight for message in messages if message.role == "assistant"])
         found = []
-        for text, inside in self._render(messages, add_generation_prompt):
+        for text, inside in self._render(messages, add_generation_prompt, tools):
             weight = next(answers, None) if inside else None
             if inside and weight is None:
                 raise RowError(f"the chat template ({self.name}) marks more spans than there are assistant turns.")
@@ -81,17 +99,33 @@ class Renderer:
             raise RowError(f"the chat template ({self.name}) marks fewer spans than there are assistant turns.")
         return found
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def _check_calls(self, messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
+        """Raise `RowError` where a turn's calls are not in what the template made of it."""
+        if not any(message.tool_calls for message in messages):
+            return
+        text = "".join(piece.text for piece in pieces)
+        spans = [piece.text for piece in pieces if piece.weight is not None]
+        answers = [message for message in messages if message.role == "assistant"]
+        if len(spans) < len(answers):  # a prompt that can't be told apart is one piece
+            spans = [text] * len(answers)
+        for message, span in zip(answers, spans, strict=True):
+            lost = next((call.name for call in message.tool_calls if call.name not in span), None)
+            if lost is not None:
+                raise RowError(
+                    f"calls the tool {lost!r}, which the chat template ({self.name}) leaves out of the answer; {_WITH_TOOLS}."
+                )
+
+    def prompt_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The conversation as text, up to where the assistant's next turn begins."""
-        return "".join(piece.text for piece in self.pieces(messages, add_generation_prompt=True))
+        return "".join(piece.text for piece in self.pieces(messages, True, tools))
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The same as token ids: exactly those before the answer in `encode` of the answered conversation."""
-        return self._pieces.encode([self.pieces(messages, add_generation_prompt=True)])[0][0]
+        return self._pieces.encode([self.pieces(messages, True, tools)])[0][0]
 
-    def encode(self, messages: Sequence[Message]) -> Encoding:
+    def encode(self, messages: Sequence[Message], tools: Tools = ()) -> Encoding:
         """(ids, weights) for training; nothing stands after the last token with a weight."""
-        return self.encode_pieces([self.pieces(messages)])[0]
+        return self.encode_pieces([self.pieces(messages, tools=tools)])[0]
 
     def encode_pieces(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoding]:
         """`encode` of many conversations that `pieces` has rendered: the fast way."""
@@ -102,33 +136,42 @@ class Renderer:
 
     def holds_control_tokens(self, messages: Sequence[Message]) -> bool:
         """Whether a content spells out a special token, which the tokenizer will take for that token."""
-        return any(self._control.search(message.content) for message in messages)
+        return any(
+            self._control.search(message.content)
+            or (message.tool_calls and any(map(self._control.search, _texts(message.as_dict()["tool_calls"]))))
+            for message in messages
+        )
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[tuple[str, bool]]:
+    def _render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools = ()
+    ) -> list[tuple[str, bool]]:
         try:
             return render_spans(
                 self._compiled,
-                [{"role": message.role, "content": message.content} for message in messages],
+                [message.as_dict() for message in messages],
                 add_generation_prompt=add_generation_prompt,
+                tools=tools,
                 special_tokens=self._special_tokens,
             )
         except jinja2.TemplateError as error:
             raise RowError(f"the chat template ({self.name}) refuses this conversation: {error}.") from error
 
-    def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return "".join(text for text, _ in self._render(messages, add_generation_prompt))
+    def _text(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools = ()) -> str:
+        return "".join(text for text, _ in self._render(messages, add_generation_prompt, tools))
 
-    def _pieces_by_prefix(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
+    def _pieces_by_prefix(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Tools = ()
+    ) -> list[Piece]:
         """Assistant turn i is what render(messages[:i + 1]) has more than render(messages[:i]) with generation prompt."""
-        whole = self._text(messages, add_generation_prompt)
+        whole = self._text(messages, add_generation_prompt, tools)
         found: list[Piece] = []
         done = 0
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            before = self._text(messages[:index], True)
+            before = self._text(messages[:index], True, tools)
             last = index == len(messages) - 1 and not add_generation_prompt
-            upto = whole if last else self._text(messages[: index + 1], False)
+            upto = whole if last else self._text(messages[: index + 1], False, tools)
             if len(before) < done or not upto.startswith(before) or not whole.startswith(upto):
                 if add_generation_prompt:
                     return [Piece(whole)]  # a prompt trains nothing, so nothing need be told apart
@@ -136,19 +179,24 @@ class Renderer:
                     f"the chat template ({self.name}) renders turn {index + 1} differently in a longer conversation, so the "
                     f"answer's tokens can't be told from it; set data.template to one of {', '.join(template_names())}."
                 )
-            end = len(before) + self._turn_end(upto[len(before) :], message.content)
+            end = len(before) + self._turn_end(upto[len(before) :], message)
             found.append(Piece(whole[done : len(before)]))
             found.append(Piece(whole[len(before) : end], message.weight))
             done = end
         found.append(Piece(whole[done:]))
         return [piece for piece in found if piece.text]
 
-    def _turn_end(self, turn: str, content: str) -> int:
-        """Where the trained span of a turn's text ends: after the first special token behind the content."""
-        content = content.strip()
+    def _turn_end(self, turn: str, message: Message) -> int:
+        """Where the trained span of a turn's text ends: after the first special token behind the content.
+
+        Calls stand between special tokens in some families, so a turn with calls ends after the last one.
+        """
+        content = message.content.strip()
         start = max(turn.find(content), 0) + len(content)
-        stop = self._control.search(turn, start)
-        return stop.end() if stop else len(turn)
+        stops = [stop.end() for stop in self._control.finditer(turn, start)]
+        if not stops:
+            return len(turn)
+        return stops[-1] if message.tool_calls else stops[0]
 
     def _own_stops(self) -> list[str]:
         """The stop tokens of the tokenizer's own template: EOS, and what the template writes after an answer."""
@@ -174,6 +222,19 @@ class Renderer:
             return self.pieces(_PROBE)
         except RowError as error:
             raise DataError(str(error), f"Set data.template to one of {', '.join(template_names())}.") from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON's types."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -99,10 +99,11 @@ def has_generation_tags(text: str) -> bool:
 
 def render_spans(
     template: jinja2.Template,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool,
     special_tokens: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[tuple[str, bool]]:
     """What a template makes of a conversation: (text, whether it stands in a generation block), end to end.
 
@@ -112,7 +113,7 @@ def render_spans(
     try:
         rendered = template.render(
             messages=messages,
-            tools=None,
+            tools=list(tools) or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **special_tokens,

@@ -2,90 +2,169 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.data.columns import checked_text
-from luthier.data.records import Conversation, Message, Origin, Role, RowError
+from luthier.data.layouts import Layout
+from luthier.data.records import Conversation, Message, Origin, Role, RowError, Tools
+from luthier.data.tool_calls import tool_calls
 
 TRAILING_USER = "last user turn without an answer removed"
+TRAILING_TOOL = "last tool turn without an answer removed"
 EMPTY_ANSWER = "empty answer (context only)"
 
 
 def conversation(
-    turns: Sequence[Message], origin: Origin, *, system: str = "", default_system: str | None = None
+    turns: Sequence[Message],
+    origin: Origin,
+    *,
+    system: str = "",
+    default_system: str | None = None,
+    tools: Tools = (),
 ) -> Conversation:
     """Checked turns.
 
-    A last user turn that nobody answers is removed and noted; an empty answer becomes context (weight 0) and is noted.
+    A last user turn (or tool turns) that nobody answers is removed and noted; an empty answer becomes context
+    (weight 0) and is noted.
 
     Args:
-        turns: system (at most one, first), user and assistant turns.
+        turns: system (at most one, first), user, assistant and tool turns.
         system: the row's own system column; "" where there is none.
         default_system: the data entry's system prompt, for rows that bring none.
 
     Raises:
-        RowError: two turns of one role in a row, no answer at all, an empty question, two system prompts.
+        RowError: two turns of one role in a row, no answer at all, an empty question, two system prompts, tool calls
+            that nothing answers.
     """
     turns = list(turns)
-    notes: list[str] = []
     own = turns.pop(0).content if turns and turns[0].role == "system" else ""
     if own and system and own != system:
         raise RowError("has two system prompts, one in its own column and one as the first turn; keep one.")
     prompt = own or system or default_system or ""
-    if turns and turns[-1].role == "user" and len(turns) > 1:
-        turns.pop()
-        notes.append(TRAILING_USER)
     if not any(turn.role == "assistant" for turn in turns):
         found = ", ".join(turn.role for turn in turns) or "no turns"
         raise RowError(f"has no assistant turn to learn from (found: {found}).")
+    first = 1 + bool(own)
+    _check_order(turns, first)
+    notes = _remove_unanswered(turns)
     for index, turn in enumerate(turns):
-        expected = "user" if index % 2 == 0 else "assistant"
-        place = f"turn {index + 1 + bool(own)}"
-        if turn.role != expected:
-            before = f"follows a turn of {turns[index - 1].role}" if index else "comes first"
-            raise RowError(f"{place} is of {turn.role} and {before}; turns must alternate user, assistant, user, ...")
-        if turn.content.strip():
+        if turn.content.strip() or turn.tool_calls or turn.role == "tool":
             continue
         if turn.role == "user":
-            raise RowError(f"{place} (user) is empty.")
+            raise RowError(f"turn {index + first} (user) is empty.")
         notes.append(EMPTY_ANSWER)
         turns[index] = Message("assistant", turn.content, 0.0)
     head = (Message("system", prompt),) if prompt else ()
-    return Conversation((*head, *turns), origin, tuple(notes))
+    return Conversation((*head, *turns), origin, tuple(notes), tools)
+
+
+def _check_order(turns: Sequence[Message], first: int) -> None:
+    """Raise `RowError` unless user and assistant alternate, with tool turns between a call and the next answer."""
+    previous: Message | None = None
+    for index, turn in enumerate(turns):
+        if turn.role not in _may_follow(previous):
+            after = "comes first" if previous is None else f"follows a turn of {previous.role}"
+            calls = " that calls tools" if previous is not None and previous.tool_calls else ""
+            rule = "a tool's result must follow" if calls else "turns must alternate user, assistant, user, ..."
+            raise RowError(f"turn {index + first} is of {turn.role} and {after}{calls}; {rule}")
+        previous = turn
+
+
+def _may_follow(previous: Message | None) -> tuple[Role, ...]:
+    if previous is None:
+        return ("user",)
+    if previous.role == "tool":
+        return ("tool", "assistant")
+    if previous.role == "user":
+        return ("assistant",)
+    # some data sets write the call into the answer's text, so a tool may also answer a turn without tool_calls
+    return ("tool",) if previous.tool_calls else ("user", "tool")
+
+
+def _remove_unanswered(turns: list[Message]) -> list[str]:
+    """Take the user or tool turns off the end; what to note about it."""
+    notes = []
+    while turns[-1].role in ("user", "tool"):
+        note = TRAILING_USER if turns.pop().role == "user" else TRAILING_TOOL
+        if note not in notes:
+            notes.append(note)
+    return notes
 
 
 def holds_turns(value: Any, *keys: str) -> bool:
     """Whether a column's value is a list of turns with these keys."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and set(keys) <= set(value[0])
+    return isinstance(value, list) and bool(value) and is_turn(value[0], *keys)
 
 
-def turn(value: Any, place: str, *, role_key: str, content_key: str, roles: Mapping[str, Role]) -> Message:
+def is_turn(value: Any, *keys: str) -> bool:
+    """Whether a value is one turn with these keys."""
+    return isinstance(value, Mapping) and set(keys) <= set(value)
+
+
+def turns_of(values: Any, where: str, layout: Layout) -> list[Message]:
+    """The turns in a row's field.
+
+    Args:
+        where: the field's name.
+
+    Raises:
+        RowError: no list, or see `turn`.
+    """
+    if not isinstance(values, list):
+        raise RowError(f"the field {where!r} is {type(values).__name__}, not a list of turns.")
+    return [turn(value, f"{where}[{index}]", layout) for index, value in enumerate(values)]
+
+
+def turn(value: Any, place: str, layout: Layout) -> Message:
     """One turn of a list of turns, as a mapping with a role and a content.
 
     Args:
         place: what to call it in messages ("messages[2]").
-        roles: the roles the format knows.
 
     Raises:
-        RowError: wrong type, unknown role, tool calls, bad weight.
+        RowError: wrong type, unknown role, broken tool calls, bad weight.
     """
+    role_key, content_key = layout.role_key, layout.content_key
     if not isinstance(value, Mapping):
         raise RowError(f"{place} is {type(value).__name__}, not an object with {role_key!r} and {content_key!r}.")
+    calls = value.get("tool_calls") or value.get("function_call")
     for key in (role_key, content_key):
-        if key not in value:
+        if key not in value and not (calls and key == content_key):
             raise RowError(f"{place} lacks {key!r}; fields found: {', '.join(map(str, value)) or 'none'}.")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise RowError(f"{place} has tool calls, which luthier can't train on yet.")
     name = value[role_key]
-    role = roles.get(name) if isinstance(name, str) else None
+    known = isinstance(name, str)
+    if known and name in layout.call_roles:
+        made = tool_calls(value[content_key], f"{place}.{content_key}")
+        return Message("assistant", "", _weight(value, "assistant", place), made)
+    role = layout.roles.get(name) if known else None
     if role is None:
-        raise RowError(f"{place} has the unknown {role_key} {name!r}; known: {', '.join(roles)}.")
+        names = ", ".join((*layout.roles, *sorted(layout.call_roles)))
+        raise RowError(f"{place} has the unknown {role_key} {name!r}; known: {names}.")
+    if calls and role != "assistant":
+        raise RowError(f"{place} is of {role} and has tool calls; only assistant turns may.")
+    content = value.get(content_key)
     if role == "tool":
-        raise RowError(f"{place} is a tool turn ({role_key} {name!r}), which luthier can't train on yet.")
-    content = _content(value[content_key], f"{place}.{content_key}")
-    return Message(role, content, _weight(value, role, place))
+        return _tool_turn(value, content, f"{place}.{content_key}", _weight(value, role, place))
+    text = "" if calls and content is None else _content(content, f"{place}.{content_key}")
+    key = "tool_calls" if value.get("tool_calls") else "function_call"
+    return Message(role, text, _weight(value, role, place), tool_calls(calls, f"{place}.{key}") if calls else ())
+
+
+def _tool_turn(value: Mapping[str, Any], content: Any, where: str, weight: float) -> Message:
+    """A tool's result; an object is written as JSON."""
+    if isinstance(content, Mapping):
+        content = json.dumps(content, ensure_ascii=False)
+    name, answered = value.get("name"), value.get("tool_call_id")
+    return Message(
+        "tool",
+        _content(content, where),
+        weight,
+        name=name if isinstance(name, str) else "",
+        tool_call_id=answered if isinstance(answered, str) else "",
+    )
 
 
 def _content(value: Any, where: str) -> str:
@@ -119,9 +198,3 @@ def _weight(value: Mapping[str, Any], role: Role, place: str) -> float:
     if weight is not None:
         return float(weight)
     return 1.0 if train is None or train else 0.0
-
-
-def refuse_tools(value: Any, column: str) -> None:
-    """Raise `RowError` where a row's tools column holds anything."""
-    if value not in (None, "", "[]") and value != []:
-        raise RowError(f"has tools (in the field {column!r}), which luthier can't train on yet.")

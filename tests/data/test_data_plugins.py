@@ -13,7 +13,17 @@ from luthier.config.schema import PluginOptions
 from luthier.data.columns import FormatOptions
 from luthier.data.detection import read_rows, source_of
 from luthier.data.examples import Encoded
-from luthier.data.records import Conversation, Document, Message, Origin, RawRow, RowError
+from luthier.data.records import (
+    Conversation,
+    Document,
+    Labelled,
+    LabelledConversation,
+    Message,
+    Origin,
+    Pair,
+    RawRow,
+    RowError,
+)
 from luthier.data.rendering import Renderer
 from luthier.data.template_files import load_template, template_names
 from luthier.data.templating import has_generation_tags
@@ -22,6 +32,13 @@ from luthier.foundation.errors import DataError
 RECORDS = {
     Conversation: Conversation((Message("user", "Hello"), Message("assistant", "Hi there")), Origin("f", 1)),
     Document: Document("Hello, how are you?", Origin("f", 1)),
+    Pair: Pair(
+        (Message("user", "Hello"),), (Message("assistant", "Hi"),), (Message("assistant", "No"),), Origin("f", 1)
+    ),
+    LabelledConversation: LabelledConversation(
+        (Message("user", "Hello"), Message("assistant", "Hi there")), True, Origin("f", 1)
+    ),
+    Labelled: Labelled("Hello", 1, Origin("f", 1), "how are you?"),
 }
 
 
@@ -92,7 +109,10 @@ def test_encoders(name: str, byte_tokenizer) -> None:
     encode = module.build(options, byte_tokenizer, renderer)
     assert encode([]) == Encoded()
     encoded = encode([RECORDS[module.RECORD]] * 3)
-    assert encoded.examples and all(0 < example.tokens <= 64 and example.targets for example in encoded.examples)
+    # a head learns the label of what has no target
+    assert encoded.examples and all(
+        0 < example.tokens <= 64 and (example.targets or "label" in example.extras) for example in encoded.examples
+    )
     assert encoded == encode([RECORDS[module.RECORD]] * 3)
 
 

@@ -121,7 +121,7 @@ BAD_ROWS = [
     ),
     ({"instruction": "i", "output": "o", "history": [["q"]]}, "alpaca", "history[0] is \"['q']\", not a pair"),
     ({"instruction": "i", "output": "o", "history": [["q", 1]]}, "alpaca", "history[0][1] is int 1, not text"),
-    ({"instruction": "i", "output": "o", "tools": "[{}]"}, "alpaca", "has tools (in the field 'tools')"),
+    ({"instruction": "i", "output": "o", "tools": "[{}]"}, "alpaca", "the field 'tools'[0] names no function"),
     ({"instruction": "i", "output": "x\ud800"}, "alpaca", "half of a surrogate pair (U+D800 at character 1)"),
     ({"conversations": "x"}, "sharegpt", "the field 'conversations' is str, not a list of turns"),
     ({"conversations": []}, "sharegpt", "has no assistant turn to learn from (found: no turns)"),
@@ -139,9 +139,9 @@ BAD_ROWS = [
     (
         {"conversations": [HUMAN, {"from": "function_call", "value": "{}"}]},
         "sharegpt",
-        "conversations[1] is a tool turn",
+        "conversations[1].value[0] is dict {}, not a call",
     ),
-    ({"conversations": [HUMAN, GPT], "tools": [{}]}, "sharegpt", "has tools"),
+    ({"conversations": [HUMAN, GPT], "tools": "[{"}, "sharegpt", "the field 'tools' is broken JSON"),
     ({"conversations": [HUMAN, {"from": ["gpt"], "value": "a"}]}, "sharegpt", "unknown from ['gpt']"),
     (
         {"messages": [{"role": "system", "content": "s"}]},
@@ -152,8 +152,12 @@ BAD_ROWS = [
     ({"messages": [{"role": "system", "content": "s"}, USER, USER, ANSWER]}, "openai", "turn 3 is of user"),
     ({"messages": [{"role": "user", "content": " "}, ANSWER]}, "openai", "turn 1 (user) is empty"),
     ({"messages": [USER, {**ANSWER, "content": None}]}, "openai", "messages[1].content is NoneType None, not text"),
-    ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}]}, "openai", "messages[1] has tool calls"),
-    ({"messages": [USER, {"role": "tool", "content": "x"}]}, "openai", "messages[1] is a tool turn (role 'tool')"),
+    ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}]}, "openai", "messages[1].tool_calls[0] is dict {}"),
+    (
+        {"messages": [USER, {"role": "tool", "content": "x"}, ANSWER]},
+        "openai",
+        "turn 2 is of tool and follows a turn of user",
+    ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
         "openai",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from luthier.config.plugins import FORMATS
 from luthier.config.schema import DataConfig
 from luthier.data.preparing import LoadedRecords, load_records
-from luthier.data.records import Conversation, Document
 from luthier.foundation.errors import DataError
 
 
@@ -22,6 +22,13 @@ def load(path: Path, **settings) -> LoadedRecords:
         ("instruct/alpaca_en_demo.json", "alpaca", 999),
         ("instruct/alpaca_zh_demo.json", "alpaca", 1000),
         ("instruct/identity.json", "alpaca", 91),
+        ("instruct/self_instruct_seed_tasks.jsonl", "self_instruct", 175),
+        ("instruct/belle_zh_seed_tasks.jsonl", "self_instruct", 175),
+        ("conversation/glaive_toolcall_en_demo.json", "sharegpt", 300),
+        ("preference/dpo_en_demo.json", "sharegpt_pair", 300),
+        ("preference/dpo_zh_demo.json", "sharegpt_pair", 300),
+        ("preference/kto_en_demo.json", "kto", 300),
+        ("classify/mrpc_sample.csv", "classification", 6),
         ("conversation/fastchat_dummy_conversation.json", "sharegpt", 500),
         ("pretrain/wiki_demo.txt", "text", 30),
         ("pretrain/c4_demo.jsonl", "text", 300),
@@ -31,7 +38,7 @@ def test_every_row_is_read(shared_data: Path, name: str, format_name: str, rows:
     loaded = load(shared_data / name)
     source = loaded.report.sources[0]
     assert (source.format, source.read, source.kept, loaded.rejected) == (format_name, rows, rows, [])
-    kind = Document if format_name == "text" else Conversation
+    kind = FORMATS.load(format_name).RECORD
     assert all(isinstance(record, kind) for record in loaded.splits["train"])
 
 
@@ -50,16 +57,6 @@ def test_every_row_is_encoded(shared_data: Path, byte_tokenizer) -> None:
     assert (split.examples, split.truncated, split.zero_target, split.ended) == (1499, 0, 0, 1.0)
 
 
-@pytest.mark.parametrize("name", ["self_instruct_seed_tasks.jsonl", "belle_zh_seed_tasks.jsonl"])
-def test_seed_tasks_are_not_mistaken_for_alpaca_rows(shared_data: Path, name: str) -> None:
-    """They keep their answers in `instances`, a layout of its own."""
-    with pytest.raises(DataError, match=r"no format matches .*: id, name, instruction, instances, is_classification"):
-        load(shared_data / "instruct" / name)
-
-
-def test_rows_with_tools_are_refused_by_name(shared_data: Path) -> None:
-    path = shared_data / "conversation" / "glaive_toolcall_en_demo.json"
-    with pytest.raises(DataError, match=r"191 rows can't be used:\n.*has tools \(in the field 'tools'\)"):
-        load(path)
-    loaded = load(path, invalid_rows="reject")
-    assert len(loaded.rejected) == 191 and len(loaded.splits["train"]) == 109
+def test_questions_without_answers_are_refused_with_their_fields(shared_data: Path) -> None:
+    with pytest.raises(DataError, match=r"no format matches .*: question_id, category, turns, reference"):
+        load(shared_data / "conversation" / "mt_bench_question.jsonl")

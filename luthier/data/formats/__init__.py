@@ -3,5 +3,6 @@
 A format has `Options` (a `FormatOptions`: the parts it knows and the columns they stand in), `RECORD` (the kind of
 record it makes), `detect(sample, options) -> tuple[Options, str] | None` (with the reason, which is reported) and
 `build(options) -> Callable[[RawRow], Record]`, which raises `RowError` for a row it can't use. `FALLBACK = True`
-marks a format that is chosen only where no other matches.
+marks a format that is chosen only where no other matches. Where a row may hold several records, `build_all(options)`
+gives a function that returns them all.
 """

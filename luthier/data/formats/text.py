@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
 from luthier.data.columns import FormatOptions, text_of
 from luthier.data.records import Document, RawRow, RowError
 
@@ -19,13 +17,8 @@ class Options(FormatOptions):
 
     PARTS: ClassVar[Mapping[str, str]] = {"text": "text"}
     REQUIRED: ClassVar[tuple[str, ...]] = ("text",)
+    TAKES_SYSTEM: ClassVar[bool] = False
     name: Literal["text"] = "text"
-
-    @model_validator(mode="after")
-    def _no_system(self) -> Options:
-        if self.system is not None:
-            raise ValueError("system: plain text has no system prompt; remove it")
-        return self
 
 
 def detect(sample: Mapping[str, Any], options: Options) -> tuple[Options, str] | None:
