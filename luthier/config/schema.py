@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from luthier.config.split_slices import checked_split
+from luthier.config.split_slices import checked_split, split_kind, split_number
 
 
 class Section(BaseModel):
@@ -125,7 +125,7 @@ class DataEntry(Section):
     path: Annotated[str, AfterValidator(_expand_user)] = Field(
         description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file (text types also .gz or .zst), a folder of files "
         "of one type, a pattern such as data/*.jsonl, a folder that datasets' save_to_disk wrote, or a data set of the "
-        "Hugging Face Hub (owner/name, huggingface:name)."
+        "Hugging Face Hub (owner/name, huggingface:name), or one of LLaMA-Factory's registry (dataset_info.json#name)."
     )
     format: str = Field(
         "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."
@@ -133,6 +133,10 @@ class DataEntry(Section):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Where a row's parts stand, by the format's own names: {instruction: question, output: answer}.",
+    )
+    tags: dict[str, str] = Field(
+        default_factory=dict,
+        description="What a turn's keys and roles are called: {role_tag: role, content_tag: text, user_tag: me, ...}.",
     )
     split: Annotated[str, AfterValidator(checked_split)] | None = Field(
         None,
@@ -145,6 +149,9 @@ class DataEntry(Section):
     )
     max_samples: Annotated[int, Field(gt=0)] | None = Field(
         None, description="A seeded random sample of this many rows."
+    )
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="With data.mix: how often rows of this entry are drawn, in proportion to the others' (1)."
     )
     head: bool = Field(False, description="Take the first max_samples rows instead (many sets are sorted).")
 
@@ -163,30 +170,9 @@ Entries = Annotated[
 ]
 
 
-def _split_number(value: Any) -> Any:
-    """A share or a count, also where it is written as text ("0.1")."""
-    number = float(value)
-    if 0 < number < 1:
-        return number
-    if not number >= 1 or not number.is_integer() or (isinstance(value, float) and number == 1):
-        raise ValueError(f"must be a share between 0 and 1, a count of rows, or files, found {value!r}")
-    return int(number)
-
-
-def _split_kind(value: Any) -> str:
-    """Which branch of `Split` a value belongs to, so that only that branch reports problems."""
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return "<entries>"
-        return "<number>"
-    return "<number>" if isinstance(value, (int, float)) else "<entries>"
-
-
 Split = Annotated[
-    Annotated[float | int, BeforeValidator(_split_number), Tag("<number>")] | Annotated[Entries, Tag("<entries>")],
-    Discriminator(_split_kind),
+    Annotated[float | int, BeforeValidator(split_number), Tag("<number>")] | Annotated[Entries, Tag("<entries>")],
+    Discriminator(split_kind),
 ]
 
 
@@ -211,6 +197,22 @@ class DataConfig(Section):
     shuffle: bool = Field(
         True, description="Shuffle the training rows anew every epoch (a function of seed and epoch)."
     )
+    mix: Literal["concat", "interleave_under", "interleave_over"] = Field(
+        "concat",
+        description="Entries of train: all rows of each; or mixed by weight (by turns without any) until the first entry "
+        "ends (under), or until all have ended, shorter ones repeated (over).",
+    )
+
+    @model_validator(mode="after")
+    def _mix_acts(self) -> DataConfig:
+        held = [item for part in (self.validation, self.test) if isinstance(part, list) for item in part]
+        if any(item.weight is not None for item in held):
+            raise ValueError("weight has no effect in validation and test, whose rows are all used once: remove it")
+        if self.mix == "concat" and any(item.weight is not None for item in self.train):
+            raise ValueError("weight has no effect with mix: concat; set mix to interleave_under or interleave_over")
+        if self.mix != "concat" and len(self.train) < 2:
+            raise ValueError(f"mix: {self.mix} needs at least two entries in train, found one")
+        return self
 
 
 def _no_is_a_word(value: Any) -> Any:

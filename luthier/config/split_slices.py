@@ -1,10 +1,13 @@
-"""Splits and slices of a data set in Hugging Face's notation: `train`, `train[:70%]`, `train[10:200]`, `[70%:]`."""
+"""How a part of the rows is named: a share, a count, or a split and slice of a data set in Hugging Face's notation
+(`train`, `train[:70%]`, `train[10:200]`, `[70%:]`).
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 _BOUND = r"-?\d+(?:\.\d+)?%|-?\d+"
 _FORM = re.compile(rf"(?P<name>[\w.-]+)?(?P<slice>\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\])?")
@@ -66,3 +69,24 @@ def checked_split(text: str) -> str:
     """
     SplitSlice.parse(text)
     return text
+
+
+def split_number(value: Any) -> Any:
+    """A share or a count, also where it is written as text ("0.1")."""
+    number = float(value)
+    if 0 < number < 1:
+        return number
+    if not number >= 1 or not number.is_integer() or (isinstance(value, float) and number == 1):
+        raise ValueError(f"must be a share between 0 and 1, a count of rows, or files, found {value!r}")
+    return int(number)
+
+
+def split_kind(value: Any) -> str:
+    """Which branch of `Split` a value belongs to, so that only that branch reports problems."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return "<entries>"
+        return "<number>"
+    return "<number>" if isinstance(value, (int, float)) else "<entries>"

@@ -83,7 +83,13 @@ def _taken(entry: DataEntry, count: int, seed: int, split: str, index: int) -> S
 def _formats(entry: DataEntry, rows: Sequence[RawRow]) -> list[ChosenFormat]:
     """The entry's format, once for each system prompt that a row may be given."""
     systems = entry.system if isinstance(entry.system, list) else [entry.system]
-    return [choose_format(entry.model_copy(update={"system": system}), rows) for system in systems]
+    chosen = [choose_format(entry.model_copy(update={"system": system}), rows) for system in systems]
+    if entry.tags and getattr(chosen[0].options, "tags", {}) != entry.tags:
+        raise DataError(
+            f"{entry.path}: tags is {entry.tags}, which has no effect on the format {chosen[0].name}.",
+            "Remove it, or name a format whose rows are lists of turns.",
+        )
+    return chosen
 
 
 def _convert(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], list[Rejected]]:

@@ -54,6 +54,7 @@ def data_fingerprint(
         "test": _entries(located["test"]) if isinstance(data.test, list) else data.test,
         "invalid_rows": data.invalid_rows,
         "shuffle": data.shuffle,
+        "mix": data.mix,
         "seed": seed,
         "tokenizer": tokenizer,
         "template": template,

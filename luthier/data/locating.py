@@ -12,6 +12,7 @@ from typing import Any
 from luthier.config.plugins import SOURCES
 from luthier.config.schema import DataEntry
 from luthier.config.split_slices import SplitSlice
+from luthier.data.dataset_info import resolve
 from luthier.data.detection import source_of
 from luthier.data.hub_sets import hub_files, hub_id
 from luthier.data.sources._compressed import SUFFIXES as COMPRESSED
@@ -49,6 +50,7 @@ def locate(entry: DataEntry) -> Located:
         DataError: missing, empty, unreadable, of no known type, or of several types at once; a hub's data set that
             can't be loaded; a setting that has no effect on such an entry.
     """
+    entry = resolve(entry)
     path = Path(entry.path)
     split = SplitSlice.parse(entry.split).name if entry.split else None
     name = None if path.exists() or path.suffix.lower() in _known() else hub_id(entry.path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,9 @@ from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
 from luthier.data.locating import Located
+from luthier.data.mixing import interleave
 from luthier.data.records import Conversation, Record, Rejected
-from luthier.data.report import DataReport, SplitReport
+from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
 from luthier.foundation.seeding import permutation
@@ -177,6 +181,8 @@ def load_records(data: DataConfig, seed: int, accepts: type | None = None) -> Lo
     }
     parts = split_rows(len(loaded.splits["train"]), shares, seed)
     rows = loaded.splits["train"]
+    if data.mix != "concat":
+        parts["train"] = _mixed(data, parts["train"], loaded.report.sources[: len(data.train)], seed)
     loaded.splits.update({name: [rows[index] for index in indices] for name, indices in parts.items()})
     loaded.splits = {name: loaded.splits[name] for name in SPLITS if name in loaded.splits}
     return loaded
@@ -205,6 +211,21 @@ def split_rows(count: int, asked: Mapping[str, float], seed: int) -> dict[str, l
         )
     parts["train"] = sorted(order[taken:])
     return parts
+
+
+def _mixed(data: DataConfig, indices: Sequence[int], sources: Sequence[SourceReport], seed: int) -> list[int]:
+    """The training rows as data.mix orders, leaves out and repeats them; each source's count goes into its report."""
+    ends = list(accumulate(source.kept for source in sources))
+    of_source: list[list[int]] = [[] for _ in sources]
+    for index in indices:
+        of_source[bisect_right(ends, index)].append(index)
+    weights = [entry.weight for entry in data.train]
+    oversample = data.mix == "interleave_over"
+    mixed = interleave(list(map(len, of_source)), weights, seed, oversample=oversample)
+    counts = Counter(source for source, _ in mixed)
+    for place, source in enumerate(sources):
+        source.mixed = counts[place]
+    return [of_source[source][row] for source, row in mixed]
 
 
 def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:

@@ -26,6 +26,7 @@ class SourceReport:
         sampled: rows taken of them (split, max_samples), all without these.
         kept: rows that became records.
         rejected: the others, by reason.
+        mixed: rows of it in the training data that data.mix makes, repeated ones counted again; None: not mixed.
     """
 
     path: str
@@ -37,6 +38,7 @@ class SourceReport:
     sampled: int
     kept: int
     rejected: Counter[str] = field(default_factory=Counter)
+    mixed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -49,6 +51,7 @@ class SourceReport:
             "rows_read": self.read,
             "rows_sampled": self.sampled,
             "rows_kept": self.kept,
+            "rows_mixed": self.mixed,
             "rows_rejected": sum(self.rejected.values()),
             "rejected_by_reason": dict(self.rejected.most_common()),
         }
@@ -164,6 +167,8 @@ class DataReport:
         """What a person should know before training, one sentence each."""
         found = []
         for source in self.sources:
+            if source.mixed is not None:
+                found.append(f"{source.path}: {source.mixed:,} rows of it in the mix")
             if source.unused:
                 found.append(f"{source.path}: columns not used: {', '.join(source.unused)}")
             for reason, count in source.rejected.most_common(SHOWN_REASONS):

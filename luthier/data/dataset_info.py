@@ -1,0 +1,161 @@
+"""LLaMA-Factory's registry of data sets, read as it is: the path `data/dataset_info.json#name` is its entry `name`.
+
+What the entry in luthier's config sets itself goes before what the registry says. Differences to LLaMA-Factory: an
+entry with both a hub's address and a file is taken from the hub, as there; scripts, and files behind a cloud address,
+are refused; num_samples larger than the data takes every row once, where LLaMA-Factory repeats some.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from luthier.config.schema import DataEntry, Section
+from luthier.data.hub_sets import PREFIX
+from luthier.foundation.errors import DataError, UserError
+from luthier.foundation.files import need_file
+from luthier.foundation.registry import nearest
+
+MARK = ".json#"
+# luthier's format, by (formatting, ranking, judged), and its names for the registry's columns
+_COMMON = {"system": "system", "tools": "tools"}
+_PAIR = {"chosen": "chosen", "rejected": "rejected"}
+_ALPACA = {"prompt": "instruction", "query": "input", "history": "history", **_COMMON}
+FORMATS: Mapping[tuple[str, bool, bool], tuple[str, Mapping[str, str]]] = {
+    ("alpaca", False, False): ("alpaca", {**_ALPACA, "response": "output"}),
+    ("sharegpt", False, False): ("sharegpt", {"messages": "conversations", **_COMMON}),
+    ("openai", False, False): ("openai", {"messages": "messages", **_COMMON}),
+    ("alpaca", True, False): ("alpaca_pair", {**_ALPACA, **_PAIR}),
+    ("sharegpt", True, False): ("sharegpt_pair", {"messages": "conversations", **_PAIR, **_COMMON}),
+    ("openai", True, False): ("openai_pair", {"messages": "messages", **_PAIR, **_COMMON}),
+    ("alpaca", False, True): ("kto", {"prompt": "prompt", "response": "completion", "kto_tag": "label", **_COMMON}),
+    ("sharegpt", False, True): ("kto", {"messages": "messages", "kto_tag": "label", **_COMMON}),
+    ("openai", False, True): ("kto", {"messages": "messages", "kto_tag": "label", **_COMMON}),
+}
+# LLaMA-Factory's own names, which are also what the formats expect
+USUAL_TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+
+
+class Registered(Section):
+    """An entry of dataset_info.json."""
+
+    hf_hub_url: str | None = None
+    ms_hub_url: str | None = None
+    om_hub_url: str | None = None
+    script_url: str | None = None
+    cloud_file_name: str | None = None
+    file_name: str | None = None
+    formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
+    ranking: bool = False
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = Field(None, gt=0)
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    tags: dict[str, str | None] = Field(default_factory=dict)
+
+
+def resolve(entry: DataEntry) -> DataEntry:
+    """The entry that `dataset_info.json#name` stands for; any other entry as it is.
+
+    Raises:
+        DataError: the registry lacks the name or can't be read; a key or value of it is unknown or can't be had here.
+    """
+    if MARK not in entry.path or Path(entry.path).exists():
+        return entry
+    file, _, name = entry.path.partition("#")
+    registry = _read(Path(file))
+    if name not in registry:
+        close = nearest(name, registry)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise DataError(f"{file} has no data set {name!r}.", f"{hint}It has: {', '.join(sorted(registry)[:20])}.")
+    place = f"{file}, data set {name!r}"
+    try:
+        found = Registered.model_validate(registry[name])
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise DataError(f"{place}: {problems}.", f"Known keys: {', '.join(Registered.model_fields)}.") from error
+    settings = {**_rows(found, Path(file).parent, place), **_layout(found, place)}
+    own = entry.model_dump(exclude={"path"}, exclude_unset=True)
+    try:
+        return DataEntry(**{**settings, **own})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise DataError(f"{place}: {problems}.", "Mend it, or set it in the config's own entry.") from error
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(need_file(file, "the registry of data sets").read_text(encoding="utf-8"))
+    except UserError as error:
+        raise DataError(error.problem, error.remedy) from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{file} can't be read as JSON: {error}.", "Mend that place.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} is no object of data sets by name.", 'For instance {"mine": {"file_name": "a.json"}}.')
+    return value
+
+
+def _rows(found: Registered, folder: Path, place: str) -> dict[str, Any]:
+    """Where the rows are and which of them are taken."""
+    sampled = {} if found.num_samples is None else {"max_samples": found.num_samples}
+    if found.hf_hub_url is not None:
+        within = {"subset": found.subset, "folder": found.folder}
+        return {"path": PREFIX + found.hf_hub_url, "split": found.split, **within, **sampled}
+    if found.file_name is None:
+        given = [key for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name") if getattr(found, key)]
+        raise DataError(
+            f"{place} has {' and '.join(given) or 'no address'}, and neither hf_hub_url nor file_name.",
+            "Only these two are read: download the data and name it with file_name.",
+        )
+    for key in ("subset", "folder"):
+        if getattr(found, key) is not None:
+            raise DataError(
+                f"{place}: {key} is {getattr(found, key)!r}, which has no effect on a file.",
+                "Remove it from the registry.",
+            )
+    return {"path": str(folder / found.file_name), "split": found.split, **sampled}
+
+
+def _layout(found: Registered, place: str) -> dict[str, Any]:
+    """Format, columns and tags."""
+    columns = {key: column for key, column in found.columns.items() if column is not None}
+    judged = "kto_tag" in columns
+    if (found.formatting, found.ranking, judged) not in FORMATS:
+        raise DataError(f"{place}: ranking and kto_tag exclude each other.", "Remove one of the two.")
+    if found.formatting == "alpaca" and not found.ranking and set(columns) == {"prompt"}:
+        return {"format": "text", "columns": {"text": columns["prompt"]}, **_tags(found, place)}
+    name, parts = FORMATS[found.formatting, found.ranking, judged]
+    for key in columns:
+        if key not in parts:
+            raise DataError(
+                f"{place}: columns.{key} is {columns[key]!r}, but rows of {name} have no such part.",
+                f"Remove it; known here: {', '.join(parts)}.",
+            )
+    return {"format": name, "columns": {parts[key]: columns[key] for key in columns}, **_tags(found, place)}
+
+
+def _tags(found: Registered, place: str) -> dict[str, Any]:
+    """Tags, where they are not the usual ones."""
+    tags = {key: name for key, name in found.tags.items() if name is not None}
+    for key in tags:
+        if key not in USUAL_TAGS:
+            raise DataError(f"{place}: tags.{key} is unknown.", f"Known tags: {', '.join(USUAL_TAGS)}.")
+    if tags and found.formatting == "alpaca":
+        raise DataError(
+            f"{place}: tags have no effect on formatting alpaca.", "Remove them, or set formatting to sharegpt."
+        )
+    usual = found.formatting == "sharegpt" and all(USUAL_TAGS[key] == name for key, name in tags.items())
+    return {} if usual or not tags else {"tags": tags}

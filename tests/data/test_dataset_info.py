@@ -1,0 +1,147 @@
+"""LLaMA-Factory's dataset_info.json, read as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.config.schema import DataConfig, DataEntry
+from luthier.data.dataset_info import resolve
+from luthier.data.preparing import load_records
+from luthier.data.records import Conversation, Document
+from luthier.foundation.errors import DataError
+
+# as in the registry that LLaMA-Factory ships
+SHIPPED: dict[str, Any] = {
+    "identity": {"file_name": "identity.json"},
+    "glaive": {
+        "file_name": "glaive.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations", "tools": "tools"},
+    },
+    "wiki": {"file_name": "wiki.txt", "columns": {"prompt": "text"}},
+    "dpo": {
+        "file_name": "dpo.json",
+        "ranking": True,
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+    },
+    "kto": {
+        "file_name": "kto.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "kto_tag": "label"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    },
+    "hub": {
+        "hf_hub_url": "owner/name",
+        "ms_hub_url": "other/name",
+        "subset": "en",
+        "split": "train_sft",
+        "folder": "python",
+        "num_samples": 7,
+        "columns": {"prompt": "question", "query": None, "response": "answer", "history": "turns"},
+    },
+}
+
+
+def resolved(write: Any, registered: Any, **own: Any) -> dict[str, Any]:
+    file = write("dataset_info.json", {"mine": registered})
+    return resolve(DataEntry(path=f"{file}#mine", **own)).model_dump(exclude_unset=True)
+
+
+def test_the_entries_it_ships(write, tmp_path) -> None:
+    assert resolved(write, SHIPPED["glaive"]) == {
+        "path": str(tmp_path / "glaive.json"),
+        "format": "sharegpt",
+        "columns": {"conversations": "conversations", "tools": "tools"},
+        "split": "train",
+    }
+    assert resolved(write, SHIPPED["wiki"])["format"] == "text"
+    dpo = resolved(write, SHIPPED["dpo"])
+    assert dpo["format"] == "sharegpt_pair" and dpo["columns"]["chosen"] == "chosen"
+    kto = resolved(write, SHIPPED["kto"])
+    assert kto["format"] == "kto" and kto["columns"] == {"messages": "messages", "label": "label"}
+    assert kto["tags"] == SHIPPED["kto"]["tags"]
+    assert resolved(write, SHIPPED["hub"]) == {
+        "path": "huggingface:owner/name",
+        "subset": "en",
+        "split": "train_sft",
+        "folder": "python",
+        "max_samples": 7,
+        "format": "alpaca",
+        "columns": {"instruction": "question", "output": "answer", "history": "turns"},
+    }
+
+
+def test_the_configs_own_settings_go_first(write) -> None:
+    found = resolved(write, SHIPPED["hub"], split="test[:5]", max_samples=3, head=True, system="s")
+    assert (found["split"], found["max_samples"], found["head"], found["system"]) == ("test[:5]", 3, True, "s")
+    assert found["subset"] == "en"
+
+
+def test_rows_through_a_registry(write) -> None:
+    write("q.jsonl", [{"q": f"question {i}", "a": "x", "more": "m"} for i in range(10)])
+    write("t.txt", "one\ntwo")
+    turns = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]
+    write("s.json", [{"turns": turns}])
+    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+    file = write(
+        "dataset_info.json",
+        {
+            "q": {"file_name": "q.jsonl", "columns": {"prompt": "q", "response": "a"}, "num_samples": 4},
+            "t": {"file_name": "t.txt", "columns": {"prompt": "text"}},
+            "s": {"file_name": "s.json", "formatting": "sharegpt", "columns": {"messages": "turns"}, "tags": tags},
+        },
+    )
+    loaded = load_records(DataConfig(train=[f"{file}#q", f"{file}#s"], validation=[f"{file}#t"]), 0)
+    assert len(loaded.splits["train"]) == 5 and isinstance(loaded.splits["train"][4], Conversation)
+    assert isinstance(loaded.splits["validation"][0], Document)
+    assert loaded.report.sources[0].unused == ("more",) and loaded.report.sources[0].sampled == 4
+    assert loaded.located["train"][0].files[0].name == "q.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("registered", "message"),
+    [
+        ({"file_nam": "a"}, r"data set 'mine': file_nam: Extra inputs are not permitted"),
+        ({"file_name": "a", "formatting": "belle"}, "formatting: Input should be 'alpaca'"),
+        ({"file_name": "a", "num_samples": 0}, "num_samples: Input should be greater than 0"),
+        (
+            {"file_name": "a", "columns": {"images": "i"}},
+            r"columns\.images is 'i', but rows of alpaca have no such part",
+        ),
+        ({"file_name": "a", "subset": "s"}, "subset is 's', which has no effect on a file"),
+        ({"file_name": "a", "folder": "s"}, "folder is 's', which has no effect on a file"),
+        ({"file_name": "a", "split": "a+b"}, "split: Value error, must be a split"),
+        ({"file_name": "a", "ranking": True, "columns": {"kto_tag": "k"}}, "ranking and kto_tag exclude each other"),
+        ({"file_name": "a", "tags": {"role_tag": "r"}}, "tags have no effect on formatting alpaca"),
+        ({"file_name": "a", "formatting": "sharegpt", "tags": {"rol": "r"}}, r"tags\.rol is unknown"),
+        ({"script_url": "a"}, "has script_url, and neither hf_hub_url nor file_name"),
+        ({"ms_hub_url": "a"}, "has ms_hub_url, and neither"),
+        ({"cloud_file_name": "s3://a"}, "has cloud_file_name, and neither"),
+        ({}, "has no address"),
+        ([], "Input should be a valid dictionary"),
+    ],
+)
+def test_what_is_refused(write, registered: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        resolved(write, registered)
+    assert "dataset_info.json" in caught.value.problem and caught.value.remedy
+
+
+def test_broken_registries_and_unknown_names(write, tmp_path) -> None:
+    file = write("dataset_info.json", {"alpaca_en": {}, "other": {}})
+    with pytest.raises(DataError, match=r"has no data set 'alpaca_em'\.\nDid you mean alpaca_en\?"):
+        resolve(DataEntry(path=f"{file}#alpaca_em"))
+    for content in ("{", "[]"):
+        with pytest.raises(DataError, match=r"dataset_info\.json (can't be read as JSON|is no object)"):
+            resolve(DataEntry(path=f"{write('dataset_info.json', content)}#x"))
+    with pytest.raises(DataError, match=r"the registry of data sets .* does not exist"):
+        resolve(DataEntry(path=f"{tmp_path}/none.json#x"))
+
+
+def test_tags_that_a_format_does_not_know(write) -> None:
+    path = str(write("a.json", [{"instruction": "q", "output": "a"}]))
+    with pytest.raises(DataError, match=r"tags"):
+        load_records(DataConfig(train={"path": path, "format": "alpaca", "tags": {"role_tag": "r"}}), 0)
