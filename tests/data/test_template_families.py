@@ -37,7 +37,7 @@ TURNS = [
 QUESTION = Message("user", "Another question")
 ELSEWHERE = {"alpaca", "chatml", "llama2", "llama3"}  # in test_template_spans
 WITHOUT_SYSTEM = {"falcon", "gemma"}
-WITH_TOOLS = {"llama3.1", "llama4", "qwen2.5", "qwen3", "qwen3-nothink"}
+WITH_TOOLS = {"llama3.1", "llama4", "mistral", "qwen2.5", "qwen3", "qwen3-nothink"}
 
 
 @dataclass(frozen=True)
@@ -597,6 +597,12 @@ TOOL_TEXTS = {
         f'⟦{LLAMA_CALL}<|eot|>⟧<|header_start|>ipython<|header_end|>\n\n"7"<|eom|>'
         "<|header_start|>assistant<|header_end|>\n\n⟦Seven.<|eot|>⟧"
     ),
+    "mistral": (
+        '<s>[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "add", "description": "Adds", "parameters": '
+        '{"type": "object", "properties": {}}}}][/AVAILABLE_TOOLS][INST] Be brief.\n\n3 + 4?[/INST]'
+        '⟦[TOOL_CALLS] [{"name": "add", "arguments": {"a": 3, "b": 4}, "id": "call00001"}]</s>⟧'
+        '[TOOL_RESULTS] {"content": 7, "call_id": "call00001"}[/TOOL_RESULTS]⟦ Seven.</s>⟧'
+    ),
 }
 
 
@@ -629,3 +635,11 @@ def test_llama_makes_one_call_at_a_time(byte_tokenizer) -> None:
     talk[2]["tool_calls"].append(CALL)
     with pytest.raises(jinja2.TemplateError, match="one tool call at a time"):
         by_transformers(byte_tokenizer, "llama3.1", talk, tools=[TOOL])
+
+
+@pytest.mark.parametrize(("turn", "key"), [(2, "id"), (3, "tool_call_id")])
+def test_mistral_wants_ids_of_nine_characters(byte_tokenizer, turn: int, key: str) -> None:
+    talk = copy.deepcopy(TOOL_TALK)
+    (talk[turn]["tool_calls"][0] if key == "id" else talk[turn])[key] = "call_1"
+    with pytest.raises(jinja2.TemplateError, match="of 9 characters"):
+        by_transformers(byte_tokenizer, "mistral", talk, tools=[TOOL])
