@@ -14,6 +14,7 @@ from typing import Annotated, Any, Protocol, TextIO
 import typer
 
 from luthier import __version__
+from luthier.commands.tokenizer_verbs import tokenizer_app
 from luthier.foundation.errors import LuthierError
 
 app = typer.Typer(
@@ -75,6 +76,10 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"luthier {__version__}")
         raise typer.Exit
+
+
+# its verbs return their result and whether --json was given
+app.add_typer(tokenizer_app, name="tokenizer", result_callback=lambda ended: report(*ended))
 
 
 @app.callback()

@@ -1,1 +1,1 @@
-"""Tokenizers: repair of what a model folder lacks."""
+"""Tokenizers: train, inspect, extend, and repair of what a model folder lacks."""
