@@ -1,0 +1,33 @@
+"""examples/formats: one small file of our own for each format, found out without being named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from luthier.config.loading import load
+from luthier.config.plugins import FORMATS
+from luthier.config.schema import DataEntry
+from luthier.data.detection import choose_format, read_rows
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "formats"
+FILES = sorted(FOLDER.glob("*.jsonl"))
+
+
+def test_every_format_has_an_example() -> None:
+    assert {path.stem for path in FILES} >= set(FORMATS.names())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_format_is_found_out(path: Path) -> None:
+    rows = read_rows(path)
+    chosen = choose_format(DataEntry(path=str(path)), rows)
+    assert chosen.name == path.stem.removesuffix("_tools") and len(rows) == 3
+    assert all(isinstance(chosen.convert(row), chosen.record) for row in rows)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_load(path: Path) -> None:
+    config = load(path)
+    assert [Path(entry.path).stem for entry in config.data.train] == [path.stem]
