@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.config.schema import DataEntry
@@ -11,12 +11,30 @@ from luthier.config.split_slices import SplitSlice
 from luthier.data.detection import ChosenFormat, choose_format
 from luthier.data.locating import Located, locate
 from luthier.data.reading import read_files
-from luthier.data.records import Conversation, RawRow, Record, Rejected, RowError
+from luthier.data.records import (
+    Conversation,
+    Document,
+    Labelled,
+    LabelledConversation,
+    Pair,
+    RawRow,
+    Record,
+    Rejected,
+    RowError,
+)
 from luthier.data.report import SourceReport
 from luthier.foundation.errors import DataError
 from luthier.foundation.seeding import derive_seed, permutation
 
-Convert = Callable[[RawRow], Record]
+Convert = Callable[[RawRow], Sequence[Record]]
+# what records of a kind are called, and the stages that learn from them
+KINDS: Mapping[type, tuple[str, str]] = {
+    Conversation: ("conversations", "stage: sft"),
+    Document: ("plain text", "stage: pretrain"),
+    Pair: ("preference pairs", "a stage of preferences (reward, dpo, orpo, simpo)"),
+    LabelledConversation: ("judged answers", "stage: kto"),
+    Labelled: ("labelled texts", "stage: classification"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +60,11 @@ def load_entry(entry: DataEntry, split: str, index: int, seed: int, accepts: typ
     located = locate(entry)
     entry = located.entry
     rows = read_files(located)
-    chosen = _formats(entry, rows)
+    chosen = _formats(entry, rows, accepts)
     if accepts is not None and chosen[0].record is not accepts:
-        raise _wrong_kind(entry, chosen[0])
+        raise _wrong_kind(entry, chosen[0], accepts)
     taken = _taken(entry, len(rows), seed, split, index)
-    converts = [choice.convert for choice in chosen]
+    converts = [choice.convert_all for choice in chosen]
     systems = [derive_seed(seed, "system", split, index, row) % len(converts) for row in taken]
     records, rejected = _convert([(rows[row], converts[which]) for row, which in zip(taken, systems, strict=True)])
     unused = {str(field) for row in rows for field in row.values} - chosen[0].options.used()
@@ -58,7 +76,8 @@ def load_entry(entry: DataEntry, split: str, index: int, seed: int, accepts: typ
         unused=tuple(sorted(unused)),
         read=len(rows),
         sampled=len(taken),
-        kept=len(records),
+        kept=len(taken) - len(rejected),
+        records=len(records),
         rejected=Counter(item.reason for item in rejected),
     )
     return LoadedEntry(records, rejected, report, located)
@@ -80,10 +99,10 @@ def _taken(entry: DataEntry, count: int, seed: int, split: str, index: int) -> S
     return [rows[place] for place in sorted(picked)]
 
 
-def _formats(entry: DataEntry, rows: Sequence[RawRow]) -> list[ChosenFormat]:
+def _formats(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None) -> list[ChosenFormat]:
     """The entry's format, once for each system prompt that a row may be given."""
     systems = entry.system if isinstance(entry.system, list) else [entry.system]
-    chosen = [choose_format(entry.model_copy(update={"system": system}), rows) for system in systems]
+    chosen = [choose_format(entry.model_copy(update={"system": system}), rows, accepts) for system in systems]
     if entry.tags and getattr(chosen[0].options, "tags", {}) != entry.tags:
         raise DataError(
             f"{entry.path}: tags is {entry.tags}, which has no effect on the format {chosen[0].name}.",
@@ -97,20 +116,22 @@ def _convert(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], list
     rejected: list[Rejected] = []
     for row, convert in rows:
         try:
-            records.append(convert(row))
+            records.extend(convert(row))
         except RowError as error:
             rejected.append(Rejected(row.origin, str(error), row.values))
     return records, rejected
 
 
-def _wrong_kind(entry: DataEntry, chosen: ChosenFormat) -> DataError:
-    if chosen.record is Conversation:
-        return DataError(
-            f"{entry.path} holds conversations (format {chosen.name}: {chosen.reason}), but stage: pretrain learns plain text.",
-            "Train on it with stage: sft, or name its text column: {format: text, columns: {text: ...}}.",
-        )
+def _wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> DataError:
+    """Why records of one kind can't be learnt by a stage of another, and what would do."""
+    found, stages = KINDS[chosen.record]
+    wanted, learners = KINDS[accepts]
+    remedy = f"Train on it with {stages}"
+    if accepts is Document:
+        remedy += ", or name its text column: {format: text, columns: {text: ...}}"
+    elif accepts is Conversation:
+        remedy += ", or say where question and answer stand: {format: alpaca, columns: {instruction: ..., output: ...}}"
     return DataError(
-        f"{entry.path} holds plain text (format {chosen.name}: {chosen.reason}), but stage: sft learns conversations.",
-        "Train on it with stage: pretrain, or say where question and answer stand: "
-        "{format: alpaca, columns: {instruction: ..., output: ...}}.",
+        f"{entry.path} holds {found} (format {chosen.name}: {chosen.reason}), but {learners} learns {wanted}.",
+        f"{remedy}.",
     )

@@ -215,7 +215,7 @@ def split_rows(count: int, asked: Mapping[str, float], seed: int) -> dict[str, l
 
 def _mixed(data: DataConfig, indices: Sequence[int], sources: Sequence[SourceReport], seed: int) -> list[int]:
     """The training rows as data.mix orders, leaves out and repeats them; each source's count goes into its report."""
-    ends = list(accumulate(source.kept for source in sources))
+    ends = list(accumulate(source.records for source in sources))
     of_source: list[list[int]] = [[] for _ in sources]
     for index in indices:
         of_source[bisect_right(ends, index)].append(index)

@@ -25,8 +25,9 @@ class SourceReport:
         read: rows in the file.
         sampled: rows taken of them (split, max_samples), all without these.
         kept: rows that became records.
+        records: what they became; a row may hold several.
         rejected: the others, by reason.
-        mixed: rows of it in the training data that data.mix makes, repeated ones counted again; None: not mixed.
+        mixed: records of it in the training data that data.mix makes, repeated ones counted again; None: not mixed.
     """
 
     path: str
@@ -37,6 +38,7 @@ class SourceReport:
     read: int
     sampled: int
     kept: int
+    records: int
     rejected: Counter[str] = field(default_factory=Counter)
     mixed: int | None = None
 
@@ -51,7 +53,8 @@ class SourceReport:
             "rows_read": self.read,
             "rows_sampled": self.sampled,
             "rows_kept": self.kept,
-            "rows_mixed": self.mixed,
+            "records": self.records,
+            "records_mixed": self.mixed,
             "rows_rejected": sum(self.rejected.values()),
             "rejected_by_reason": dict(self.rejected.most_common()),
         }
@@ -168,7 +171,7 @@ class DataReport:
         found = []
         for source in self.sources:
             if source.mixed is not None:
-                found.append(f"{source.path}: {source.mixed:,} rows of it in the mix")
+                found.append(f"{source.path}: {source.mixed:,} records of it in the mix")
             if source.unused:
                 found.append(f"{source.path}: columns not used: {', '.join(source.unused)}")
             for reason, count in source.rejected.most_common(SHOWN_REASONS):

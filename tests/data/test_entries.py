@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from luthier.config.schema import DataConfig, DataEntry
 from luthier.config.split_slices import SplitSlice
 from luthier.data import hub_sets
-from luthier.data.entries import load_entry
+from luthier.data.entries import KINDS, load_entry
+from luthier.data.records import Conversation, Document, Labelled, LabelledConversation, Pair, Record
 from luthier.foundation.errors import DataError
 
 ROWS = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(1, 41)]
@@ -196,3 +197,36 @@ def test_a_path_that_goes_before_a_hub(write, tmp_path: Path, monkeypatch, hub) 
     with pytest.raises(DataError, match=r"'owner/other\.json' does not exist"):
         taken("owner/other.json")
     assert DataConfig(train="owner/name").train[0].path == "owner/name"
+
+
+def test_rows_of_another_kind_than_the_stage_learns(write) -> None:
+    kinds = {
+        Conversation: ROWS[:2],
+        Pair: [{"instruction": "q", "chosen": "a", "rejected": "b"}],
+        LabelledConversation: [{"prompt": "q", "completion": "a", "label": True}],
+        Labelled: [{"sentence": "q", "label": 1, "idx": 3}],
+    }
+    assert set(KINDS) == set(get_args(Record))
+    for kind, rows in kinds.items():
+        entry = DataEntry(path=str(write("a.json", rows)))
+        assert all(isinstance(record, kind) for record in load_entry(entry, "train", 0, 0, kind).records)
+        for other in KINDS:
+            if other is not kind:
+                with pytest.raises(DataError, match=f"a.json holds {KINDS[kind][0]} .* learns {KINDS[other][0]}"):
+                    load_entry(entry, "train", 0, 0, other)
+    both = DataEntry(path=str(write("b.json", [{"text": "q", "label": "x"}])))
+    assert isinstance(load_entry(both, "train", 0, 0, Document).records[0], Document)
+    assert isinstance(load_entry(both, "train", 0, 0, Labelled).records[0], Labelled)
+
+
+def test_tags_reach_the_format(write) -> None:
+    path = str(write("a.json", [{"conversations": [{"who": "me", "says": "q"}, {"who": "it", "says": "a"}]}]))
+    tags = {"role_tag": "who", "content_tag": "says", "user_tag": "me", "assistant_tag": "it"}
+    records = load_entry(DataEntry(path=path, format="sharegpt", tags=tags), "train", 0, 0, None).records
+    assert [(m.role, m.content) for m in records[0].messages] == [("user", "q"), ("assistant", "a")]
+
+
+def test_the_shared_table_without_a_header(shared_data: Path) -> None:
+    loaded = load_entry(DataEntry(path=str(shared_data / "classify" / "sst2_*.tsv")), "train", 0, 0, None)
+    assert loaded.report.format == "classification" and (loaded.report.read, loaded.rejected) == (7792, [])
+    assert {record.label for record in loaded.records} == {"0", "1"}

@@ -86,8 +86,8 @@ def test_mixed_training_data(write) -> None:
     counted = files(over.splits["train"])
     assert counted["a.json"] >= 10 and counted["b.json"] >= 30
     sources = over.report.as_dict()["sources"]
-    assert [source["rows_mixed"] for source in sources] == [counted["a.json"], counted["b.json"]]
-    assert any("rows of it in the mix" in remark for remark in over.report.remarks())
+    assert [source["records_mixed"] for source in sources] == [counted["a.json"], counted["b.json"]]
+    assert any("records of it in the mix" in remark for remark in over.report.remarks())
     other = load(write, seed=1, mix="interleave_over", a={"weight": 1}, b={"weight": 2})
     assert [r.origin for r in other.splits["train"]] != [r.origin for r in over.splits["train"]]
 
@@ -104,6 +104,16 @@ def test_a_source_with_nothing_left(write) -> None:
     two = str(write("two.json", [{"instruction": "q", "output": "a"}] * 2))
     with pytest.raises(DataError, match=r"data\.train\.\d has no row left to mix"):
         load_records(DataConfig(train=[one, two], validation=2, mix="interleave_under"), 0)
+
+
+def test_rows_that_hold_several_records(write) -> None:
+    tasks = [
+        {"instruction": f"{i}", "instances": [{"input": "", "output": f"{n}"} for n in range(3)]} for i in range(4)
+    ]
+    paths = [str(write("tasks.json", tasks)), str(write("more.json", [{"instruction": "q", "output": "a"}] * 20))]
+    loaded = load_records(DataConfig(train=paths, mix="interleave_under"), 0)
+    assert [(s.kept, s.records, s.mixed) for s in loaded.report.sources] == [(4, 12, 12), (20, 20, 11)]
+    assert files(loaded.splits["train"]) == {"tasks.json": 12, "more.json": 11}
 
 
 def test_settings_without_effect() -> None:
