@@ -468,8 +468,8 @@ def test_families_without_tools_refuse_them(byte_tokenizer, name: str, what: str
 
 
 def test_unverified_templates_are_marked() -> None:
-    assert [name for name in template_names() if not load_template(name).verified] == ["xverse"]
-    assert template_list().endswith("vicuna, xverse (unverified), yi, zephyr")
+    assert [name for name in template_names() if not load_template(name).verified] == ["falcon", "xverse"]
+    assert template_list().endswith("smollm2, vicuna, xverse (unverified), yi, zephyr")
     with pytest.raises(DataError, match=r"xverse \(unverified\)"):
         load_template("unheard-of")
     assert all(load_template(name).source for name in template_names())
@@ -538,6 +538,26 @@ def test_prompt_and_answer_of_the_public_fixture(byte_tokenizer, case: str) -> N
     last = max(index for index, piece in enumerate(pieces) if piece.trained)
     assert "".join(piece.text for piece in pieces[:last]) == prompt == renderer.prompt_text(messages[:3])
     assert pieces[last].text == answer
+
+
+def test_vicuna_of_the_public_fixture(byte_tokenizer) -> None:
+    """deployradiant/pychatml, tests/test_vicuna_v1_1.py, EXPECTED_PROMPT, after this tokenizer's BOS."""
+    answers = (
+        "ChatGPT is an advanced language model developed by OpenAI. It's designed to understand and generate natural language, "
+        "so it can converse with users, answer questions, and even assist with various tasks.",
+        "Yes, but it can engage in broader conversations and more complex reasoning.",
+    )
+    messages = [
+        Message("user", "What is ChatGPT?"),
+        Message("assistant", answers[0]),
+        Message("user", "So, it's like a super-advanced chatbot?"),
+        Message("assistant", answers[1]),
+    ]
+    assert marked(Renderer(byte_tokenizer, "vicuna"), messages) == (
+        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+        f"polite answers to the user's questions. USER: What is ChatGPT? ASSISTANT:⟦ {answers[0]}</s>⟧"
+        f"USER: So, it's like a super-advanced chatbot? ASSISTANT:⟦ {answers[1]}</s>⟧"
+    )
 
 
 def test_thoughts_of_deepseek_r1(byte_tokenizer) -> None:
