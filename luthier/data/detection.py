@@ -135,28 +135,26 @@ def _candidate(name: str, entry: DataEntry, sample: Mapping[str, Any]) -> tuple[
         return None
     if entry.system is not None and not module.Options.TAKES_SYSTEM:
         return None
-    if _tags(entry) and "tags" not in module.Options.model_fields:
+    if entry.tags and "tags" not in module.Options.model_fields:
         return None
     found = module.detect(sample, _options(module, entry))
     return (module, *found) if found else None
 
 
 def _options(module: ModuleType, entry: DataEntry) -> FormatOptions:
-    tags = _tags(entry)
+    if entry.tags and "tags" not in module.Options.model_fields:
+        raise DataError(
+            f"{entry.path}: tags are given, but the format {module.__name__.rsplit('.', 1)[-1]} has no turns to read by them.",
+            "Remove tags, or name a format with turns.",
+        )
     try:
         options: FormatOptions = module.Options(
-            columns=entry.columns, system=entry.system, **({"tags": tags} if tags else {})
+            columns=entry.columns, system=entry.system, **({"tags": entry.tags} if entry.tags else {})
         )
     except ValidationError as error:
         problems = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
         raise DataError(f"{entry.path}: {problems}.", "See `luthier config explain data.train.0.columns`.") from error
     return options
-
-
-def _tags(entry: DataEntry) -> Mapping[str, str]:
-    """What the entry calls a turn's keys and roles."""
-    tags: Mapping[str, str] = getattr(entry, "tags", None) or {}
-    return tags
 
 
 def _chosen(module: ModuleType, options: FormatOptions, reason: str) -> ChosenFormat:

@@ -28,6 +28,8 @@ def load(path: Path, **settings) -> LoadedRecords:
         ("preference/dpo_en_demo.json", "sharegpt_pair", 300),
         ("preference/dpo_zh_demo.json", "sharegpt_pair", 300),
         ("preference/kto_en_demo.json", "kto", 300),
+        ("classify/sst2_train.tsv", "classification", 6920),
+        ("classify/sst2_dev.tsv", "classification", 872),
         ("classify/mrpc_sample.csv", "classification", 6),
         ("conversation/fastchat_dummy_conversation.json", "sharegpt", 500),
         ("pretrain/wiki_demo.txt", "text", 30),
