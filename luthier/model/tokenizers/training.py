@@ -238,7 +238,15 @@ def _from_texts(spec: TrainingSpec, texts: Callable[[], Iterable[str]]) -> tuple
     tokenizer, trainer = prepared(spec)
     counted = Counted()
     if spec.algorithm != "wordpiece":
-        tokenizer.train_from_iterator(counted.over(texts()), trainer)
+        try:
+            tokenizer.train_from_iterator(counted.over(texts()), trainer)
+        except Exception as error:  # unigram's own check; the library's class is plain Exception
+            if "not large enough to contain all chars" not in str(error):
+                raise
+            raise UserError(
+                f"--vocab-size {spec.vocab_size} is too small: the texts have more different characters than that.",
+                f"Ask for more, or take byte-bpe, whose alphabet is the {BYTES} bytes.",
+            ) from error
         return tokenizer, counted
     special = spec.all_special_tokens
     alphabet, trainer = prepared(replace(spec, vocab_size=least_vocabulary(spec) + 1))

@@ -162,6 +162,8 @@ BYTES = trained("byte-bpe", 320, CORPUS + CHINESE)
         ({"algorithm": "byte-bpe", "pre_tokenizer": ("digits",)}, "digits,byte-level"),
         ({"algorithm": "byte-bpe", "vocab_size": 258}, "256 bytes"),
         ({"vocab_size": 10}, "is too small"),
+        ({"vocab_size": 10, "algorithm": "unigram"}, "more different characters"),
+        ({"vocab_size": 10, "algorithm": "wordpiece"}, "is too small"),
         ({"decoder": "bytes-level"}, "Did you mean 'byte-level'"),
         ({"post_processor": "template"}, "has no template"),
         ({"post_processor": "template", "single": "<q> $A"}, "names <q>"),
