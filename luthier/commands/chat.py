@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.schema import ModelConfig
 from luthier.data.records import Message
-from luthier.foundation.errors import UserError
+from luthier.foundation.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,6 +167,8 @@ def _base_to_load(source: ModelSource) -> ModelSource | None:
 
 def _converse(talker: Talker, opening: list[Message], compare_base: bool) -> None:
     """Ask and answer until the user ends it."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() then has a history and can be edited
     print(HELP, file=sys.stderr)
     messages = list(opening)
     while True:
@@ -189,8 +191,9 @@ def _converse(talker: Talker, opening: list[Message], compare_base: bool) -> Non
                 print(f"base> {talker.answer(messages, as_base=True)}", flush=True)
             print("model> ", end="", flush=True)
             answer = talker.answer(messages, _write)
-        except KeyboardInterrupt:
-            print("\n(stopped; your message was taken back)", flush=True)
+        except (KeyboardInterrupt, ModelError) as error:
+            what = f"{error.problem} {error.remedy}" if isinstance(error, ModelError) else "stopped"
+            print(f"\n({what}; your message was taken back)", flush=True)
             messages.pop()
             continue
         print(flush=True)

@@ -13,6 +13,8 @@ from luthier.foundation.errors import CheckpointError, UserError
 from luthier.foundation.files import free_bytes, human_bytes, is_disk_full, whole_folder
 from luthier.foundation.progress import say
 
+# what a model's folder holds: --overwrite removes nothing else
+MODEL_FILE = re.compile(r"\.(safetensors|json|jinja|model|txt)$|^README\.md$")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -70,6 +72,8 @@ def export(
         f"Read back, its logits differ from the source's by at most {measured.largest_logit_difference:.2g} "
         f"(the largest logit is {measured.largest_logit:.3g})."
     )
+    if measured.dtype == "float32" and measured.largest_logit_difference > 1e-3 * measured.largest_logit:
+        say("warning: that is more than rounding: the exported model is not the one that was trained.")
     return result
 
 
@@ -80,7 +84,17 @@ def _check_options(target: Path, dtype: str, max_shard_size: str, overwrite: boo
     limit = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", max_shard_size.strip(), re.IGNORECASE)
     if limit is None or float(limit[1]) <= 0:
         raise UserError(f"--max-shard-size {max_shard_size!r} is no size.", "Write it like 5GB or 500MB.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
         raise UserError(
             f"{str(target)!r} is there already and not empty.", "Choose another folder, or replace it with --overwrite."
+        )
+    strange = [path.name for path in sorted(target.iterdir())] if target.is_dir() else [target.name]
+    if target.is_dir() and any((target / name).is_file() for name in ("config.json", "adapter_config.json")):
+        strange = [name for name in strange if not MODEL_FILE.search(name)]
+    if strange:
+        raise UserError(
+            f"--overwrite would remove {', '.join(strange[:5])} in {str(target)!r}, which no export left there.",
+            "Choose another folder.",
         )

@@ -13,13 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from luthier import __version__
-from luthier.config.loading import dump, dump_yaml
+from luthier.config.loading import dump, dump_yaml, read_file
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import write_json, write_text
+from luthier.foundation.files import read_json, write_json, write_text
 
 FORMAT_VERSION = 1
 RUN_FILE = "run.json"
@@ -30,7 +28,7 @@ FOLDERS = ("checkpoints", "final", "base", "tensorboard")
 LEARNT = ("checkpoints", "final", "metrics.jsonl")  # a folder with none of these holds nothing worth keeping
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "safetensors")
 # a resumed run must be the run it goes on with
-FIXED = ("model", "data", "stage", "method")
+FIXED = ("model.", "data.", "stage.", "method.", "training.pure_bf16:", "training.optim:")
 
 
 def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: str) -> None:
@@ -84,8 +82,8 @@ def check_not_inside(folder: Path, parts: Sequence[Path]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left: only what `train` writes."""
-    for name in holds(folder):
+    """Remove what an earlier run left: only what `train` writes. run.json, which says whose it is, goes last."""
+    for name in sorted(holds(folder), key=lambda name: name == RUN_FILE):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -118,8 +116,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held: whoever waits for it finds it gone
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
 
 
 def holds(folder: Path) -> list[str]:
@@ -144,12 +142,13 @@ def versions() -> dict[str, str]:
 def write_start(
     folder: Path,
     config: RunConfig,
-    base_folder: Path,
+    base_folder: Path | None,
     fingerprints: Mapping[str, str],
     hardware: Mapping[str, Any],
     command: str,
 ) -> None:
-    """config.yaml and run.json at a run's start; `base_folder` is where the base model stands on this machine."""
+    """config.yaml and run.json at a run's start; `base_folder` is where the model it starts from stands on this
+    machine, None if that is no folder of whole weights."""
     write_text(folder / CONFIG_FILE, dump_yaml(config))
     write_json(
         folder / RUN_FILE,
@@ -157,7 +156,7 @@ def write_start(
             "format_version": FORMAT_VERSION,
             "status": "running",
             "versions": versions(),
-            "base_folder": str(base_folder.absolute()),
+            "base_folder": str(base_folder.absolute()) if base_folder is not None else None,
             "fingerprints": dict(fingerprints),
             "hardware": dict(hardware),
             "command": command,
@@ -168,8 +167,7 @@ def write_start(
 
 def write_end(folder: Path, status: str, results: Mapping[str, Any]) -> None:
     """run.json at a run's end: finished, interrupted or failed."""
-    facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    write_json(folder / RUN_FILE, {**facts, "status": status, "results": dict(results)})
+    write_json(folder / RUN_FILE, {**read_json(folder / RUN_FILE), "status": status, "results": dict(results)})
 
 
 def check_same_run(
@@ -179,24 +177,21 @@ def check_same_run(
     saved: Mapping[str, str],
     hardware: Mapping[str, Any],
     say: Callable[[str], None],
-) -> None:
-    """Compare a run with the one whose checkpoint it goes on from.
+) -> list[str]:
+    """Compare a run with the one whose checkpoint it goes on from; returns the settings that changed.
 
     Changed settings of the loop, versions and hardware are announced; another model, method, stage or data is refused.
 
     Raises:
         UserError: with what differs.
     """
-    before = (
-        yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) if (folder / CONFIG_FILE).exists() else {}
-    )
+    before = read_file(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
     changes = differences(before, dump(config))
-    refused = [change for change in changes if change.split(".")[0].split(":")[0] in FIXED]
+    refused = [change for change in changes if change.startswith(FIXED)]
     if saved.get("model") != fingerprints["model"]:
         refused.append("the model's files are not those of the checkpoint")
-    reseeded = any(change.startswith(("training.seed:", "training.data_seed:")) for change in changes)
-    if saved.get("data") != fingerprints["data"] and not reseeded:  # the seeds choose samples and splits
-        refused.append("the data's bytes or tokens are not those of the checkpoint")
+    if saved.get("data") != fingerprints["data"]:
+        refused.append("the data's bytes or tokens, or the seed that splits them, are not those of the checkpoint")
     if refused:
         raise UserError(
             f"the run in {folder} can't go on, since this is another one: {'; '.join(refused)}.",
@@ -206,13 +201,25 @@ def check_same_run(
         say(
             f"changed since the checkpoint: {change}; the run goes on, but is not the one that an unbroken run would be"
         )
-    facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).exists() else {}
+    facts = read_json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
     for title, old, new in (
         ("versions", facts.get("versions", {}), versions()),
         ("hardware", facts.get("hardware", {}), dict(hardware)),
     ):
         for change in differences(old, json.loads(json.dumps(new))):
             say(f"{title} differ from the run's start: {change}; results may differ in the last bits")
+    return changes
+
+
+def finished_results(folder: Path, step: int) -> dict[str, Any] | None:
+    """What run.json says a run gave that finished after `step`, if its final/ is whole; else None."""
+    from luthier.training.checkpoints import find_fault
+
+    facts = read_json(folder / RUN_FILE)
+    results: dict[str, Any] = facts.get("results") or {}
+    if facts.get("status") != "finished" or results.get("steps") != step or find_fault(folder / "final"):
+        return None
+    return results
 
 
 def differences(before: Any, after: Any, place: str = "") -> list[str]:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from luthier.commands import run_folder
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import Interrupted
+from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
 
 if TYPE_CHECKING:
     import torch
 
     from luthier.commands.setup import Setup
-    from luthier.training.checkpoints import Checkpoints
+    from luthier.training.checkpoints import Checkpoint, Checkpoints
     from luthier.training.run import Fit
 
 
@@ -32,7 +32,7 @@ class TrainResult:
     Args:
         output_dir: the run's folder; final: the trained model in it.
         steps: optimizer steps of the whole run.
-        train_loss: mean loss over the steps of this call.
+        train_loss: mean loss over the run's steps.
         best_metric: best value of metric_for_best_model, if there were evaluations.
         test_loss: loss on data.test, if there is one.
         route: segmented or padded.
@@ -94,18 +94,15 @@ def train(
             folder, resume=resume, overwrite=overwrite, resume_command=resuming(command)
         )  # again: now nobody else can
         checkpoint = checkpoints.newest(say) if resume else None
-        if checkpoint is not None:
-            saved = checkpoint.manifest["fingerprints"]
-            run_folder.check_same_run(folder, config, fingerprints, saved, hardware, say)
-        else:
-            run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
+        finished = _take_up(setup, folder, checkpoint, fingerprints, hardware, resume)
+        if finished is not None:
+            return finished
         check_space(setup, folder, checkpoints)
-        if resume and checkpoint is None:
-            say("There is no checkpoint to go on from: the run starts at the beginning.")
         if checkpoint is None:
             run_folder.clear(folder)
         leave_rejected(setup, folder)
-        run_folder.write_start(folder, config, setup.source.base, fingerprints, hardware, command)
+        base = setup.source.base if setup.source.adapter is None else None
+        run_folder.write_start(folder, config, base, fingerprints, hardware, command)
         with _end_noted(folder), memory_explained(config, checkpoints.folder, resuming(command)):
             run = assemble(
                 setup, folder, device, checkpoints, callbacks, resuming(command), trust_remote_code=trust_remote_code
@@ -117,6 +114,38 @@ def train(
             result = _run(setup, run, folder)
     _say_what_next(result, config)
     return result
+
+
+def _take_up(
+    setup: Setup,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    fingerprints: dict[str, str],
+    hardware: dict[str, Any],
+    resume: bool,
+) -> TrainResult | None:
+    """Check what the run goes on from, or removes; the results of a run that is finished already.
+
+    Raises:
+        UserError: the checkpoint is of another run, or past this one's end; or the model would be removed.
+    """
+    if checkpoint is None:
+        run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
+        if resume:
+            say("There is no checkpoint to go on from: the run starts at the beginning.")
+        return None
+    if checkpoint.step > setup.schedule.total_steps:
+        raise UserError(
+            f"{checkpoint.path.name} is past the end of this config, which has {setup.schedule.total_steps} steps.",
+            "Raise training.max_steps or num_train_epochs, or start anew with --overwrite.",
+        )
+    saved = checkpoint.manifest["fingerprints"]
+    changes = run_folder.check_same_run(folder, setup.config, fingerprints, saved, hardware, say)
+    results = run_folder.finished_results(folder, checkpoint.step)
+    if changes or results is None:
+        return None
+    say(f"{folder} is finished: nothing is left to do.")
+    return TrainResult(**results, history=checkpoint.read_json("trainer_state.json")["log_history"])
 
 
 def identity(setup: Setup, device: torch.device) -> tuple[dict[str, str], dict[str, Any]]:
@@ -134,6 +163,7 @@ def identity(setup: Setup, device: torch.device) -> tuple[dict[str, str], dict[s
 def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     """Fit, take the best weights if asked, score the test set, and write what a run leaves behind."""
     from luthier.foundation.files import write_json
+    from luthier.training.checkpoints import find_fault
     from luthier.training.loop import evaluate, fit
     from luthier.training.metrics_log import plot_losses
 
@@ -148,6 +178,12 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     state = run.bridge.state
     if run.config.training.load_best_model_at_end and state.best_model_checkpoint:
         best = run.checkpoints.folder / Path(state.best_model_checkpoint).name
+        fault = find_fault(best)
+        if fault:
+            raise CheckpointError(
+                f"the best checkpoint, {best.name}, is damaged: {fault}.",
+                "Set training.load_best_model_at_end to false and resume, to end with the last weights.",
+            )
         setup.method.load(run.model, best)
         say(
             f"final/ takes the best weights, those of {best.name} ({run.bridge.args.metric_for_best_model} {state.best_metric:.4f})."

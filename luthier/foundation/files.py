@@ -54,6 +54,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that luthier wrote.
+
+    Raises:
+        UserError: it is missing, broken, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be read: {error}.", "It is written by luthier: restore it, or start anew."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object.", "It is written by luthier: restore it, or start anew.")
+    return value
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden sibling to fill; on success it is flushed and renamed to `path`, on failure it is removed.

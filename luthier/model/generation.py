@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.foundation.errors import ModelError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +39,9 @@ def answer(
 
     Returns:
         the answer without special tokens.
+
+    Raises:
+        ModelError: the conversation fills all positions that the model knows.
     """
     import torch
     from transformers import GenerationConfig, TextStreamer
@@ -46,9 +51,16 @@ def answer(
             if text and on_text is not None:
                 on_text(text)
 
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = longest - len(prompt_ids) if isinstance(longest, int) else sampling.max_new_tokens
+    if room < 1:
+        raise ModelError(
+            f"the conversation has {len(prompt_ids)} tokens, and the model knows positions up to {longest}.",
+            "Start a new one (/new in a chat).",
+        )
     sampled = sampling.temperature > 0
     how = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=min(sampling.max_new_tokens, room),
         do_sample=sampled,
         **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampled else {}),
         eos_token_id=list(stop_token_ids),

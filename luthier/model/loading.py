@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError, UserError
+from luthier.foundation.files import read_json
 from luthier.model.inspection import fingerprint, is_adapter
 from luthier.model.quiet import quiet_bars, quiet_peft
 from luthier.model.resolving import locate, resolve
@@ -81,7 +82,7 @@ def base_of_run(folder: Path) -> Path | None:
     """The base model's folder, as the run says that `folder` (its final/ or a checkpoint) is part of; None elsewhere."""
     for place in (folder, *folder.resolve().parents[:2]):
         if (place / "run.json").is_file():
-            named = json.loads((place / "run.json").read_text(encoding="utf-8")).get("base_folder")
+            named = read_json(place / "run.json").get("base_folder")
             return Path(named) if named and Path(named).is_dir() else None
     return None
 

@@ -173,6 +173,8 @@ def find_fault(folder: Path) -> str:
         return "its manifest.json is broken"
     if manifest.get("format_version") != FORMAT_VERSION:
         return f"its format_version is {manifest.get('format_version')}, this luthier reads {FORMAT_VERSION}"
+    if not files:
+        return "its manifest.json lists no files"
     for name, facts in files:
         path = folder / name
         if not path.is_file():

@@ -76,6 +76,11 @@ def make_scheduler(config: RunConfig, optimizer: Optimizer, total_steps: int) ->
 
     training = config.training
     kwargs: dict[str, Any] = dict(training.lr_scheduler_kwargs)
+    if kwargs and training.lr_scheduler_type in ("constant", "constant_with_warmup"):
+        raise TrainingError(
+            f"training.lr_scheduler_kwargs {kwargs} have no effect on the schedule {training.lr_scheduler_type}.",
+            "Remove them.",
+        )
     try:
         if "num_cycles" in kwargs and training.lr_scheduler_type == "cosine_with_restarts":
             if kwargs["num_cycles"] != int(kwargs["num_cycles"]):

@@ -22,6 +22,8 @@ def warn_of_slow_precision(config: RunConfig, device: torch.device, say: Callabl
     for name, asked in wanted.items():
         if asked and name not in fast_precisions(device):
             slow, fast = matmul_gflops(name, device), matmul_gflops("float32", device)
+            if fast < 1.2 * slow:
+                continue
             say(
                 f"warning: this device has no {name} units: matrix products run at {slow:.1f} GFLOP/s instead of {fast:.0f} in "
                 f"float32, {fast / slow:.0f} times slower. Leave training.bf16, fp16, pure_bf16 and model.dtype unset here."

@@ -51,6 +51,7 @@ def _fill(run: Fit, folder: Path) -> None:
             "loss_steps": run.loss_steps,
             "metrics_lines": run.metrics.lines,
             "steps_per_epoch": run.schedule.steps_per_epoch,
+            "examples_per_step": run.schedule.examples_per_step,
             "engine": run.engine.state(),
         },
     )
@@ -63,10 +64,11 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
         TrainingError: the checkpoint is of another optimizer, or of other steps per epoch.
     """
     loop = checkpoint.read_json(LOOP_STATE)
-    if loop["steps_per_epoch"] != run.schedule.steps_per_epoch:
+    steps = (loop["steps_per_epoch"], loop["examples_per_step"])
+    if steps != (run.schedule.steps_per_epoch, run.schedule.examples_per_step):
         raise TrainingError(
-            f"the checkpoint {checkpoint.path.name} is of a run with {loop['steps_per_epoch']} steps per epoch, now there are "
-            f"{run.schedule.steps_per_epoch}, so its position means nothing here.",
+            f"the checkpoint {checkpoint.path.name} is of a run with {steps[0]} steps per epoch of {steps[1]} examples, now there "
+            f"are {run.schedule.steps_per_epoch} of {run.schedule.examples_per_step}, so its position means nothing here.",
             "Set the batch size, accumulation and data as they were, or start anew with --overwrite.",
         )
     rest = checkpoint.read_json(OPTIMIZER_REST)
@@ -75,7 +77,16 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     kept = checkpoint.read_json(TRAINER_STATE)
     run.bridge.restore(kept)
     # early stopping holds; having reached the end of a schedule that is now longer does not
-    run.stopped_before = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
+    early = (kept.get("stateful_callbacks") or {}).get("EarlyStoppingCallback", {}).get("args")
+    training = run.config.training
+    now = {
+        "early_stopping_patience": training.early_stopping_patience,
+        "early_stopping_threshold": training.early_stopping_threshold,
+    }
+    ended = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
+    run.stopped_before = ended and (early is None or early == now)
+    if run.stopped_before:
+        run.say(f"The run was stopped by a callback after step {checkpoint.step}: nothing is left to do.")
     run.position = Position(**loop["position"])
     run.window = Window(**loop["window"])
     run.skipped, run.loss_total, run.loss_steps = loop["skipped"], loop["loss_total"], loop["loss_steps"]

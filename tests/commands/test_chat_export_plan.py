@@ -165,15 +165,15 @@ def test_a_full_run_is_exported_in_another_precision(tiny_llama: Path, rows: Pat
 
 
 def test_export_overwrites_nothing_unasked(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    export(str(tiny_llama), tmp_path / "out")
+    before = (tmp_path / "out" / "config.json").stat().st_mtime_ns
     with pytest.raises(UserError, match="not empty"):
         export(str(tiny_llama), tmp_path / "out")
-    assert (tmp_path / "out" / "mine.txt").exists()
+    assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="holds the model"):
         export(str(tiny_llama), tiny_llama, overwrite=True)
     export(str(tiny_llama), tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "config.json").exists()
+    assert (tmp_path / "out" / "config.json").stat().st_mtime_ns != before
     with pytest.raises(UserError, match="float8"):
         export(str(tiny_llama), tmp_path / "other", dtype="float8")
 

@@ -283,3 +283,128 @@ def test_an_interrupted_start_is_no_failure(tiny_llama: Path, rows: Path, tmp_pa
         "assert status == 2 and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_damaged_best_checkpoint_does_not_become_the_model(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    from luthier.foundation.errors import CheckpointError
+
+    config = config_for(
+        tiny_llama, rows, tmp_path / "run", max_steps=6, eval_strategy="steps", eval_steps=2, save_steps=2,
+        load_best_model_at_end=True, greater_is_better=True,
+    )  # fmt: skip
+    config["data"]["validation"] = 4
+    luthier.train(config)
+    best = tmp_path / "run" / "checkpoints" / "step-00000002" / "adapter_model.safetensors"
+    data = bytearray(best.read_bytes())
+    data[-1] ^= 1
+    best.write_bytes(data)
+    config["training"]["max_steps"] = 8
+    with pytest.raises(CheckpointError, match="the best checkpoint, step-00000002, is damaged"):
+        luthier.train(config, resume=True)
+
+
+def test_an_overwrite_that_was_killed_can_be_done_again(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from luthier.commands import run_folder
+
+    config = config_for(tiny_llama, rows, tmp_path / "run", max_steps=4)
+    luthier.train(config)
+    with monkeypatch.context() as patch:
+
+        def killed(path: Path) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.clear(tmp_path / "run")
+    luthier.train(config, overwrite=True)
+
+
+def test_a_finished_run_is_left_alone(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for(tiny_llama, rows, tmp_path / "run", max_steps=4)
+    first = luthier.train(config)
+    before = snapshot(tmp_path / "run")
+    again = luthier.train(config, resume=True)
+    assert again.as_dict() == first.as_dict()
+    assert "nothing is left to do" in capsys.readouterr().err
+    assert {name: data for name, data in snapshot(tmp_path / "run").items() if name != ".lock"} == before
+
+
+def test_fewer_steps_than_were_made(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_llama, rows, tmp_path / "run", max_steps=8)
+    luthier.train(config)
+    config["training"]["max_steps"] = 4
+    with pytest.raises(UserError, match="past the end of this config, which has 4 steps"):
+        luthier.train(config, resume=True)
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+def test_a_broken_file_of_the_run_is_named(name: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_llama, rows, tmp_path / "run", max_steps=4)
+    luthier.train(config)
+    (tmp_path / "run" / name).write_text('{"a": ')
+    with pytest.raises(UserError, match=name):
+        luthier.train(config, resume=True)
+
+
+def test_early_stopping_loosened_on_resume_goes_on(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for(
+        tiny_llama, rows, tmp_path / "run", eval_strategy="steps", eval_steps=2, save_steps=2, greater_is_better=True,
+        early_stopping_patience=1,
+    )  # fmt: skip
+    config["data"]["validation"] = 4
+    assert luthier.train(config).steps < 12
+    config["training"]["logging_steps"] = 2
+    assert luthier.train(config, resume=True).steps < 12
+    assert "stopped by a callback" in capsys.readouterr().err
+    config["training"]["early_stopping_patience"] = 50
+    assert luthier.train(config, resume=True).steps == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"), [("qwen2", ["embed_tokens", "q_proj"]), ("gpt2", ["wte", "c_attn"]), ("qwen2", ["lm_head"])]
+)
+def test_one_end_of_a_tied_weight_is_no_target(kind: str, targets: list[str], rows: Path, tmp_path: Path) -> None:
+    """Merging would put the update into both ends."""
+    config = config_for(tiny_folder(tmp_path / "base", kind), rows, tmp_path / "run")
+    config["method"]["target_modules"] = targets
+    with pytest.raises(ModelError, match="ties to its other end"):
+        luthier.train(config)
+
+
+def test_untied_embeddings_may_be_targets(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    from luthier.commands.export import export
+
+    config = config_for(tiny_llama, rows, tmp_path / "run")
+    config["method"]["target_modules"] = ["embed_tokens", "q_proj"]
+    luthier.train(config)
+    assert export(str(tmp_path / "run"), tmp_path / "out").largest_logit_difference < 1e-4
+
+
+def test_export_removes_no_files_of_anyone(tiny_llama: Path, tmp_path: Path) -> None:
+    from luthier.commands.export import export
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match=r"would remove thesis\.tex"):
+        export(str(tiny_llama), tmp_path / "mine", overwrite=True)
+    export(str(tiny_llama), tmp_path / "out")
+    (tmp_path / "out" / "src").mkdir()
+    with pytest.raises(UserError, match="would remove src"):
+        export(str(tiny_llama), tmp_path / "out", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_a_conversation_longer_than_the_model_knows(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", "gpt2", n_positions=64)
+    result = chat(str(folder), prompt="hi?", max_new_tokens=500)
+    assert result is not None, "bounded by the positions that are left"
+    with pytest.raises(ModelError, match="knows positions up to 64"):
+        chat(str(folder), prompt="hello there " * 60)

@@ -75,7 +75,7 @@ class Lora:
         try:
             with quiet_peft():
                 tuned: Any = get_peft_model(model, self._peft_config(model, how))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ModelError(
                 f"peft can't put LoRA on {type(model).__name__} so: {error}", "Change the method's settings."
             ) from error
@@ -141,6 +141,7 @@ class Lora:
             matched = [full for full in modules if pattern.fullmatch(full)]
             if not matched or not all(_fits(modules[full]) for full in matched):
                 problems.append(f"method.target_modules is the expression {targets!r}")
+        self._refuse_tied_targets(model)
         problems += [
             f"method.modules_to_save names {name!r}"
             for name in self.options.modules_to_save
@@ -151,6 +152,27 @@ class Lora:
                 f"{'; '.join(problems)}, which matches no module of {type(model).__name__} that LoRA can stand beside.",
                 f"Its linear modules are: {', '.join(sorted(_linear_kinds(model)))}; all-linear takes them all.",
             )
+
+    def _refuse_tied_targets(self, model: PreTrainedModel) -> None:
+        """An update beside one end of a tied weight: merging would put it into both ends, which is another model."""
+        if not model.config.get_text_config().tie_word_embeddings:
+            return
+        ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+        targets = self.options.target_modules
+        for full, module in model.named_modules():
+            if id(module) not in ends or targets == "all-linear":  # which leaves both ends out
+                continue
+            named = (
+                re.fullmatch(targets, full) is not None
+                if isinstance(targets, str)
+                else any(full == name or full.endswith(f".{name}") for name in targets)
+            )
+            if named:
+                raise ModelError(
+                    f"method.target_modules takes in {full}, which {type(model).__name__} ties to its other end: the update "
+                    "would stand beside one of them only, and could not be merged.",
+                    f"Put {full.split('.')[-1]} into method.modules_to_save, which keeps both ends tied.",
+                )
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json."""
