@@ -15,8 +15,7 @@ from luthier.config.plugins import FORMATS, SOURCES
 from luthier.config.schema import DataEntry
 from luthier.data.columns import FormatOptions, suggest
 from luthier.data.records import RawRow, Record
-from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import need_file
+from luthier.foundation.errors import DataError
 
 SAMPLED_ROWS = 100
 SHOWN_FIELDS = 20
@@ -38,26 +37,6 @@ class ChosenFormat:
     record: type
     convert: Callable[[RawRow], Record]
     convert_all: Callable[[RawRow], Sequence[Record]]
-
-
-def read_rows(path: Path) -> list[RawRow]:
-    """All rows of a file, by the file type its suffix names.
-
-    Raises:
-        DataError: missing, a folder, empty, an unknown suffix, or damaged (the place is named).
-    """
-    try:
-        need_file(path, "the data file")
-    except UserError as error:
-        raise DataError(error.problem, error.remedy) from error
-    if path.is_dir():
-        found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-        raise DataError(f"the data path {str(path)!r} is a folder, which holds {found}.", "Name its files one by one.")
-    source = source_of(path)
-    rows = list(source.build(source.Options(), path))
-    if not rows:
-        raise DataError(f"{path} holds no rows.", "Was the file written completely?")
-    return rows
 
 
 def source_of(path: Path) -> ModuleType:

@@ -18,7 +18,7 @@ from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
 from luthier.data.locating import Located
 from luthier.data.mixing import interleave
-from luthier.data.records import Conversation, Record, Rejected
+from luthier.data.records import Document, Labelled, Record, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
@@ -112,9 +112,10 @@ def prepare(
         encoded = chosen.encode(records)
         _refuse(encoded.rejected, data.invalid_rows)
         loaded.rejected.extend(encoded.rejected)
-        if chosen.record is Conversation:  # a block of joined documents is no row of anyone's
-            loaded.rejected.extend(_left_out(encoded, data.cutoff_length))
-        loaded.report.splits[name], examples[name] = SplitReport.of(len(records), encoded)
+        labels = chosen.record is Labelled
+        if chosen.record is not Document:  # a block of joined documents is no row of anyone's
+            loaded.rejected.extend(_left_out(encoded, data.cutoff_length, labels))
+        loaded.report.splits[name], examples[name] = SplitReport.of(len(records), encoded, learns_labels=labels)
         if not examples[name]:
             raise _nothing_to_learn(name, loaded.report.splits[name])
     template = chosen.renderer.chat_template if chosen.renderer is not None else ""
@@ -149,11 +150,13 @@ def choose_encoder(
     return ChosenEncoder(module.RECORD, options, renderer, module.build(options, tokenizer, renderer))
 
 
-def _left_out(encoded: Encoded, cutoff: int) -> list[Rejected]:
+def _left_out(encoded: Encoded, cutoff: int, learns_labels: bool) -> list[Rejected]:
     """Rows that were encoded and are not used, for rejected.jsonl."""
     too_long = [Rejected(origin, f"longer than data.cutoff_length ({cutoff})") for origin in encoded.dropped]
     untrained = [
-        Rejected(example.origin, "no token of it is trained") for example in encoded.examples if not example.targets
+        Rejected(example.origin, "no token of it is trained")
+        for example in encoded.examples
+        if not (example.targets or learns_labels)
     ]
     return [*too_long, *untrained]
 

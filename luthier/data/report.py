@@ -91,9 +91,11 @@ class SplitReport:
     findings: Counter[str]
 
     @classmethod
-    def of(cls, records: int, encoded: Encoded) -> tuple[SplitReport, list[TokenizedExample]]:
-        """The report on an encoder's work, and the examples that have a target."""
-        used = [example for example in encoded.examples if example.targets]
+    def of(
+        cls, records: int, encoded: Encoded, *, learns_labels: bool = False
+    ) -> tuple[SplitReport, list[TokenizedExample]]:
+        """The report on an encoder's work, and the examples that have something to learn: a target, or a label."""
+        used = [example for example in encoded.examples if example.targets or learns_labels]
         cut = [example for example in encoded.examples if example.truncated]
         report = cls(
             records=records,

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from luthier.config.plugins import ENCODERS, FORMATS, SOURCES
-from luthier.config.schema import PluginOptions
+from luthier.config.schema import DataEntry, PluginOptions
 from luthier.data.columns import FormatOptions
-from luthier.data.detection import read_rows, source_of
+from luthier.data.detection import source_of
 from luthier.data.examples import Encoded
+from luthier.data.locating import locate
+from luthier.data.reading import read_files
 from luthier.data.records import (
     Conversation,
     Document,
@@ -73,7 +75,7 @@ def test_sources(name: str, tmp_path: Path) -> None:
     for content in (b"", b"\x80\x81\x82\x00" * 64):
         path.write_bytes(content)
         with pytest.raises(DataError) as caught:
-            read_rows(path)
+            read_files(locate(DataEntry(path=str(path))))
         assert str(path) in caught.value.problem
 
 

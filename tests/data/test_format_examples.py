@@ -9,7 +9,9 @@ import pytest
 from luthier.config.loading import load
 from luthier.config.plugins import FORMATS
 from luthier.config.schema import DataEntry
-from luthier.data.detection import choose_format, read_rows
+from luthier.data.detection import choose_format
+from luthier.data.locating import locate
+from luthier.data.reading import read_files
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "formats"
 FILES = sorted(FOLDER.glob("*.jsonl"))
@@ -21,7 +23,7 @@ def test_every_format_has_an_example() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_format_is_found_out(path: Path) -> None:
-    rows = read_rows(path)
+    rows = read_files(locate(DataEntry(path=str(path))))
     chosen = choose_format(DataEntry(path=str(path)), rows)
     assert chosen.name == path.stem.removesuffix("_tools") and len(rows) == 3
     assert all(isinstance(chosen.convert(row), chosen.record) for row in rows)

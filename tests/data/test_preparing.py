@@ -331,3 +331,15 @@ def test_every_field_is_in_the_fingerprint(write) -> None:
 def test_rows_can_be_counted_without_a_tokenizer(write) -> None:
     loaded = load_records(config(str(write("a.json", ROWS)), validation=4).data, seed=1)
     assert {name: len(records) for name, records in loaded.splits.items()} == {"train": 36, "validation": 4}
+
+
+def test_labelled_rows_are_kept_though_no_token_of_them_is_trained(byte_tokenizer, write) -> None:
+    path = write("rows.jsonl", '{"text": "good", "label": "yes"}\n{"text": "bad", "label": "no"}\n')
+    prepared = prepare(
+        config(str(path), template="auto"),
+        byte_tokenizer,
+        encoder="labelled",
+        encoder_options={"labels": ("no", "yes")},
+    )
+    assert [example.extras["label"] for example in prepared.train] == [1.0, 0.0]
+    assert not prepared.rejected

@@ -11,8 +11,10 @@ import pytest
 
 from luthier.config.plugins import FORMATS
 from luthier.config.schema import DataEntry
-from luthier.data.detection import choose_format, read_rows
+from luthier.data.detection import choose_format
 from luthier.data.encoders import conversation
+from luthier.data.locating import locate
+from luthier.data.reading import read_files
 from luthier.data.records import Conversation, Message, Origin, RawRow, RowError, ToolCall
 from luthier.data.rendering import Renderer
 from luthier.data.template_files import load_template
@@ -196,7 +198,7 @@ def test_tags_rename_keys_and_roles() -> None:
 
 def test_real_tool_conversations(shared_data: Path, byte_tokenizer) -> None:
     """All 300 rows: every call and answer is trained, once, with tags and by prefixes alike."""
-    rows = read_rows(shared_data / "conversation" / "glaive_toolcall_en_demo.json")
+    rows = read_files(locate(DataEntry(path=str(shared_data / "conversation" / "glaive_toolcall_en_demo.json"))))
     tagged, plain = Renderer(byte_tokenizer, "qwen2.5"), without_tags(byte_tokenizer)
     calls = 0
     for row in rows:
