@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class PlanResult:
         from rich.console import Console
         from rich.table import Table
 
-        console = Console(file=io.StringIO(), width=110)
+        console = Console(file=io.StringIO(), width=min(110, shutil.get_terminal_size((110, 24)).columns))
         run = Table("", "", title="Run", title_justify="left", show_header=False)
         share = self.trainable_parameters / self.total_parameters
         run.add_row("trained parameters", f"{self.trainable_parameters:,} of {self.total_parameters:,} ({share:.2%})")
