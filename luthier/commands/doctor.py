@@ -202,10 +202,12 @@ def _version(distribution: str) -> str | None:
 
 def hub_addresses() -> dict[str, str]:
     """The model sources and where this environment says they are."""
+    from pip._internal.models.index import PyPI  # pip's own default, which no public name gives
+
     return {
         "huggingface": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
         "modelscope": os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn",
-        "pypi": os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple/",
+        "pypi": os.environ.get("PIP_INDEX_URL") or f"{PyPI.simple_url}/",
     }
 
 

@@ -86,9 +86,7 @@ class PackageIndex:
                 origin = gguf_folder.Origin(
                     name=name,
                     licence=alias.licence if alias else "unknown",
-                    source=alias.source
-                    if alias
-                    else f"https://pypi.org/project/{wanted['package']}/{wanted['version']}/",
+                    source=alias.source if alias else f"the Python package {wanted['package']} {wanted['version']}",
                     package=requirement,
                     sha256=sha256,
                 )
