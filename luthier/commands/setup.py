@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.config.data_section import DataConfig
 from luthier.config.plugins import METHODS, STAGES
-from luthier.config.schema import DataConfig, RunConfig
+from luthier.config.schema import RunConfig
 from luthier.data.preparing import PreparedData, prepare, write_rejected
 from luthier.data.rendering import AUTO, Renderer
 from luthier.data.template_files import load_template

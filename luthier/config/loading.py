@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.config import plugins
 from luthier.config.foreign_keys import LLAMA_FACTORY
-from luthier.config.schema import ModelConfig, PluginOptions, RunConfig, TrainingConfig
+from luthier.config.schema import ModelConfig, RunConfig
+from luthier.config.sections import PluginOptions
+from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.files import need_file
 from luthier.foundation.registry import Registry, nearest
@@ -221,7 +223,7 @@ def _choose(key: str, registry: Registry, value: Any, problems: list[str]) -> Pl
         problems += describe(error.errors(), options, key)
         return None
     if not isinstance(checked, PluginOptions):
-        problems.append(f"{key}: {settings['name']}.Options must inherit from luthier.config.schema.PluginOptions")
+        problems.append(f"{key}: {settings['name']}.Options must inherit from luthier.config.sections.PluginOptions")
         return None
     return checked
 

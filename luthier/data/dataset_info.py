@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from luthier.config.schema import DataEntry, Section
+from luthier.config.data_section import DataEntry
+from luthier.config.sections import Section
 from luthier.data.hub_sets import PREFIX
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_file

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from luthier.config.data_section import DataEntry
 from luthier.config.plugins import FORMATS, SOURCES
-from luthier.config.schema import DataEntry
 from luthier.data.columns import FormatOptions, suggest
 from luthier.data.records import RawRow, Record
 from luthier.foundation.errors import DataError

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from luthier.config.schema import DataEntry
+from luthier.config.data_section import DataEntry
 from luthier.config.split_slices import SplitSlice
 from luthier.data.detection import ChosenFormat, choose_format
 from luthier.data.locating import Located, locate

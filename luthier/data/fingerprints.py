@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.schema import DataConfig
+from luthier.config.data_section import DataConfig
 from luthier.data.locating import Located
 from luthier.data.sources._compressed import inner_path
 from luthier.foundation.files import sha256_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.config.data_section import DataEntry
 from luthier.config.plugins import SOURCES
-from luthier.config.schema import DataEntry
 from luthier.config.split_slices import SplitSlice
 from luthier.data.dataset_info import resolve
 from luthier.data.detection import source_of

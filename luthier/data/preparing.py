@@ -11,8 +11,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS
-from luthier.config.schema import DataConfig, PluginOptions, RunConfig
+from luthier.config.schema import RunConfig
+from luthier.config.sections import PluginOptions
 from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint

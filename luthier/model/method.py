@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from luthier.config.schema import MethodOptions
+    from luthier.config.sections import MethodOptions
 
 
 @dataclass(frozen=True, slots=True)

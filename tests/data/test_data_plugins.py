@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from luthier.config.data_section import DataEntry
 from luthier.config.plugins import ENCODERS, FORMATS, SOURCES
-from luthier.config.schema import DataEntry, PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.data.columns import FormatOptions
 from luthier.data.detection import source_of
 from luthier.data.examples import Encoded

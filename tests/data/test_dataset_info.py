@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from luthier.config.schema import DataConfig, DataEntry
+from luthier.config.data_section import DataConfig, DataEntry
 from luthier.data.dataset_info import resolve
 from luthier.data.preparing import load_records
 from luthier.data.records import Conversation, Document

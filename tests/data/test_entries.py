@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.config.schema import DataConfig, DataEntry
+from luthier.config.data_section import DataConfig, DataEntry
 from luthier.config.split_slices import SplitSlice
 from luthier.data import hub_sets
 from luthier.data.entries import KINDS, load_entry

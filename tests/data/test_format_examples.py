@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from luthier.config.data_section import DataEntry
 from luthier.config.loading import load
 from luthier.config.plugins import FORMATS
-from luthier.config.schema import DataEntry
 from luthier.data.detection import choose_format
 from luthier.data.locating import locate
 from luthier.data.reading import read_files

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from luthier.config.data_section import DataEntry
 from luthier.config.plugins import FORMATS
-from luthier.config.schema import DataEntry
 from luthier.data.detection import choose_format
 from luthier.data.records import Conversation, Document, Message, Origin, RawRow, RowError
 from luthier.data.turns import EMPTY_ANSWER, TRAILING_USER

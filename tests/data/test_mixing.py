@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.config.schema import DataConfig
+from luthier.config.data_section import DataConfig
 from luthier.data.mixing import interleave
 from luthier.data.preparing import LoadedRecords, load_records
 from luthier.foundation.errors import DataError

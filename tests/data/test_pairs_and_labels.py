@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.config.schema import DataEntry
+from luthier.config.data_section import DataEntry
 from luthier.data.detection import choose_format
 from luthier.data.encoders import labelled, labelled_conversation, pair
 from luthier.data.encoders._rendered import CUT_BEFORE_ANSWER

@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.config.schema import DataConfig, DataEntry, MethodOptions, PluginOptions, RunConfig, TrainingConfig
+from luthier.config.data_section import DataConfig, DataEntry
+from luthier.config.schema import RunConfig
+from luthier.config.sections import MethodOptions, PluginOptions
+from luthier.config.training_section import TrainingConfig
 from luthier.data.fingerprints import data_fingerprint
 from luthier.data.locating import Located
 from luthier.data.preparing import PreparedData, load_records, prepare, split_rows, write_rejected

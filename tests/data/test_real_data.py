@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from luthier.config.data_section import DataConfig
 from luthier.config.plugins import FORMATS
-from luthier.config.schema import DataConfig
 from luthier.data.preparing import LoadedRecords, load_records
 from luthier.foundation.errors import DataError
 
@@ -45,7 +45,8 @@ def test_every_row_is_read(shared_data: Path, name: str, format_name: str, rows:
 
 
 def test_every_row_is_encoded(shared_data: Path, byte_tokenizer) -> None:
-    from luthier.config.schema import MethodOptions, PluginOptions, RunConfig
+    from luthier.config.schema import RunConfig
+    from luthier.config.sections import MethodOptions, PluginOptions
     from luthier.data.preparing import prepare
 
     names = ("instruct/alpaca_en_demo.json", "conversation/fastchat_dummy_conversation.json")

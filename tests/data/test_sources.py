@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from luthier.config.schema import DataEntry
+from luthier.config.data_section import DataEntry
 from luthier.data.locating import locate
 from luthier.data.reading import read_files
 from luthier.data.records import RawRow

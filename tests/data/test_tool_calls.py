@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from luthier.config.data_section import DataEntry
 from luthier.config.plugins import FORMATS
-from luthier.config.schema import DataEntry
 from luthier.data.detection import choose_format
 from luthier.data.encoders import conversation
 from luthier.data.locating import locate

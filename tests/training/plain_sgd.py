@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from luthier.config.schema import OptimizerOptions
+from luthier.config.sections import OptimizerOptions
 
 
 class Options(OptimizerOptions):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import luthier
-from luthier.config.schema import TrainingConfig
+from luthier.config.training_section import TrainingConfig
 from tests.tiny import config_for
 
 Run = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
 from luthier.data.piece_tokens import Encoding, Piece
 from luthier.data.records import Conversation, LabelledConversation, Message, Origin, Pair, Record, Rejected, RowError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
 from luthier.data.piece_tokens import TEXTS_AT_ONCE, TextTokenizer, control_pattern
 from luthier.data.records import Document, Origin, Record

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.data.records import RawRow
 from luthier.data.sources._tables import read_table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
 from luthier.foundation.errors import ModelError, UserError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError
 from luthier.model.hub import FetchRequest, Hub, check_endpoint, wanted_files
 from luthier.model.hubs import _huggingface_errors as errors

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError
 from luthier.model.hub import CHECKSUMS, FetchRequest, Hub
 

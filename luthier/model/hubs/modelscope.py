@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError, import_extra
 from luthier.foundation.files import is_disk_full, write_text
 from luthier.model.hub import CHECKSUMS, FetchRequest, Hub, check_endpoint, wanted_files

@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError, UserError
 from luthier.foundation.files import free_bytes, home, human_bytes, sha256_of, whole_folder
 from luthier.model import gguf_folder

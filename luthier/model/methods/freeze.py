@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.config.schema import MethodOptions
+from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.foundation.registry import nearest
 from luthier.model.method import Apply, load_whole_model, save_whole_model, trainable_to_float32

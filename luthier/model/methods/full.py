@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from luthier.config.schema import MethodOptions
+from luthier.config.sections import MethodOptions
 from luthier.model.method import Apply, load_whole_model, save_whole_model, trainable_to_float32
 
 if TYPE_CHECKING:

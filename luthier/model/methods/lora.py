@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.config.schema import MethodOptions
+from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.model.method import Apply, trainable_to_float32
 from luthier.model.quiet import quiet_peft

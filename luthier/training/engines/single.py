@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from luthier.config.schema import TrainingConfig
+    from luthier.config.training_section import TrainingConfig
 
 
 class Options(PluginOptions):

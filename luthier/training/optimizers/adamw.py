@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.schema import OptimizerOptions
+from luthier.config.sections import OptimizerOptions
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from luthier.config.schema import TrainingConfig
+    from luthier.config.training_section import TrainingConfig
 
 
 class Options(OptimizerOptions):

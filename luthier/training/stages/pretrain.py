@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.training.stage import weight_sum, weighted_nll
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.schema import PluginOptions
+from luthier.config.sections import PluginOptions
 from luthier.training.stage import weight_sum, weighted_nll
 
 if TYPE_CHECKING:

@@ -1,0 +1,110 @@
+"""The config's `data`: rows, and how they become tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from luthier.config.sections import Section, expand_user, one_to_list
+from luthier.config.split_slices import checked_split, split_kind, split_number
+
+
+def _path_to_mapping(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class DataEntry(Section):
+    """One source of rows. Short form: its path."""
+
+    path: Annotated[str, AfterValidator(expand_user)] = Field(
+        description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file (text types also .gz or .zst), a folder of files "
+        "of one type, a pattern such as data/*.jsonl, a folder that datasets' save_to_disk wrote, or a data set of the "
+        "Hugging Face Hub (owner/name, huggingface:name), or one of LLaMA-Factory's registry (dataset_info.json#name)."
+    )
+    format: str = Field(
+        "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Where a row's parts stand, by the format's own names: {instruction: question, output: answer}.",
+    )
+    tags: dict[str, str] = Field(
+        default_factory=dict,
+        description="What a turn's keys and roles are called: {role_tag: role, content_tag: text, user_tag: me, ...}.",
+    )
+    split: Annotated[str, AfterValidator(checked_split)] | None = Field(
+        None,
+        description="A split, a slice of it or both: train, train[:70%], train[10:200], [70%:]. Default: train, all of it.",
+    )
+    subset: str | None = Field(None, description="Configuration of a hub's data set.")
+    folder: str | None = Field(None, description="Folder inside a hub's data set.")
+    system: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="System prompt for rows that bring none; of a list, each row gets one by the seed."
+    )
+    max_samples: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="A seeded random sample of this many rows."
+    )
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="With data.mix: how often rows of this entry are drawn, in proportion to the others' (1)."
+    )
+    head: bool = Field(False, description="Take the first max_samples rows instead (many sets are sorted).")
+
+    @model_validator(mode="after")
+    def _head_of_something(self) -> DataEntry:
+        if self.head and self.max_samples is None:
+            raise ValueError("head has no effect without max_samples: say how many rows")
+        return self
+
+
+Entry = Annotated[DataEntry, BeforeValidator(_path_to_mapping, json_schema_input_type=str | DataEntry)]
+Entries = Annotated[
+    list[Entry],
+    BeforeValidator(one_to_list, json_schema_input_type=str | DataEntry | list[Entry]),
+    Field(min_length=1),
+]
+
+
+Split = Annotated[
+    Annotated[float | int, BeforeValidator(split_number), Tag("<number>")] | Annotated[Entries, Tag("<entries>")],
+    Discriminator(split_kind),
+]
+
+
+class DataConfig(Section):
+    """Rows, and how they become tokens."""
+
+    train: Entries = Field(description="Training rows: a path, a mapping, or a list of them.")
+    validation: Split | None = Field(
+        None, description="A share (0.1) or a count (100) of the training rows, or a list like train."
+    )
+    test: Split | None = Field(None, description="Like validation; scored once, after training, into run.json.")
+    template: str = Field(
+        "auto", description="Chat template: auto (the tokenizer's own) or a name in luthier/data/templates."
+    )
+    cutoff_length: int = Field(1024, ge=2, description="Longest example, in tokens.")
+    over_length: Literal["truncate", "drop", "error"] = Field(
+        "truncate", description="What happens to longer examples; every one is counted."
+    )
+    invalid_rows: Literal["error", "reject"] = Field(
+        "error", description="Rows that can't be used: stop at once, or count them and write them to rejected.jsonl."
+    )
+    shuffle: bool = Field(
+        True, description="Shuffle the training rows anew every epoch (a function of seed and epoch)."
+    )
+    mix: Literal["concat", "interleave_under", "interleave_over"] = Field(
+        "concat",
+        description="Entries of train: all rows of each; or mixed by weight (by turns without any) until the first entry "
+        "ends (under), or until all have ended, shorter ones repeated (over).",
+    )
+
+    @model_validator(mode="after")
+    def _mix_acts(self) -> DataConfig:
+        held = [item for part in (self.validation, self.test) if isinstance(part, list) for item in part]
+        if any(item.weight is not None for item in held):
+            raise ValueError("weight has no effect in validation and test, whose rows are all used once: remove it")
+        if self.mix == "concat" and any(item.weight is not None for item in self.train):
+            raise ValueError("weight has no effect with mix: concat; set mix to interleave_under or interleave_over")
+        if self.mix != "concat" and len(self.train) < 2:
+            raise ValueError(f"mix: {self.mix} needs at least two entries in train, found one")
+        return self

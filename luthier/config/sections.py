@@ -1,0 +1,62 @@
+"""What every part of a config is: a frozen pydantic class that knows its keys; and the bases of plug-ins' options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values can't be changed after loading."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true as 1, so `learning_rate: true` would train
+        if isinstance(value, bool) and info.field_name is not None:
+            kinds = set(plain_types(cls.model_fields[info.field_name].annotation))
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"must be a number, found {str(value).lower()}")
+        return value
+
+
+def plain_types(annotation: Any) -> Iterator[Any]:
+    """The types an annotation mentions, looking through Annotated, Optional, unions and containers."""
+    arguments = getattr(annotation, "__args__", ())
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from plain_types(argument)
+
+
+class PluginOptions(Section):
+    """Base of every plug-in's `Options`; `name` says which plug-in it is."""
+
+    name: str
+
+
+class MethodOptions(PluginOptions):
+    """Base of every method's `Options`."""
+
+    recommended_learning_rate: ClassVar[float] = 5e-5
+
+
+class OptimizerOptions(PluginOptions):
+    """Base of every optimizer's `Options`."""
+
+
+def expand_user(value: str) -> str:
+    """`~` is the home folder."""
+    return os.path.expanduser(value)
+
+
+def one_to_list(value: Any) -> Any:
+    """A list may be written as its only item."""
+    return [value] if isinstance(value, (str, dict)) else value

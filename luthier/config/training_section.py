@@ -1,0 +1,154 @@
+"""The config's `training`: the loop's settings, named as in transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from luthier.config.sections import Section, one_to_list
+
+
+def _whole_or_share(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"must be a whole number of steps, or a share of all steps below 1; found {value:g}")
+    return value
+
+
+def _no_is_a_word(value: Any) -> Any:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
+Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no_is_a_word)]
+
+
+StepCount = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
+
+
+class TrainingConfig(Section):
+    """The loop. Names and meanings are those of transformers' TrainingArguments."""
+
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the data; may be fractional.")
+    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; overrides num_train_epochs. -1: off.")
+    per_device_train_batch_size: int = Field(4, ge=1, description="Examples per batch and device.")
+    per_device_eval_batch_size: int = Field(8, ge=1, description="Examples per evaluation batch and device.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; unset: the method's recommendation."
+    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial"
+    ] = Field("linear", description="Shape of the learning rate after the warm-up.")
+    lr_scheduler_kwargs: dict[str, float] = Field(
+        default_factory=dict, description="Further settings of the schedule: num_cycles, power, lr_end."
+    )
+    warmup_steps: Annotated[float, AfterValidator(_whole_or_share)] = Field(
+        0, ge=0, description="Steps of linear warm-up; below 1: a share of all steps."
+    )
+    optim: str = Field("adamw", description="Optimizer: a name in luthier/training/optimizers, or a dotted path.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; none on norms and biases.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: no clipping.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in backward: less memory, more time."
+    )
+    bf16: bool = Field(False, description="Autocast to bfloat16.")
+    fp16: bool = Field(False, description="Autocast to float16, with loss scaling.")
+    pure_bf16: bool = Field(False, description="Keep trainable weights in bfloat16 too.")
+    tf32: bool | None = Field(None, description="TensorFloat-32 matrix products on CUDA; unset: torch's default.")
+    use_cpu: bool = Field(False, description="Train on the CPU even where there is a GPU.")
+    seed: int = Field(42, ge=0, description="All random choices are functions of it.")
+    data_seed: int | None = Field(None, ge=0, description="Seed of data order and splits; unset: seed.")
+    dataloader_num_workers: int = Field(
+        0, ge=0, description="Processes that pack batches ahead; 0: the training process."
+    )
+    eval_strategy: Strategy = Field("no", description="When to evaluate on data.validation.")
+    eval_steps: StepCount | None = Field(
+        None, description="Steps between evaluations; below 1: a share of all steps. Unset: logging_steps."
+    )
+    save_strategy: Strategy = Field("epoch", description="When to write a checkpoint.")
+    save_steps: StepCount = Field(500, description="Steps between checkpoints; below 1: a share of all steps.")
+    save_total_limit: int | None = Field(2, ge=1, description="Checkpoints to keep, the best one besides; null: all.")
+    load_best_model_at_end: bool = Field(
+        False, description="final/ gets the checkpoint with the best metric_for_best_model."
+    )
+    metric_for_best_model: str = Field("loss", description="A key of the evaluation's line, with or without eval_.")
+    greater_is_better: bool | None = Field(
+        None, description="Direction of that metric; unset: false for losses, else true."
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without improvement."
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="What counts as an improvement.")
+    logging_steps: StepCount = Field(
+        10, description="Steps between lines of metrics.jsonl; below 1: a share of all steps."
+    )
+    logging_first_step: bool = Field(False, description="Write a line for the first step too.")
+    report_to: Annotated[list[str], BeforeValidator(one_to_list, json_schema_input_type=str | list[str])] = Field(
+        default_factory=list,
+        description="tensorboard, wandb, swanlab, mlflow: through the callbacks that transformers or the service itself ships.",
+    )
+    run_name: str | None = Field(
+        None, description="Name of the run at those services; unset: the output folder's name."
+    )
+    callbacks: list[str] = Field(default_factory=list, description="Dotted paths of your own TrainerCallback classes.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainingConfig:
+        problems = []
+        if self.bf16 and self.fp16:
+            problems.append("bf16 and fp16 are both true: choose one")
+        if self.pure_bf16 and self.fp16:
+            problems.append("pure_bf16 and fp16 exclude each other")
+        if self.max_steps == 0:
+            problems.append("max_steps is 0: give a positive number, or -1 for num_train_epochs")
+        if self.load_best_model_at_end:
+            if self.eval_strategy == "no" or self.save_strategy != self.eval_strategy:
+                problems.append(
+                    f"load_best_model_at_end needs evaluation and saving at the same moments, found "
+                    f"eval_strategy={self.eval_strategy}, save_strategy={self.save_strategy}"
+                )
+            elif self.eval_strategy == "steps" and not self._saves_on_evaluations():
+                problems.append(
+                    f"load_best_model_at_end needs save_steps to be a multiple of eval_steps, found "
+                    f"save_steps={self.save_steps:g}, eval_steps={self.eval_interval():g}"
+                )
+        problems += self._settings_without_effect()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _settings_without_effect(self) -> list[str]:
+        """Settings that were changed from their default and that other settings keep from acting."""
+        rules = {
+            "eval_steps": (self.eval_strategy == "steps", "eval_strategy steps"),
+            "save_steps": (self.save_strategy == "steps", "save_strategy steps"),
+            "early_stopping_patience": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "early_stopping_threshold": (self.early_stopping_patience is not None, "early_stopping_patience"),
+            "metric_for_best_model": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "greater_is_better": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "warmup_steps": (
+                self.lr_scheduler_type != "constant",
+                "another lr_scheduler_type, such as constant_with_warmup",
+            ),
+        }
+        found = []
+        for name, (acts, needed) in rules.items():
+            value = getattr(self, name)
+            if not acts and value != type(self).model_fields[name].default:
+                found.append(f"{name}={value} has no effect: it needs {needed}")
+        return found
+
+    def eval_interval(self) -> float:
+        """Steps between evaluations, or a share of all steps below 1."""
+        return self.eval_steps if self.eval_steps is not None else self.logging_steps
+
+    def _saves_on_evaluations(self) -> bool:
+        every, kept = self.eval_interval(), self.save_steps
+        if (every < 1) != (kept < 1):
+            return False
+        ratio = kept / every
+        return abs(ratio - round(ratio)) < 1e-9 and round(ratio) >= 1
