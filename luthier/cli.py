@@ -5,16 +5,16 @@ Exit status: 0 done, 2 something the user can mend, 1 our own fault, 130 Ctrl-C.
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
-from pathlib import Path
-from typing import Annotated, Any, Protocol, TextIO
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from luthier import __version__
+from luthier.commands.data_verbs import data_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
+from luthier.commands.verb_options import Config, Json, RemoteCode, Settings, people, print_json, split_config
 from luthier.foundation.errors import LuthierError
 
 app = typer.Typer(
@@ -26,20 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Models: list the aliases, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
-data_app = typer.Typer(help="Data: see rows as the model sees them.", no_args_is_help=True, rich_markup_mode=None)
 config_app = typer.Typer(help="The config's keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
-app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
-Config = Annotated[
-    str | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file; may be left out where settings say all.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as training.learning_rate=1e-4.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that is in use.")]
 
 
@@ -55,31 +45,15 @@ def report(result: Reportable, as_json: bool) -> None:
         print_json(result.as_dict())
 
 
-def people(as_json: bool) -> TextIO:
-    """Where output for people goes: --json keeps standard output for the object."""
-    return sys.stderr if as_json else sys.stdout
-
-
-def print_json(value: dict[str, Any]) -> None:
-    sys.stderr.flush()
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
-
-
-def split_config(config: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
-    """A first argument that has a `=` and names no file is a setting, not the config."""
-    if config is not None and "=" in config and not Path(config).exists():
-        return None, [config, *(settings or ())]
-    return config, list(settings or ())
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"luthier {__version__}")
         raise typer.Exit
 
 
-# its verbs return their result and whether --json was given
+# their verbs return their result and whether --json was given
 app.add_typer(tokenizer_app, name="tokenizer", result_callback=lambda ended: report(*ended))
+app.add_typer(data_app, name="data", result_callback=lambda ended: report(*ended))
 
 
 @app.callback()
@@ -243,26 +217,6 @@ def models_verify(folder: Annotated[str, typer.Argument(help="A model's folder."
     report(result, as_json)
     if not result.ok:
         raise typer.Exit(2)
-
-
-@data_app.command("show")
-def data_show(
-    config: Config = None,
-    settings: Settings = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    trust_remote_code: RemoteCode = False,
-    as_json: Json = False,
-) -> None:
-    """Rows as the model sees them, the trained tokens coloured."""
-    from rich.console import Console
-
-    from luthier.commands.data import show
-
-    source, overrides = split_config(config, settings)
-    console = Console(file=people(as_json), highlight=False)
-    result = show(source, overrides, rows=rows, split=split, trust_remote_code=trust_remote_code, console=console)
-    report(result, as_json)
 
 
 @config_app.command("schema")

@@ -5,18 +5,15 @@ Each verb returns its result and whether --json was given; the command line prin
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from luthier.commands.verb_options import Ended, Json, RemoteCode, people
 
 tokenizer_app = typer.Typer(
     help="Tokenizers: train one, look at what several do, add words.", no_args_is_help=True, rich_markup_mode=None
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
-Ended = tuple[Any, bool]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 
 
 @tokenizer_app.command("train")
@@ -99,7 +96,7 @@ def tokenizer_show(
         max_length=max_length,
         stride=stride,
         trust_remote_code=trust_remote_code,
-        console=Console(file=sys.stderr if as_json else sys.stdout, highlight=False),
+        console=Console(file=people(as_json), highlight=False),
     )
     return result, as_json
 

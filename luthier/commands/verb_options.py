@@ -1,0 +1,39 @@
+"""What the verbs of the command line have in common: arguments that mean the same everywhere, and where output goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+Config = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file; may be left out where settings say all.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as training.learning_rate=1e-4.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Ended = tuple[Any, bool]
+"""A verb's result, and whether --json was given: the command line prints the object."""
+
+
+def people(as_json: bool) -> TextIO:
+    """Where output for people goes: --json keeps standard output for the object."""
+    return sys.stderr if as_json else sys.stdout
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object as the last line of standard output."""
+    sys.stderr.flush()
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def split_config(config: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
+    """A first argument that has a `=` and names no file is a setting, not the config."""
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, [config, *(settings or ())]
+    return config, list(settings or ())
