@@ -5,6 +5,7 @@ Exit status: 0 done, 2 something the user can mend, 1 our own fault, 130 Ctrl-C.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any, Protocol
@@ -15,7 +16,7 @@ from luthier import __version__
 from luthier.commands.data_verbs import data_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
 from luthier.commands.verb_options import Config, Json, RemoteCode, Settings, people, print_json, split_config
-from luthier.foundation.errors import LuthierError
+from luthier.foundation.errors import Interrupted, LuthierError, RankStoppedError
 
 app = typer.Typer(
     name="luthier",
@@ -277,12 +278,22 @@ def main(argv: list[str] | None = None) -> int:
 def _tell(error: LuthierError, debug: bool, as_json: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"error: {error.problem}", file=sys.stderr)
-    if error.remedy:
-        print(error.remedy, file=sys.stderr)
+    print_error(error)
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
     return error.exit_status
+
+
+def print_error(error: LuthierError) -> None:
+    """Say what went wrong: an interruption is no error, and each of several ranks gives its name."""
+    if isinstance(error, RankStoppedError):
+        return  # that rank tells it
+    rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
+    place = "" if rank == "0" else f"[rank {rank}] "
+    kind = "" if isinstance(error, Interrupted) else "error: "
+    print(f"{place}{kind}{error.problem}", file=sys.stderr)
+    if error.remedy:
+        print(error.remedy, file=sys.stderr)
 
 
 def _confess(error: Exception, debug: bool, as_json: bool) -> int:

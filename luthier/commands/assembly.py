@@ -14,6 +14,7 @@ from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import whole_folder
 from luthier.foundation.progress import say
+from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.inspection import is_model_folder
 from luthier.model.merging import merge
@@ -22,7 +23,7 @@ from luthier.model.tokenizers.repair import fit_model
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
-from luthier.training.engines.single import build as build_engine
+from luthier.training.engine import Engine
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import MetricsLog
 from luthier.training.optimization import make_optimizer, make_scheduler
@@ -32,7 +33,7 @@ from luthier.training.run import Fit
 def assemble(
     setup: Setup,
     folder: Path,
-    device: torch.device,
+    engine: Engine,
     checkpoints: Checkpoints,
     callbacks: list[TrainerCallback],
     resume_command: str,
@@ -41,7 +42,7 @@ def assemble(
 ) -> Fit:
     """Read the weights and put the run together."""
     config = setup.config
-    model, base_name = _base_model(setup, folder, device, trust_remote_code)
+    model, base_name = _base_model(setup, folder, engine, trust_remote_code)
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
     tuned = setup.method.apply(model, setup.apply_settings(base_name))
@@ -50,11 +51,12 @@ def assemble(
     scorer = Scorer(tuned, config.model.attention, setup.tokenizer.pad_token_id or 0)
     if scorer.route == "padded" and config.model.attention == "auto":
         say(f"attention: padded rows, because {scorer.finding.reason}")
-    engine = build_engine(config.training, device)
     prepared = engine.prepare(scorer)
     optimizer = make_optimizer(config, tuned)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
     bridge = Bridge(config, setup.schedule, callbacks)
+    bridge.state.is_world_process_zero = engine.rank == 0
+    bridge.state.is_local_process_zero = ranks().local_rank == 0
     bridge.attach(tuned, setup.tokenizer, optimizer, scheduler)
     bridge.fire("init_end")
     return Fit(
@@ -68,7 +70,7 @@ def assemble(
         scheduler=scheduler,
         bridge=bridge,
         checkpoints=checkpoints,
-        metrics=MetricsLog(folder / "metrics.jsonl"),
+        metrics=MetricsLog(folder / "metrics.jsonl", writes=engine.rank == 0),
         train=setup.data.train,
         validation=setup.data.validation,
         save_model=lambda place: save_model(setup, tuned, place),
@@ -79,7 +81,7 @@ def assemble(
     )
 
 
-def _base_model(setup: Setup, folder: Path, device: torch.device, trust_remote_code: bool) -> tuple[Any, str]:
+def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: bool) -> tuple[Any, str]:
     """The model to train, and what an adapter names as its base.
 
     A model that is itself an adapter is merged first; an adapter on top of that needs a base that exists, so the
@@ -87,7 +89,7 @@ def _base_model(setup: Setup, folder: Path, device: torch.device, trust_remote_c
     """
 
     training = setup.config.training
-    dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, device)
+    dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, engine.device)
     if setup.method.saves == "model" and training.pure_bf16:
         dtype = torch.bfloat16
     elif setup.method.saves == "model" and dtype != torch.float32 and not (training.bf16 or training.fp16):
@@ -102,12 +104,17 @@ def _base_model(setup: Setup, folder: Path, device: torch.device, trust_remote_c
     base = folder / "base"
     if setup.method.saves == "model":
         return merge(loading.load(source, dtype, trust_remote_code=trust_remote_code)), ""
-    if not is_model_folder(base):
+
+    def write() -> None:
+        if is_model_folder(base):
+            return
         say(f"model: {source.adapter} is merged into its base, and written to {base} as the new adapter's base")
         merged = merge(loading.load(source, dtype, trust_remote_code=trust_remote_code))
         with whole_folder(base) as building:
             merged.save_pretrained(building)
             setup.tokenizer.save_pretrained(building)
+
+    engine.lead(write)
     return loading.weights_at(base, dtype, trust_remote_code=trust_remote_code), str(base.absolute())
 
 

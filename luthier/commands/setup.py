@@ -16,6 +16,7 @@ from luthier.data.rendering import AUTO, Renderer
 from luthier.data.template_files import load_template
 from luthier.foundation.errors import ConfigError, ModelError, UserError
 from luthier.foundation.files import need_file
+from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.method import Apply, Method, ParameterCount, count_parameters
 from luthier.model.tokenizers.repair import Repair, fit_model, repair
@@ -111,6 +112,8 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
         max_steps=training.max_steps,
         seed=config.data_seed(),
         shuffle=config.data.shuffle,
+        rank=ranks().rank,
+        world_size=ranks().world_size,
     )
     setup = Setup(config, source, model_config, tokenizer, mended, stage, method, data, schedule, ParameterCount(0, 0))
     setup.count = _look_at_skeleton(setup, trust_remote_code, say)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,9 @@ from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
 
 if TYPE_CHECKING:
-    import torch
-
     from luthier.commands.setup import Setup
     from luthier.training.checkpoints import Checkpoint, Checkpoints
+    from luthier.training.engine import Engine
     from luthier.training.run import Fit
 
 
@@ -73,65 +72,103 @@ def train(
     command = command_line(source, overrides)
     run_folder.check_claim(folder, resume=resume, overwrite=overwrite, resume_command=resuming(command))
 
-    from luthier.commands.assembly import assemble
-    from luthier.commands.setup import leave_rejected, set_up
+    from luthier.commands.setup import set_up
     from luthier.foundation.devices import choose_device
-    from luthier.training.callbacks import make_callbacks
-    from luthier.training.checkpoints import Checkpoints
-    from luthier.training.exhaustion import memory_explained
+    from luthier.training.engine import make_engine
     from luthier.training.precision import warn_of_slow_precision
-    from luthier.training.saving import restore
 
     device = choose_device(config.training.use_cpu)
+    engine = make_engine(config.training, device)
     warn_of_slow_precision(config, device, say)
     setup = set_up(config, trust_remote_code=trust_remote_code, say=say)
     _say_counts(setup)
+    # one rank keeps the folder to the run; the others follow it
+    with run_folder.locked(folder) if engine.rank == 0 else nullcontext():
+        claim = Claim(folder, command, resume, overwrite)
+        result = _train(setup, engine, claim, trust_remote_code=trust_remote_code)
+    engine.close()
+    return result
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a run uses its folder."""
+
+    folder: Path
+    command: str
+    resume: bool
+    overwrite: bool
+
+
+def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: bool) -> TrainResult:
+    """Take the folder up, put the run together, and fit."""
+    from luthier.commands.assembly import assemble
+    from luthier.training.callbacks import make_callbacks
+    from luthier.training.checkpoints import Checkpoints
+    from luthier.training.exhaustion import memory_explained
+    from luthier.training.saving import restore
+
+    config, folder, again = setup.config, claim.folder, resuming(claim.command)
     callbacks = make_callbacks(config)
-    fingerprints, hardware = identity(setup, device)
+    fingerprints, hardware = identity(setup, engine)
     checkpoints = Checkpoints(folder / "checkpoints", config.training.save_total_limit, fingerprints)
-    with run_folder.locked(folder):
-        run_folder.check_claim(
-            folder, resume=resume, overwrite=overwrite, resume_command=resuming(command)
-        )  # again: now nobody else can
-        checkpoint = checkpoints.newest(say) if resume else None
-        finished = _take_up(setup, folder, checkpoint, fingerprints, hardware, resume)
-        if finished is not None:
-            return finished
-        check_space(setup, folder, checkpoints)
-        if checkpoint is None:
-            run_folder.clear(folder)
-        leave_rejected(setup, folder)
-        base = setup.source.base if setup.source.adapter is None else None
-        run_folder.write_start(folder, config, base, fingerprints, hardware, command)
-        with _end_noted(folder), memory_explained(config, checkpoints.folder, resuming(command)):
-            run = assemble(
-                setup, folder, device, checkpoints, callbacks, resuming(command), trust_remote_code=trust_remote_code
-            )
-            if checkpoint is not None:
-                setup.method.load(run.model, checkpoint.path)
-                restore(run, checkpoint)
-                say(f"Going on from {checkpoint.path.name}.")
-            result = _run(setup, run, folder)
+    taken = engine.lead(lambda: _take_up(setup, claim, checkpoints, hardware))
+    if taken["finished"] is not None:
+        return TrainResult(**taken["finished"])
+    noted = _end_noted(folder) if engine.rank == 0 else nullcontext()
+    with noted, memory_explained(config, checkpoints.folder, again):
+        run = assemble(setup, folder, engine, checkpoints, callbacks, again, trust_remote_code=trust_remote_code)
+        if taken["step"] is not None:
+            checkpoint = checkpoints.at(taken["step"])
+            setup.method.load(run.model, checkpoint.path)
+            restore(run, checkpoint)
+            say(f"Going on from {checkpoint.path.name}.")
+        result = _run(setup, run, folder)
     _say_what_next(result, config)
     return result
 
 
-def _take_up(
+def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dict[str, Any]) -> dict[str, Any]:
+    """Make the folder this run's: what it held is checked, gone on from or removed.
+
+    Returns:
+        `step` of the checkpoint to go on from, or None; `finished`: the result of a run that has nothing left to do.
+    """
+    from luthier.commands.setup import leave_rejected
+
+    folder = claim.folder
+    run_folder.check_claim(  # again: now nobody else can
+        folder, resume=claim.resume, overwrite=claim.overwrite, resume_command=resuming(claim.command)
+    )
+    checkpoint = checkpoints.newest(say) if claim.resume else None
+    finished = _go_on_from(setup, claim, checkpoint, checkpoints.fingerprints, hardware)
+    if finished is not None:
+        return {"step": None, "finished": asdict(finished)}
+    check_space(setup, folder, checkpoints)
+    if checkpoint is None:
+        run_folder.clear(folder)
+    leave_rejected(setup, folder)
+    base = setup.source.base if setup.source.adapter is None else None
+    run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command)
+    return {"step": checkpoint.step if checkpoint is not None else None, "finished": None}
+
+
+def _go_on_from(
     setup: Setup,
-    folder: Path,
+    claim: Claim,
     checkpoint: Checkpoint | None,
     fingerprints: dict[str, str],
     hardware: dict[str, Any],
-    resume: bool,
 ) -> TrainResult | None:
     """Check what the run goes on from, or removes; the results of a run that is finished already.
 
     Raises:
         UserError: the checkpoint is of another run, or past this one's end; or the model would be removed.
     """
+    folder = claim.folder
     if checkpoint is None:
         run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
-        if resume:
+        if claim.resume:
             say("There is no checkpoint to go on from: the run starts at the beginning.")
         return None
     if checkpoint.step > setup.schedule.total_steps:
@@ -148,7 +185,7 @@ def _take_up(
     return TrainResult(**results, history=checkpoint.read_json("trainer_state.json")["log_history"])
 
 
-def identity(setup: Setup, device: torch.device) -> tuple[dict[str, str], dict[str, Any]]:
+def identity(setup: Setup, engine: Engine) -> tuple[dict[str, str], dict[str, Any]]:
     """What makes a run this run: fingerprints of config, data and model; and the hardware that decides the last bits."""
     from luthier.foundation.devices import compute_threads, cpu_name_and_flags
 
@@ -157,22 +194,25 @@ def identity(setup: Setup, device: torch.device) -> tuple[dict[str, str], dict[s
         "data": setup.data.fingerprint,
         "model": setup.source.fingerprint,
     }
-    return fingerprints, {"cpu": cpu_name_and_flags()[0], "device": str(device), "threads": compute_threads()}
+    return fingerprints, {
+        "cpu": cpu_name_and_flags()[0],
+        "device": str(engine.device),
+        "threads": compute_threads(),
+        "ranks": engine.world_size,
+    }
 
 
 def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     """Fit, take the best weights if asked, score the test set, and write what a run leaves behind."""
-    from luthier.foundation.files import write_json
     from luthier.training.checkpoints import find_fault
     from luthier.training.loop import evaluate, fit
-    from luthier.training.metrics_log import plot_losses
 
     started = time.perf_counter()
     steps_before = run.bridge.state.global_step
-    if steps_before < run.schedule.total_steps:
+    if steps_before < run.schedule.total_steps and run.engine.rank == 0:
         # of a finished run that goes on: until it ends again, its newest checkpoint is the model
         shutil.rmtree(folder / "final", ignore_errors=True)
-    with TrainingProgress(run.schedule.total_steps, steps_before) as progress, run.stop:
+    with TrainingProgress(run.schedule.total_steps, steps_before, enabled=run.engine.rank == 0) as progress, run.stop:
         _report_to(run, progress)
         summary = fit(run)
     state = run.bridge.state
@@ -190,13 +230,6 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         )
     test_loss = evaluate(run, setup.data.test)[0] if setup.data.test else None
     run.bridge.fire("train_end")
-    _write_final(run, folder, setup)
-    write_json(folder / "trainer_state.json", run.bridge.export())
-    plot_losses(
-        run.metrics.read(),
-        folder / "loss.png",
-        f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}",
-    )
     result = TrainResult(
         output_dir=str(folder),
         final=str(folder / "final"),
@@ -211,8 +244,23 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         loss_plot=str(folder / "loss.png"),
         history=list(state.log_history),
     )
-    run_folder.write_end(folder, "finished", result.as_dict())
+    run.engine.lead(lambda: _leave_behind(run, folder, setup, result))
     return result
+
+
+def _leave_behind(run: Fit, folder: Path, setup: Setup, result: TrainResult) -> None:
+    """The files of a finished run."""
+    from luthier.foundation.files import write_json
+    from luthier.training.metrics_log import plot_losses
+
+    _write_final(run, folder, setup)
+    write_json(folder / "trainer_state.json", run.bridge.export())
+    plot_losses(
+        run.metrics.read(),
+        folder / "loss.png",
+        f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}",
+    )
+    run_folder.write_end(folder, "finished", result.as_dict())
 
 
 def _write_final(run: Fit, folder: Path, setup: Setup) -> None:

@@ -190,12 +190,15 @@ def validate(raw: dict[str, Any], where: str = "the config") -> RunConfig:
     filled = dict(raw)
     for key, (registry, default) in CHOICES.items():
         filled[key] = _choose(key, registry, raw.get(key, default), problems)
-    optim = raw.get("training", {}).get("optim") if isinstance(raw.get("training"), dict) else None
-    if isinstance(optim, str):
-        try:
-            plugins.OPTIMIZERS.load(optim)
-        except UserError as error:
-            problems.append(f"training.optim: {error.problem} {error.remedy}")
+    section = raw.get("training")
+    training = section if isinstance(section, dict) else {}
+    for key, registry in (("optim", plugins.OPTIMIZERS), ("engine", plugins.ENGINES)):
+        name = training.get(key)
+        if isinstance(name, str) and (key, name) != ("engine", "auto"):
+            try:
+                registry.load(name)
+            except UserError as error:
+                problems.append(f"training.{key}: {error.problem} {error.remedy}")
     try:
         config = RunConfig.model_validate({key: value for key, value in filled.items() if value is not None})
     except ValidationError as error:

@@ -7,10 +7,11 @@ from luthier.foundation.registry import Registry
 HUBS = Registry("model source", "luthier.model.hubs")
 METHODS = Registry("method", "luthier.model.methods")
 STAGES = Registry("stage", "luthier.training.stages")
+ENGINES = Registry("engine", "luthier.training.engines")
 OPTIMIZERS = Registry("optimizer", "luthier.training.optimizers")
 SOURCES = Registry("file type", "luthier.data.sources")
 FORMATS = Registry("data format", "luthier.data.formats")
 ENCODERS = Registry("encoder", "luthier.data.encoders")
 EXPORTERS = Registry("export format", "luthier.exporting.exporters")
 
-ALL = (HUBS, METHODS, STAGES, OPTIMIZERS, SOURCES, FORMATS, ENCODERS, EXPORTERS)
+ALL = (HUBS, METHODS, STAGES, ENGINES, OPTIMIZERS, SOURCES, FORMATS, ENCODERS, EXPORTERS)

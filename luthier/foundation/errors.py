@@ -66,6 +66,10 @@ class TrainingError(UserError):
     """A run that can't go on: a non-finite loss, memory or disk used up."""
 
 
+class RankStoppedError(LuthierError):
+    """Another rank of the run met an error, and tells it: this one ends without a word."""
+
+
 class MissingExtraError(UserError):
     """An optional package is needed and absent."""
 

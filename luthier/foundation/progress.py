@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 from luthier.foundation.devices import resident_bytes
 from luthier.foundation.files import human_bytes
+from luthier.foundation.ranks import ranks
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -189,6 +190,10 @@ class ProgressBar:
         if self.live is None and self._wrote_a_line:
             self._line()
 
+    def silence(self) -> None:
+        """Write no line: another rank does."""
+        self._seconds_between_lines = float("inf")
+
     def _line(self) -> None:
         self._wrote_a_line = True
         done, total = self._amount(self.completed), "" if self.total is None else f" of {self._amount(self.total)}"
@@ -219,7 +224,9 @@ def progress_bar(
     """
     target = stream if stream is not None else sys.stderr
     bar = ProgressBar(description, total, unit, target, seconds_between_lines)
-    if is_terminal(target):
+    if ranks().rank:
+        bar.silence()
+    elif is_terminal(target):
         bar.live, bar.task = _start_live_bar(bar, unit, target)
     try:
         yield bar
@@ -259,5 +266,6 @@ def _start_live_bar(bar: ProgressBar, unit: str, stream: TextIO) -> tuple[Progre
 
 
 def say(text: str) -> None:
-    """A line for the person who waits, on standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person who waits, on standard error: standard output is for results. Of several ranks one speaks."""
+    if ranks().rank == 0:
+        print(text, file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         save_strategy=training.save_strategy,
         save_steps=training.save_steps,
         save_total_limit=training.save_total_limit,
+        ddp_timeout=training.ddp_timeout,
         load_best_model_at_end=training.load_best_model_at_end,
         # a metric is chosen only where there are evaluations to choose it from
         metric_for_best_model=training.metric_for_best_model if training.eval_strategy != "no" else None,

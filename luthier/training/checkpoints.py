@@ -119,6 +119,11 @@ class Checkpoints:
         ]
         return [path for _, path in sorted(found)]
 
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, which `newest` has verified."""
+        path = self.path_of(step)
+        return Checkpoint(path, step, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+
     def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None where there is none at all.
 
@@ -140,8 +145,7 @@ class Checkpoints:
         for path in reversed(paths):
             fault = find_fault(path)
             if not fault:
-                manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-                return Checkpoint(path, int(manifest["step"]), manifest)
+                return self.at(int(path.name.removeprefix("step-")))
             say(f"The checkpoint {path.name} is damaged ({fault}); trying the one before.")
         if paths:
             raise CheckpointError(

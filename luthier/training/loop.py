@@ -112,7 +112,11 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
     bridge.fire("step_begin")
     seed_step(run.config.training.seed, state.global_step, run.engine.rank)
     run.scorer.train()
-    denominator = run.engine.total(sum(run.stage.denominator(batch) for batch in batches))
+    denominator, tokens, targets = run.engine.totals(
+        sum(run.stage.denominator(batch) for batch in batches),
+        sum(batch.tokens for batch in batches),
+        sum(len(batch.targets_N) for batch in batches),
+    )
     loss = 0.0
     for number, batch in enumerate(batches, start=1):
         batch = batch.to(run.engine.device)
@@ -122,7 +126,7 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
         loss += float(batch_loss.detach())
         if number < len(batches):
             bridge.fire("substep_end")
-    loss = run.engine.total(loss)
+    loss = run.engine.totals(loss)[0]
     norm = run.engine.clip(run.optimizer, run.parameters, run.config.training.max_grad_norm)
     _refuse_non_finite(run, loss, norm)
     bridge.fire("pre_optimizer_step")
@@ -134,15 +138,13 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
     run.skipped = 0 if stepped else run.skipped + 1
     run.optimizer.zero_grad(set_to_none=True)
 
-    tokens = int(run.engine.total(sum(batch.tokens for batch in batches)))
-    targets = int(run.engine.total(sum(len(batch.targets_N) for batch in batches)))
     if stepped:  # a step lost to an fp16 overflow has no loss
         run.window.steps += 1
         run.window.loss_sum += loss
         run.loss_total += loss
         run.loss_steps += 1
-    run.window.tokens += tokens
-    run.window.targets += targets
+    run.window.tokens += int(tokens)
+    run.window.targets += int(targets)
     run.last = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
     run.position.index += 1
     state.global_step += 1
@@ -174,8 +176,22 @@ def _refuse_non_finite(run: Fit, loss: float, norm: float) -> None:
 
 
 def _log_evaluate_save(run: Fit) -> None:
-    """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for."""
+    """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for.
+
+    What one rank's callbacks or signals ask for, all ranks do: one that evaluated alone would wait for the others.
+    """
     control = run.bridge.control
+    asked = run.engine.largest(
+        control.should_log,
+        control.should_evaluate,
+        control.should_save,
+        control.should_epoch_stop,
+        control.should_training_stop,
+        run.stop.signal_number or 0,
+    )
+    control.should_log, control.should_evaluate, control.should_save = map(bool, asked[:3])
+    control.should_epoch_stop, control.should_training_stop = map(bool, asked[3:5])
+    interrupted = asked[5]
     if control.should_log and run.window.tokens:
         _log(run)
     if control.should_evaluate:
@@ -183,15 +199,18 @@ def _log_evaluate_save(run: Fit) -> None:
     if run.bridge.control.should_save:
         save_checkpoint(run)
         run.bridge.fire("save")
-    if run.stop.signal_number is not None:
+    if interrupted:
         if run.saved_at != (run.bridge.state.global_step, run.position.epoch_closed):
             save_checkpoint(run)
         step = run.bridge.state.global_step
         raise Interrupted(
             f"stopped after step {step} of {run.schedule.total_steps}, as asked; everything is saved in {run.checkpoints.path_of(step)}.",
             f"Go on with: {run.resume_command}",
-            run.stop.signal_number,
+            interrupted,
         )
+    control = run.bridge.control  # evaluating and saving have events of their own
+    stops = run.engine.largest(control.should_epoch_stop, control.should_training_stop)
+    control.should_epoch_stop, control.should_training_stop = map(bool, stops)
 
 
 def _log(run: Fit) -> None:
@@ -251,15 +270,17 @@ def evaluate(
 ) -> tuple[float, int]:
     """Mean loss over a set (its sum over its denominators' sum) and the number of targets; weights untouched."""
     run.scorer.eval()
-    loss, denominator, targets = 0.0, 0.0, 0
+    sums = [0.0, 0.0, 0.0]  # loss, denominator, targets
     size = run.config.training.per_device_eval_batch_size
+    starts = range(0, len(examples), size)
     with torch.no_grad():
-        for start in range(0, len(examples), size):
+        for start in starts[run.engine.rank :: run.engine.world_size]:
             batch = pack(examples[start : start + size]).to(run.engine.device)
             with run.engine.autocast():
-                loss += float(run.stage.loss(run.scorer(batch), batch))
-            denominator += run.stage.denominator(batch)
-            targets += len(batch.targets_N)
+                sums[0] += float(run.stage.loss(run.scorer(batch), batch))
+            sums[1] += run.stage.denominator(batch)
+            sums[2] += len(batch.targets_N)
             on_batch()
     run.scorer.train()
-    return loss / denominator, targets
+    loss, denominator, targets = run.engine.totals(*sums)
+    return loss / denominator, int(targets)

@@ -26,21 +26,27 @@ class Window:
 
 
 class MetricsLog:
-    """The run's metrics.jsonl."""
+    """The run's metrics.jsonl.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        writes: False on every rank but the first, which count its lines only.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.lines = 0
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
         self.lines += 1
 
     def cut_to(self, lines: int) -> None:
         """Keep the first `lines` lines: a resumed run writes the later ones again."""
-        if not self.path.exists():
+        if not (self.writes and self.path.exists()):
             self.lines = 0
             return
         kept = self.path.read_text(encoding="utf-8").splitlines()[:lines]

@@ -26,7 +26,11 @@ def save_checkpoint(run: Fit) -> Path:
     if state.best_global_step == state.global_step and state.best_metric is not None:
         state.best_model_checkpoint = str(path)
     best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
-    run.checkpoints.write(state.global_step, lambda folder: _fill(run, folder), best)
+
+    def write() -> None:
+        run.checkpoints.write(state.global_step, lambda folder: _fill(run, folder), best)
+
+    run.engine.lead(write)
     run.saved_at = (state.global_step, run.position.epoch_closed)
     return path
 

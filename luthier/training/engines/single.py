@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from luthier.config.sections import PluginOptions
+from luthier.foundation.errors import ConfigError
+from luthier.foundation.ranks import ranks
+
+Value = TypeVar("Value")
 
 if TYPE_CHECKING:
     import torch
@@ -48,24 +52,36 @@ class Single:
 
         return torch.autocast(self.device.type, dtype=self._dtype) if self._dtype is not None else nullcontext()
 
-    def total(self, value: float) -> float:
-        """The number itself: there is one rank."""
-        return value
+    def totals(self, *values: float) -> list[float]:
+        """The numbers themselves: there is one rank."""
+        return list(values)
+
+    def largest(self, *flags: int) -> list[int]:
+        """The flags themselves."""
+        return list(flags)
+
+    def lead(self, work: Callable[[], Value]) -> Value:
+        """Do the work: this rank is the first."""
+        return work()
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients, scaled where fp16 needs it."""
         self._scaler.scale(loss).backward()
 
     def clip(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-        """Scale gradients down to `max_norm`; returns their norm before."""
+        """Sum the gradients over the ranks and scale them down to `max_norm`; returns their norm before."""
         import torch
 
-        self._scaler.unscale_(optimizer)
+        self.gather(parameters)
+        self._scaler.unscale_(optimizer)  # after the sum: an overflow on one rank is one on all
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(list(parameters), max_norm, norm)
         return float(norm)
+
+    def gather(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients over all ranks: with one there is nothing to do."""
 
     def step(self, optimizer: Optimizer) -> bool:
         """Update the weights, unless the scaler found an overflow."""
@@ -86,7 +102,21 @@ class Single:
         if "scaler" in state and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
 
+    def close(self) -> None:
+        """Nothing to leave."""
+
 
 def build(training: TrainingConfig, device: torch.device) -> Single:
-    """The engine for this process."""
+    """The engine for this process.
+
+    Raises:
+        ConfigError: a launcher started several processes, each of which would train a model of its own.
+    """
+    if ranks().world_size > 1:
+        raise ConfigError(
+            [
+                f"training.engine is single, but {ranks().world_size} processes were started: each would train alone; "
+                "use ddp or auto, or start one process"
+            ]
+        )
     return Single(training, device)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from luthier.config.sections import PluginOptions
+from luthier.config.stage_encoders import encoder_of
 from luthier.training.stage import weight_sum, weighted_nll
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ class Options(PluginOptions):
 class Pretrain:
     """Loss: mean over all tokens of a step of -log p(token)."""
 
-    encoder = "text"
-
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.encoder_options: Mapping[str, Any] = {"attend_across_documents": options.attend_across_documents}
+        rows = encoder_of(options)
+        self.encoder, self.encoder_options = rows.encoder, rows.encoder_options
 
     def denominator(self, batch: Batch) -> float:
         """Number of targets."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from luthier.config.sections import PluginOptions
+from luthier.config.stage_encoders import encoder_of
 from luthier.training.stage import weight_sum, weighted_nll
 
 if TYPE_CHECKING:
@@ -16,19 +18,23 @@ if TYPE_CHECKING:
 
 
 class Options(PluginOptions):
-    """Supervised fine-tuning has no settings of its own."""
+    """Which tokens are learnt."""
 
     name: str = "sft"
+    train_on: Literal["assistant", "last", "all"] = Field(
+        "assistant",
+        description="assistant: every assistant turn; last: only the last one; all: questions and the template's own words "
+        "too. A turn of weight 0 is never trained.",
+    )
 
 
 class Sft:
     """Loss: mean over all targets of a step of -log p(target), each scaled by its message's weight."""
 
-    encoder = "conversation"
-
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.encoder_options: Mapping[str, Any] = {}
+        rows = encoder_of(options)
+        self.encoder, self.encoder_options = rows.encoder, rows.encoder_options
 
     def denominator(self, batch: Batch) -> float:
         """Sum of the targets' weights."""

@@ -1,0 +1,157 @@
+"""Several processes: two ranks x 4 give the gradients of one x 8; a stop asked of one stops all; what is wrong is told once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import luthier
+from luthier.config.training_section import TrainingConfig
+from luthier.foundation.errors import ConfigError, UserError
+from luthier.foundation.ranks import Ranks, ranks
+from luthier.training.engine import make_engine
+from tests.tiny import config_for, write_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(config: dict[str, Any], folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`luthier train` in two processes, as a user starts them."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(config))
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command = [sys.executable, *launcher, "--rdzv_endpoint", "127.0.0.1:0", "-m", "luthier.cli"]
+    return subprocess.run(
+        [*command, "train", str(file), *flags],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def settings(tiny_llama: Path, folder: Path, **training: Any) -> dict[str, Any]:
+    """Two epochs of 20 rows in steps of 8: the third step of an epoch has 4, none of them for the second rank.
+
+    With plain SGD a difference of weights is a difference of gradients, not one of their signs.
+    """
+    defaults = {"max_steps": -1, "num_train_epochs": 2, "save_steps": 2, "eval_strategy": "epoch"}
+    defaults |= {"per_device_eval_batch_size": 2, "optim": "tests.training.plain_sgd", "learning_rate": 0.05}
+    rows = write_rows(folder / "rows.jsonl", count=31)
+    config = config_for(tiny_llama, rows, folder / "run", **{**defaults, **training})
+    config["method"] = "full"
+    config["data"] |= {"validation": 6, "test": 5}
+    return config
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in kept]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "final" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(settings(tiny_llama, folder), folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stderr
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (8, 1)])
+def test_two_ranks_give_the_gradients_of_one(
+    batch: int, accumulation: int, two: tuple[Path, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    one = luthier.train(settings(tiny_llama, tmp_path, **sizes))
+    results = json.loads((two[0] / "run.json").read_text())["results"]
+    assert (results["steps"], results["test_loss"]) == (one.steps, pytest.approx(one.test_loss, rel=1e-6))
+    for mine, theirs in zip(lines(two[0]), lines(tmp_path / "run"), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if key != "epoch" or accumulation == 1:  # Trainer's share of an epoch counts batches
+                assert mine[key] == pytest.approx(value, rel=2e-6), key
+    alone = weights(tmp_path / "run")
+    for name, value in weights(two[0]).items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_one_rank_speaks_and_writes(two: tuple[Path, str]) -> None:
+    run, said = two
+    assert said.count("Done: 6 steps") == 1
+    assert said.count("examples, ") == 1
+    assert json.loads((run / "run.json").read_text())["hardware"]["ranks"] == 2
+    assert len([line for line in lines(run) if "loss" in line]) == 6
+
+
+def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on_with_the_same_bits(
+    two: tuple[Path, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, tmp_path)
+    stopping = {**config, "training": {**config["training"], "callbacks": ["tests.training.stop_one_rank.StopOneRank"]}}
+    stopped = torchrun(stopping, tmp_path)
+    assert "stopped after step 3 of 6, as asked" in stopped.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    done = torchrun(config, tmp_path, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step-00000003." in done.stderr
+    assert lines(tmp_path / "run") == lines(two[0])
+    whole = weights(two[0])
+    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "run").items())
+
+
+def test_what_the_first_rank_refuses_ends_the_others_without_a_word(two: tuple[Path, str], tmp_path: Path) -> None:
+    run = two[0]
+    config = json.loads((run.parent / "config.json").read_text())
+    moved = {**config, "training": {**config["training"], "max_steps": 2}}
+    done = torchrun(moved, tmp_path, "--resume")
+    assert done.stderr.count("is past the end of this config") == 1
+    assert "lost touch" not in done.stderr and "should not" not in done.stderr
+    assert done.returncode != 0
+
+
+def test_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks() == Ranks(0, 1, 0)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # a cluster's count of machines, not torchrun's
+    assert ranks() == Ranks(0, 1, 0)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks() == Ranks(3, 4, 1)
+    with pytest.raises(ConfigError, match="training.engine is single, but 4 processes were started"):
+        make_engine(TrainingConfig(engine="single"), torch.device("cpu"))
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(UserError, match="RANK='4', WORLD_SIZE='4'"):
+        ranks()
+
+
+def test_ddp_needs_a_launcher() -> None:
+    with pytest.raises(ConfigError, match="torchrun --nproc_per_node N"):
+        make_engine(TrainingConfig(engine="ddp"), torch.device("cpu"))
+
+
+def test_ranks_wait_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    asked = []
+
+    def initialised(backend: str, timeout: Any) -> None:
+        asked.append((backend, timeout.total_seconds()))
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "init_process_group", initialised)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    make_engine(TrainingConfig(ddp_timeout=77), torch.device("cpu"))
+    assert asked == [("gloo", 77.0)]
