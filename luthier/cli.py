@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from typing import Annotated, Any, Protocol
 
@@ -17,6 +18,7 @@ from luthier.commands.data_verbs import data_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
 from luthier.commands.verb_options import Config, Json, RemoteCode, Settings, people, print_json, split_config
 from luthier.foundation.errors import Interrupted, LuthierError, RankStoppedError
+from luthier.foundation.ranks import ranks
 
 app = typer.Typer(
     name="luthier",
@@ -40,9 +42,12 @@ class Reportable(Protocol):
     def as_dict(self) -> dict[str, Any]: ...
 
 
+SECONDS_FOR_THE_FIRST_RANK = 3.0
+
+
 def report(result: Reportable, as_json: bool) -> None:
     """End a verb: with --json, its results as the last line of standard output."""
-    if as_json:
+    if as_json and ranks().rank == 0:
         print_json(result.as_dict())
 
 
@@ -75,13 +80,30 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies, if there is one.")
     ] = False,
     overwrite: Overwrite = False,
+    nproc_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine; default: one for each GPU.")
+    ] = None,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Train a model as a config says."""
-    from luthier.commands.train import train as command
+    from luthier.commands.launching import launch, processes_for
 
     source, overrides = split_config(config, settings)
+    processes = processes_for(source, overrides, nproc_per_node)
+    if processes > 1:
+        flags = {
+            "--resume": resume,
+            "--overwrite": overwrite,
+            "--trust-remote-code": trust_remote_code,
+            "--json": as_json,
+        }
+        given = [config or "", *(settings or ())]
+        raise typer.Exit(
+            launch(["train", *filter(None, given), *(flag for flag, on in flags.items() if on)], processes)
+        )
+    from luthier.commands.train import train as command
+
     result = command(source, overrides, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
     report(result, as_json)
 
@@ -290,6 +312,8 @@ def print_error(error: LuthierError) -> None:
         return  # that rank tells it
     rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
     place = "" if rank == "0" else f"[rank {rank}] "
+    if place:  # what all ranks meet, the first tells: its launcher ends this one meanwhile
+        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
     kind = "" if isinstance(error, Interrupted) else "error: "
     print(f"{place}{kind}{error.problem}", file=sys.stderr)
     if error.remedy:

@@ -23,19 +23,26 @@ class Ranks:
     local_rank: int = 0
 
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # some clusters number their machines with the second alone
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return all(name in os.environ for name in LAUNCHED)
+
+
 def ranks() -> Ranks:
     """This process's place, from RANK, WORLD_SIZE and LOCAL_RANK; alone where a launcher did not set all three.
 
     Raises:
         UserError: they are no numbers, or don't go together.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    if len(found) < len(names):  # some clusters number their machines with WORLD_SIZE: only a launcher sets all
+    if not is_launched():
         return Ranks()
+    found = {name: os.environ[name] for name in LAUNCHED}
     if not all(value.isdecimal() for value in found.values()) or not int(found["RANK"]) < int(found["WORLD_SIZE"]):
         told = ", ".join(f"{name}={value!r}" for name, value in found.items())
         raise UserError(
             f"the launcher's variables don't name a rank: {told}.", "Start with torchrun, or unset them to train alone."
         )
-    return Ranks(*(int(found[name]) for name in names))
+    return Ranks(*(int(found[name]) for name in LAUNCHED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
+from luthier.commands.launching import processes_for
 from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.ranks import Ranks, ranks
@@ -23,16 +25,21 @@ from tests.tiny import config_for, write_rows
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(config: dict[str, Any], folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+
+
+def start(
+    config: dict[str, Any], folder: Path, *flags: str, launcher: str = "ours"
+) -> subprocess.CompletedProcess[str]:
     """`luthier train` in two processes, as a user starts them."""
     file = folder / "config.json"
     file.write_text(json.dumps(config))
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command = [sys.executable, *launcher, "--rdzv_endpoint", "127.0.0.1:0", "-m", "luthier.cli"]
+    torchrun = [*TORCHRUN, "--rdzv_endpoint", "127.0.0.1:0"] if launcher == "torchrun" else []
+    asked = [] if torchrun else ["--nproc-per-node", "2"]
     return subprocess.run(
-        [*command, "train", str(file), *flags],
+        [sys.executable, *torchrun, "-m", "luthier.cli", "train", str(file), *flags, *asked],
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -62,7 +69,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def two(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(settings(tiny_llama, folder), folder)
+    done = start(settings(tiny_llama, folder), folder, launcher="torchrun")
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stderr
 
@@ -98,10 +105,11 @@ def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on_with_the_same_bi
 ) -> None:
     config = settings(tiny_llama, tmp_path)
     stopping = {**config, "training": {**config["training"], "callbacks": ["tests.training.stop_one_rank.StopOneRank"]}}
-    stopped = torchrun(stopping, tmp_path)
+    stopped = start(stopping, tmp_path)
+    assert stopped.returncode == 128 + signal.SIGTERM
     assert "stopped after step 3 of 6, as asked" in stopped.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
-    done = torchrun(config, tmp_path, "--resume")
+    done = start(config, tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
     assert "Going on from step-00000003." in done.stderr
     assert lines(tmp_path / "run") == lines(two[0])
@@ -113,10 +121,43 @@ def test_what_the_first_rank_refuses_ends_the_others_without_a_word(two: tuple[P
     run = two[0]
     config = json.loads((run.parent / "config.json").read_text())
     moved = {**config, "training": {**config["training"], "max_steps": 2}}
-    done = torchrun(moved, tmp_path, "--resume")
+    done = start(moved, tmp_path, "--resume")
     assert done.stderr.count("is past the end of this config") == 1
-    assert "lost touch" not in done.stderr and "should not" not in done.stderr
-    assert done.returncode != 0
+    assert "lost touch" not in done.stderr
+    assert "should not" not in done.stderr
+    assert done.returncode == 2
+
+
+def test_what_all_ranks_refuse_is_told_once(tiny_llama: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, tmp_path)
+    config["data"]["train"] = str(tmp_path / "nothing.jsonl")
+    done = start(config, tmp_path)
+    assert done.stderr.count("nothing.jsonl") == 1
+    assert done.returncode == 2
+
+
+def test_a_rank_that_is_killed_ends_the_run_with_what_to_do(tiny_llama: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, tmp_path, callbacks=["tests.training.stop_one_rank.KillOneRank"])
+    done = start(config, tmp_path)
+    assert "rank 1 was ended by SIGKILL" in done.stderr
+    assert "mostly because memory ran out. Go on with --resume." in done.stderr
+    assert done.returncode == 128 + signal.SIGKILL
+
+
+def test_processes_are_one_for_each_gpu(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    on_gpu, on_cpu = settings(tiny_llama, tmp_path, use_cpu=False), settings(tiny_llama, tmp_path)
+    assert processes_for(on_gpu, [], None) == 8
+    assert processes_for(on_gpu, ["training.engine=single"], None) == 1
+    assert processes_for(on_gpu, [], 3) == 3
+    assert processes_for(on_cpu, [], None) == 1
+    with pytest.raises(UserError, match="--nproc-per-node is 2, but"):
+        processes_for(on_cpu, ["training.engine=single"], 2)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes_for(on_gpu, [], None) == 1
+    with pytest.raises(UserError, match="that a launcher started"):
+        processes_for(on_gpu, [], 2)
 
 
 def test_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +169,7 @@ def test_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert ranks() == Ranks(3, 4, 1)
-    with pytest.raises(ConfigError, match="training.engine is single, but 4 processes were started"):
+    with pytest.raises(ConfigError, match="engine is single, but 4 processes were started"):
         make_engine(TrainingConfig(engine="single"), torch.device("cpu"))
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(UserError, match="RANK='4', WORLD_SIZE='4'"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import ConfigError, LuthierError, RankStoppedError, TrainingError
-from luthier.foundation.ranks import ranks
+from luthier.foundation.ranks import is_launched, ranks
 from luthier.training.engines.single import Single
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def _touch() -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed's errors are of this kind
         raise TrainingError(
-            f"rank {ranks().rank} of {ranks().world_size} lost touch with the others: {(str(error).splitlines() or [''])[0]}",
-            "The rank that ended first says why, above. Checkpoints are kept: go on with --resume.",
+            f"rank {ranks().rank} of {ranks().world_size} lost touch with the others ({str(error)[:120]}...).",
+            "The rank that ended first says why. Checkpoints are kept: go on with --resume.",
         ) from error
 
 
@@ -177,13 +177,11 @@ def build(training: TrainingConfig, device: torch.device) -> Ddp:
     Raises:
         ConfigError: no launcher started the process. TrainingError: the others can't be reached.
     """
-    import os
-
-    if ranks().world_size == 1 and "LOCAL_RANK" not in os.environ:
+    if not is_launched():
         raise ConfigError(
             [
-                "training.engine is ddp, but this process was started alone; use "
-                "`torchrun --nproc_per_node N -m luthier.cli train CONFIG`, or training.engine=auto"
+                "training.engine is ddp, but this process was started alone; use `luthier train CONFIG "
+                "--nproc-per-node N`, `torchrun --nproc_per_node N -m luthier.cli train CONFIG`, or training.engine=auto"
             ]
         )
     if device.type not in ("cuda", "cpu"):

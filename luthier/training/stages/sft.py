@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from luthier.config.sections import PluginOptions
 from luthier.config.stage_encoders import encoder_of
+from luthier.data.encoders.conversation import TrainOn
 from luthier.training.stage import weight_sum, weighted_nll
 
 if TYPE_CHECKING:
@@ -21,11 +20,7 @@ class Options(PluginOptions):
     """Which tokens are learnt."""
 
     name: str = "sft"
-    train_on: Literal["assistant", "last", "all"] = Field(
-        "assistant",
-        description="assistant: every assistant turn; last: only the last one; all: questions and the template's own words "
-        "too. A turn of weight 0 is never trained.",
-    )
+    train_on: TrainOn = "assistant"
 
 
 class Sft:
