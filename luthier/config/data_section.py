@@ -83,8 +83,16 @@ class DataConfig(Section):
         "auto", description="Chat template: auto (the tokenizer's own) or a name in luthier/data/templates."
     )
     cutoff_length: int = Field(1024, ge=2, description="Longest example, in tokens.")
-    over_length: Literal["truncate", "drop", "error"] = Field(
-        "truncate", description="What happens to longer examples; every one is counted."
+    over_length: Literal["truncate", "truncate_left", "drop", "split", "error"] = Field(
+        "truncate",
+        description="What happens to longer rows; every one is counted. truncate: the last turns go, whole; truncate_left: "
+        "the first ones; split: several examples; a turn too long by itself is cut inside, with room kept for its answer.",
+    )
+    max_source_length: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest question of every turn, in tokens, with max_target_length; instead of over_length."
+    )
+    max_target_length: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest answer of every turn, in tokens, with max_source_length; instead of over_length."
     )
     invalid_rows: Literal["error", "reject"] = Field(
         "error", description="Rows that can't be used: stop at once, or count them and write them to rejected.jsonl."
@@ -97,6 +105,26 @@ class DataConfig(Section):
         description="Entries of train: all rows of each; or mixed by weight (by turns without any) until the first entry "
         "ends (under), or until all have ended, shorter ones repeated (over).",
     )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> DataConfig:
+        source, target = self.max_source_length, self.max_target_length
+        if source is None and target is None:
+            return self
+        if source is None or target is None:
+            missing, given = ("source", "target") if source is None else ("target", "source")
+            raise ValueError(f"max_{given}_length is set without max_{missing}_length: give both, or use cutoff_length")
+        if self.over_length != "truncate":
+            raise ValueError(
+                f"over_length is {self.over_length}, but max_source_length and max_target_length cut every turn: "
+                "remove it, or the two"
+            )
+        if source + target > self.cutoff_length:
+            raise ValueError(
+                f"a turn of max_source_length + max_target_length = {source + target} tokens does not fit into "
+                f"cutoff_length {self.cutoff_length}: raise that to {source + target} or more, or lower the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mix_acts(self) -> DataConfig:

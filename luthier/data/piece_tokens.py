@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.foundation.errors import ModelError
 
@@ -38,6 +38,14 @@ class Piece:
 
 
 Encoding = tuple[list[int], list[float]]
+
+
+class Place(NamedTuple):
+    """Where a token stands: in which piece, and at which characters of all pieces' text joined."""
+
+    piece: int
+    start: int
+    end: int
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -113,6 +121,28 @@ class PieceTokenizer:
             found.extend(self._encode(chunk))
         return found
 
+    def places(self, pieces: Sequence[Piece]) -> list[Place]:
+        """Where each token of `encode([pieces])` stands.
+
+        A tokenizer without character offsets says of a token only in which piece it is: its characters are all of
+        the piece's.
+        """
+        if not self.splits:
+            offsets = self._offsets(["".join(piece.text for piece in pieces)])[0]
+            owners = _owners(pieces, offsets)
+            return [Place(owner, *offset) for owner, offset in zip(owners, offsets, strict=True)]
+        texts = [piece.text for piece in pieces]
+        if self._tokenizer.is_fast:
+            of_texts = self._offsets(texts)
+        else:
+            of_texts = [[(0, len(text))] * len(ids) for text, ids in zip(texts, self._text_ids(texts), strict=True)]
+        starts = accumulate(map(len, texts), initial=0)
+        return [
+            Place(index, before + start, before + end)
+            for index, (before, offsets) in enumerate(zip(starts, of_texts, strict=False))
+            for start, end in offsets
+        ]
+
     def _encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoding]:
         encodings = self._apart(conversations) if self.splits else self._jointly(conversations)
         for _, weights in encodings:
@@ -136,7 +166,18 @@ class PieceTokenizer:
 
     def _jointly(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoding]:
         texts = ["".join(piece.text for piece in pieces) for pieces in conversations]
-        encoded = self._tokenizer(
+        encoded = self._with_offsets(texts)
+        found = []
+        for pieces, ids, offsets in zip(conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            found.append((list(ids), [pieces[owner].weight or 0.0 for owner in _owners(pieces, offsets)]))
+        return found
+
+    def _offsets(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        found: list[list[tuple[int, int]]] = self._with_offsets(texts)["offset_mapping"]
+        return found
+
+    def _with_offsets(self, texts: list[str]) -> Mapping[str, Any]:
+        encoded: Mapping[str, Any] = self._tokenizer(
             texts,
             add_special_tokens=False,
             return_attention_mask=False,
@@ -144,15 +185,16 @@ class PieceTokenizer:
             return_offsets_mapping=True,
             verbose=False,
         )
-        found = []
-        for pieces, ids, offsets in zip(conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            ends = list(accumulate(len(piece.text) for piece in pieces))
-            owners = (min(bisect_right(ends, max(start, end - 1)), len(pieces) - 1) for start, end in offsets)
-            found.append((list(ids), [pieces[owner].weight or 0.0 for owner in owners]))
-        return found
+        return encoded
 
     def _splitting_is_neutral(self) -> bool:
         """Whether pieces tokenized one by one decode to the very text, with nothing put in between."""
         ids = list(chain.from_iterable(self._text_ids(_PROBE)))
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return bool(text == "".join(_PROBE))
+
+
+def _owners(pieces: Sequence[Piece], offsets: Iterable[tuple[int, int]]) -> list[int]:
+    """The piece of each token's last character."""
+    ends = list(accumulate(len(piece.text) for piece in pieces))
+    return [min(bisect_right(ends, max(start, end - 1)), len(pieces) - 1) for start, end in offsets]

@@ -15,12 +15,13 @@ from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS
 from luthier.config.schema import RunConfig
 from luthier.config.sections import PluginOptions
+from luthier.data.encoder_settings import encoder_settings
 from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
 from luthier.data.locating import Located
 from luthier.data.mixing import interleave
-from luthier.data.records import Document, Labelled, Record, Rejected
+from luthier.data.records import Document, Record, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
@@ -56,12 +57,19 @@ class PreparedData:
 
 @dataclass(frozen=True, slots=True)
 class ChosenEncoder:
-    """An encoder, ready for records of its kind."""
+    """An encoder, ready for records of its kind.
+
+    Args:
+        trains_tokens: examples without a target are of no use.
+        depends_on_rows: some of its options are decided by the training rows.
+    """
 
     record: type
     options: PluginOptions
     renderer: Renderer | None
     encode: Callable[[Sequence[Record]], Encoded]
+    trains_tokens: bool
+    depends_on_rows: bool
 
 
 @dataclass(slots=True)
@@ -109,15 +117,19 @@ def prepare(
     data, seed = config.data, config.data_seed()
     chosen = choose_encoder(data, tokenizer, encoder, encoder_options or {}, renderer)
     loaded = load_records(data, seed, chosen.record)
+    if chosen.depends_on_rows:
+        rows = loaded.splits["train"]
+        chosen = choose_encoder(data, tokenizer, encoder, encoder_options or {}, chosen.renderer, rows)
     examples: dict[str, list[TokenizedExample]] = {}
     for name, records in loaded.splits.items():
         encoded = chosen.encode(records)
         _refuse(encoded.rejected, data.invalid_rows)
         loaded.rejected.extend(encoded.rejected)
-        labels = chosen.record is Labelled
         if chosen.record is not Document:  # a block of joined documents is no row of anyone's
-            loaded.rejected.extend(_left_out(encoded, data.cutoff_length, labels))
-        loaded.report.splits[name], examples[name] = SplitReport.of(len(records), encoded, learns_labels=labels)
+            loaded.rejected.extend(_left_out(encoded, data.cutoff_length, not chosen.trains_tokens))
+        loaded.report.splits[name], examples[name] = SplitReport.of(
+            len(records), encoded, learns_labels=not chosen.trains_tokens
+        )
         if not examples[name]:
             raise _nothing_to_learn(name, loaded.report.splits[name])
     template = chosen.renderer.chat_template if chosen.renderer is not None else ""
@@ -135,21 +147,32 @@ def choose_encoder(
     encoder: str,
     encoder_options: Mapping[str, Any],
     renderer: Renderer | None = None,
+    train: Sequence[Record] = (),
 ) -> ChosenEncoder:
     """An encoder set up for a config's data section; a renderer of its template is made where one is needed.
+
+    Args:
+        train: the training rows, where the encoder's options depend on them.
 
     Raises:
         DataError, ModelError: see `prepare`.
     """
     module = ENCODERS.load(encoder)
-    options = module.Options(**_encoder_settings(module, data, encoder_options))
+    options = encoder_settings(module, data, encoder_options, train)
     if not module.NEEDS_TEMPLATE:
         renderer = None
     elif renderer is None:
         from luthier.data.rendering import Renderer
 
         renderer = Renderer(tokenizer, data.template)
-    return ChosenEncoder(module.RECORD, options, renderer, module.build(options, tokenizer, renderer))
+    return ChosenEncoder(
+        module.RECORD,
+        options,
+        renderer,
+        module.build(options, tokenizer, renderer),
+        trains_tokens=getattr(module, "TRAINS_TOKENS", True),
+        depends_on_rows=hasattr(module, "from_records"),
+    )
 
 
 def _left_out(encoded: Encoded, cutoff: int, learns_labels: bool) -> list[Rejected]:
@@ -244,26 +267,6 @@ def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
         for item in rejected
     ]
     write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _encoder_settings(module: Any, data: DataConfig, stage_options: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's options from the config; a data setting that it would ignore is refused."""
-    known = module.Options.model_fields
-    problems = [
-        f"data.{name} is {getattr(data, name)!r}"
-        for name, default, acts in (
-            ("template", "auto", module.NEEDS_TEMPLATE),
-            ("over_length", "truncate", "over_length" in known),
-        )
-        if not acts and getattr(data, name) != default
-    ]
-    if problems:
-        raise DataError(
-            f"{' and '.join(problems)}, which has no effect on plain text: documents are joined and cut into blocks.",
-            "Remove it, or train with stage: sft.",
-        )
-    given = {name: getattr(data, name) for name in ("cutoff_length", "over_length") if name in known}
-    return {**given, **stage_options}
 
 
 def _refuse(rejected: Sequence[Rejected], invalid_rows: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from luthier.data.piece_tokens import Encoding, Piece, PieceTokenizer, control_pattern
+from luthier.data.piece_tokens import Encoding, Piece, PieceTokenizer, Place, control_pattern
 from luthier.data.records import Message, RowError, Tools
 from luthier.data.template_files import Template, load_template, template_names
 from luthier.data.templating import compile_template, has_generation_tags, render_spans
@@ -133,6 +133,10 @@ class Renderer:
             _cut_after_last_target(*encoding)
             for encoding in self._pieces.encode([_until_last(p) for p in conversations])
         ]
+
+    def places(self, pieces: Sequence[Piece]) -> list[Place]:
+        """Where each token of the pieces stands, for cutting; those `encode_pieces` gives are the first of them."""
+        return self._pieces.places(pieces)
 
     def holds_control_tokens(self, messages: Sequence[Message]) -> bool:
         """Whether a content spells out a special token, which the tokenizer will take for that token."""

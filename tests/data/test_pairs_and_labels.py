@@ -91,12 +91,12 @@ def test_a_pair_is_two_sequences(byte_tokenizer) -> None:
     assert all(list(s.input_ids[: len(prompt)]) == prompt for s in example.sequences)
 
 
-def test_a_pair_with_one_answer_cut_away_trains_nothing(byte_tokenizer) -> None:
+def test_a_pair_without_room_for_its_answers_trains_nothing(byte_tokenizer) -> None:
     long = "word " * 60
     record = Pair((Message("user", long),), (Message("assistant", "x"),), (Message("assistant", "y"),), ORIGIN)
     renderer = Renderer(byte_tokenizer, "chatml")
-    encoded = pair.build(pair.Options(cutoff_length=16), byte_tokenizer, renderer)([record])
-    assert encoded.examples[0].targets == 0 and encoded.findings[CUT_BEFORE_ANSWER] == 1
+    encoded = pair.build(pair.Options(cutoff_length=8), byte_tokenizer, renderer)([record])
+    assert encoded.examples[0].targets == 0 and encoded.findings == {CUT_BEFORE_ANSWER: 1}
     assert pair.build(pair.Options(cutoff_length=16, over_length="drop"), byte_tokenizer, renderer)([record]).dropped
     with pytest.raises(DataError, match="1 rows are longer"):
         pair.build(pair.Options(cutoff_length=16, over_length="error"), byte_tokenizer, renderer)([record])

@@ -206,7 +206,8 @@ def test_the_wrong_kind_of_rows(byte_tokenizer, write) -> None:
 def test_settings_that_pretraining_would_ignore(byte_tokenizer, write) -> None:
     path = str(write("a.txt", "one\ntwo"))
     with pytest.raises(
-        DataError, match=r"data\.template is 'chatml' and data\.over_length is 'drop', which has no effect"
+        DataError,
+        match=r"over_length is 'drop' and data\.template is 'chatml', which have no effect on plain text \(stage: p",
     ):
         prepare(config(path, over_length="drop"), byte_tokenizer, encoder="text")
     with pytest.raises(DataError, match="plain text has no system prompt"):
@@ -274,6 +275,9 @@ def test_fingerprint(byte_tokenizer, write, tmp_path: Path) -> None:
         fingerprint(byte_tokenizer, str(path), seed=1),
         fingerprint(byte_tokenizer, str(path), cutoff_length=512),
         fingerprint(byte_tokenizer, str(path), over_length="drop"),
+        fingerprint(byte_tokenizer, str(path), max_source_length=500, max_target_length=500),
+        fingerprint(byte_tokenizer, str(path), max_source_length=400, max_target_length=500),
+        fingerprint(byte_tokenizer, str(path), max_source_length=500, max_target_length=400),
         fingerprint(byte_tokenizer, str(path), template="llama3"),
         fingerprint(byte_tokenizer, str(path), shuffle=False),
         fingerprint(byte_tokenizer, str(path), validation=2),
@@ -308,7 +312,8 @@ DATA_FIELDS: dict[str, Any] = {
     "shuffle": False,
     "mix": "interleave_over",
 }
-ELSEWHERE = {"template", "cutoff_length", "over_length"}  # the template's source and the encoder's options are hashed
+# the template's source and the encoder's options are hashed
+ELSEWHERE = {"template", "cutoff_length", "over_length", "max_source_length", "max_target_length"}
 
 
 def test_every_field_is_in_the_fingerprint(write) -> None:

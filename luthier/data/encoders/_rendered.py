@@ -1,18 +1,16 @@
-"""What the encoders of rendered conversations share: render, tokenize many at a time, cut, count."""
+"""What the encoders of rendered conversations share: render, tokenize many at a time, make fit, count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic
 
-from pydantic import Field
-
-from luthier.config.sections import PluginOptions
+from luthier.data.encoders._lengths import Cutter, LengthOptions, Rendered, Shortened, Talk, TurnLimits
 from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
 from luthier.data.piece_tokens import Encoding, Piece
-from luthier.data.records import Conversation, LabelledConversation, Message, Origin, Pair, Record, Rejected, RowError
+from luthier.data.records import Message, Origin, Pair, Record, Rejected, RowError
 from luthier.foundation.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,112 +20,155 @@ CONTROL_TOKENS = "special token spelled out in a message"
 CUT_BEFORE_ANSWER = "cut before the first answer"
 SHOWN_ROWS = 20
 
-Talk = TypeVar("Talk", Conversation, LabelledConversation, Pair)
 
-
-class LengthOptions(PluginOptions):
-    """Lengths."""
-
-    cutoff_length: int = Field(1024, ge=2, description="Longest sequence, in tokens.")
-    over_length: Literal["truncate", "drop", "error"] = Field(
-        "truncate", description="What happens to longer examples."
-    )
-
-
-def all_of(records: Sequence[Record], kind: type[Talk]) -> list[Talk]:
-    """The records, which must all be of one kind.
-
-    Raises:
-        TypeError: one is not; formats and encoders were put together wrongly.
-    """
-    found = [record for record in records if isinstance(record, kind)]
-    if len(found) != len(records):
-        raise TypeError(f"only {len(found)} of {len(records)} records are a {kind.__name__}")
-    return found
-
-
-def encode_rendered(
-    records: Sequence[Talk],
-    renderer: Renderer,
-    options: LengthOptions,
-    sequences_of: Callable[[Talk], list[list[Piece]]],
-    messages_of: Callable[[Talk], Sequence[Message]],
-    extras_of: Callable[[Talk], Mapping[str, float]] = lambda record: {},
-) -> Encoded:
-    """Records as examples of one or more sequences each.
+class RenderedEncoder(Generic[Talk]):
+    """Encodes records of one kind as examples of one or more sequences.
 
     Args:
-        sequences_of: a record's rendered sequences; raises `RowError`.
-        messages_of: all turns of a record, for what is reported about them.
-
-    Raises:
-        DataError: records are too long, under `over_length: error`.
+        kind: the records.
+        render: a record's sequences as text; raises `RowError`.
+        extras: numbers of a record that the stage needs.
+        learns_last: what is learnt is the end of a record (see `Cutter`).
+        limits: separate limits for the source and the answer of every turn, instead of `over_length`.
     """
-    encoded = Encoded()
-    rendered: list[list[Piece]] = []
-    kept: list[tuple[Talk, int]] = []
-    for record in records:
+
+    def __init__(
+        self,
+        kind: type[Talk],
+        renderer: Renderer,
+        options: LengthOptions,
+        render: Callable[[Talk], list[Rendered]],
+        *,
+        extras: Callable[[Talk], Mapping[str, float]] = lambda record: {},
+        learns_last: bool = True,
+        limits: TurnLimits | None = None,
+    ) -> None:
+        self._kind = kind
+        self._renderer = renderer
+        self._options = options
+        self._render = render
+        self._extras = extras
+        self._limits = limits
+        self._stops = frozenset(renderer.stop_token_ids)
+        self._cutter = Cutter(render, renderer, options.cutoff_length, learns_last=learns_last)
+
+    def __call__(self, records: Sequence[Record]) -> Encoded:
+        """The records as examples.
+
+        Raises:
+            DataError: records are too long, under `over_length: error`.
+            TypeError: a record is of another kind; formats and encoders were put together wrongly.
+        """
+        encoded = Encoded()
+        rendered: list[list[Piece]] = []
+        kept: list[tuple[Talk, int]] = []
+        for record in self._of_kind(records):
+            try:
+                sequences = self._render(record)
+            except RowError as error:
+                encoded.rejected.append(_rejected(record, error))
+                continue
+            rendered.extend(sequence.pieces for sequence in sequences)
+            kept.append((record, len(sequences)))
+            encoded.findings.update(record.notes)
+            if self._renderer.holds_control_tokens(_messages(record)):
+                encoded.findings[CONTROL_TOKENS] += 1
+        too_long: list[tuple[Origin, int]] = []
+        encodings = iter(self._renderer.encode_pieces(rendered))
+        for record, count in kept:
+            found = list(islice(encodings, count))
+            longest = max(len(ids) for ids, _ in found)
+            if longest <= self._fits:
+                encoded.examples.append(self._example(record, _whole(found), sum(len(ids) for ids, _ in found)))
+            elif self._options.over_length in ("drop", "error"):
+                too_long.append((record.origin, longest))
+            else:
+                self._add_cut(encoded, record, found)
+        if too_long and self._options.over_length == "error":
+            raise _over_length(too_long, self._options.cutoff_length)
+        encoded.dropped += [origin for origin, _ in too_long]
+        return encoded
+
+    def _of_kind(self, records: Sequence[Record]) -> Iterator[Talk]:
+        for record in records:
+            if not isinstance(record, self._kind):
+                raise TypeError(f"a {type(record).__name__} among records that must be {self._kind.__name__}")
+            yield record
+
+    @property
+    def _fits(self) -> int:
+        """The longest sequence that surely needs no cut."""
+        cutoff = self._options.cutoff_length
+        return cutoff if self._limits is None else min(cutoff, self._limits.source, self._limits.target)
+
+    def _example(self, record: Talk, sequences: tuple[TokenSequence, ...], length: int) -> TokenizedExample:
+        return TokenizedExample(sequences, record.origin, length, self._extras(record))
+
+    def _add_cut(self, encoded: Encoded, record: Talk, found: Sequence[Encoding]) -> None:
+        """Add the examples that a cut makes of a record, and count what it did."""
+        length = sum(len(ids) for ids, _ in found)
         try:
-            sequences = sequences_of(record)
+            parts = self._shortened(record)
         except RowError as error:
-            turns = [message.as_dict() for message in messages_of(record)]
-            encoded.rejected.append(Rejected(record.origin, str(error), {"messages": turns}))
-            continue
-        rendered.extend(sequences)
-        kept.append((record, len(sequences)))
-        encoded.findings.update(record.notes)
-        if renderer.holds_control_tokens(messages_of(record)):
-            encoded.findings[CONTROL_TOKENS] += 1
-    too_long: list[tuple[Origin, int]] = []
-    stops = frozenset(renderer.stop_token_ids)
-    encodings = iter(renderer.encode_pieces(rendered))
-    for record, count in kept:
-        found = list(islice(encodings, count))
-        longest = max(len(ids) for ids, _ in found)
-        if longest > options.cutoff_length and options.over_length != "truncate":
-            too_long.append((record.origin, longest))
-            continue
-        _add(encoded, _example(found, record.origin, options.cutoff_length, extras_of(record)), stops)
-    if too_long and options.over_length == "error":
-        raise _over_length(too_long, options.cutoff_length)
-    encoded.dropped = [origin for origin, _ in too_long]
-    return encoded
+            encoded.rejected.append(_rejected(record, error))
+            return
+        learnable = any(weight > 0 for _, weights in found for weight in weights)
+        if not learnable and not all(part.sequences for part in parts):
+            encoded.dropped.append(record.origin)
+            return
+        made = []
+        for part in parts:
+            sequences = _trained_together(part.sequences or _context(found, self._options.cutoff_length))
+            made.append(self._example(record, sequences, length if len(parts) == 1 else part.length))
+            encoded.findings.update(part.how)
+            encoded.unfinished += part.answer_cut and made[-1].targets > 0
+        if learnable and not any(example.targets for example in made):
+            encoded.findings[CUT_BEFORE_ANSWER] += 1
+        encoded.examples += made
+
+    def _shortened(self, record: Talk) -> list[Shortened]:
+        if self._limits is not None:
+            return [self._cutter.limit_turns(record, self._limits)]
+        if self._options.over_length == "split":
+            return self._cutter.split(record)
+        if self._options.over_length == "truncate_left":
+            return [self._cutter.truncate_left(record)]
+        return [self._cutter.truncate(record)]
 
 
-def train_last_only(pieces: Sequence[Piece], count: int = 1) -> list[Piece]:
-    """The same pieces with a loss on the last `count` assistant turns only."""
-    answers = [index for index, piece in enumerate(pieces) if piece.weight is not None]
+def last_answers(pieces: Sequence[Piece], count: int = 1) -> Rendered:
+    """Rendered pieces of which only the last `count` assistant turns have a loss."""
+    answers = tuple(index for index, piece in enumerate(pieces) if piece.weight is not None)
     context = set(answers[: max(len(answers) - count, 0)])
-    return [replace(piece, weight=0.0) if index in context else piece for index, piece in enumerate(pieces)]
+    weighted = [replace(piece, weight=0.0) if index in context else piece for index, piece in enumerate(pieces)]
+    return Rendered(weighted, answers[len(context) :])
 
 
-def _example(found: Sequence[Encoding], origin: Origin, cutoff: int, extras: Mapping[str, Any]) -> TokenizedExample:
-    """An example of sequences of at most `cutoff` tokens; of a pair with one answer cut away, neither is trained."""
-    sequences = tuple(_cut(ids, weights, cutoff) for ids, weights in found)
-    if not all(sequence.targets for sequence in sequences):
-        sequences = tuple(TokenSequence(sequence.input_ids, (0.0,) * len(sequence.input_ids)) for sequence in sequences)
-    return TokenizedExample(sequences, origin, sum(len(ids) for ids, _ in found), extras)
+def _messages(record: Talk) -> tuple[Message, ...]:
+    """All turns of a record."""
+    return (*record.prompt, *record.chosen, *record.rejected) if isinstance(record, Pair) else record.messages
 
 
-def _cut(ids: list[int], weights: list[float], cutoff: int) -> TokenSequence:
-    """At most `cutoff` tokens; context behind the last remaining target goes too."""
-    if len(ids) > cutoff:
-        end = cutoff
-        while end and weights[end - 1] == 0:
-            end -= 1
-        end = end or cutoff
-        ids, weights = ids[:end], weights[:end]
-    return TokenSequence(tuple(ids), tuple(weights))
+def _rejected(record: Talk, error: RowError) -> Rejected:
+    turns = [message.as_dict() for message in _messages(record)]
+    return Rejected(record.origin, str(error), {"messages": turns})
 
 
-def _add(encoded: Encoded, example: TokenizedExample, stops: frozenset[int]) -> None:
-    encoded.examples.append(example)
-    if not example.truncated:
-        return
-    if not example.targets:
-        encoded.findings[CUT_BEFORE_ANSWER] += 1
-    elif any(sequence.input_ids[-1] not in stops for sequence in example.sequences):
-        encoded.unfinished += 1
+def _whole(found: Sequence[Encoding]) -> tuple[TokenSequence, ...]:
+    return _trained_together(tuple(TokenSequence(tuple(ids), tuple(weights)) for ids, weights in found))
+
+
+def _context(found: Sequence[Encoding], cutoff: int) -> tuple[TokenSequence, ...]:
+    """The first tokens of sequences that can't be made to fit, none of them trained."""
+    shown = [ids[:cutoff] for ids, _ in found]
+    return tuple(TokenSequence(tuple(ids), (0.0,) * len(ids)) for ids in shown)
+
+
+def _trained_together(sequences: tuple[TokenSequence, ...]) -> tuple[TokenSequence, ...]:
+    """The sequences; of a pair with nothing to learn in one answer, neither is trained."""
+    if all(sequence.targets for sequence in sequences):
+        return sequences
+    return tuple(TokenSequence(sequence.input_ids, (0.0,) * len(sequence.input_ids)) for sequence in sequences)
 
 
 def _over_length(too_long: Sequence[tuple[Origin, int]], cutoff: int) -> DataError:

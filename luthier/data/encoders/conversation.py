@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from luthier.data.encoders._rendered import (
-    CONTROL_TOKENS,
-    CUT_BEFORE_ANSWER,
-    LengthOptions,
-    all_of,
-    encode_rendered,
-    train_last_only,
-)
+from luthier.data.encoders._lengths import LengthOptions, Rendered, TurnLimits
+from luthier.data.encoders._rendered import CONTROL_TOKENS, CUT_BEFORE_ANSWER, RenderedEncoder, last_answers
 from luthier.data.examples import Encoded
-from luthier.data.piece_tokens import Piece
 from luthier.data.records import Conversation, Record
 
 if TYPE_CHECKING:
@@ -25,39 +18,63 @@ if TYPE_CHECKING:
 
     from luthier.data.rendering import Renderer
 
-__all__ = ["CONTROL_TOKENS", "CUT_BEFORE_ANSWER", "NEEDS_TEMPLATE", "RECORD", "Options", "build"]
+__all__ = ["CONTROL_TOKENS", "CUT_BEFORE_ANSWER", "NEEDS_TEMPLATE", "RECORD", "Options", "TrainOn", "build"]
 
 RECORD = Conversation
 NEEDS_TEMPLATE = True
+
+TrainOn = Annotated[
+    Literal["assistant", "last", "all"],
+    Field(
+        description="assistant: every assistant turn; last: only the last one; all: every token of the conversation, "
+        "questions and the template's own words too. A turn of weight 0 is never trained."
+    ),
+]
 
 
 class Options(LengthOptions):
     """Lengths, and which tokens have a loss."""
 
+    CANNOT_SPLIT = ""
+
     name: Literal["conversation"] = "conversation"
-    train_on: Literal["assistant", "last", "all"] = Field(
-        "assistant",
-        description="assistant: every assistant turn; last: only the last one; all: every token of the conversation, "
-        "questions and the template's own words too. A turn of weight 0 is never trained.",
-    )
+    train_on: TrainOn = "assistant"
+    max_source_length: int | None = Field(None, ge=1, description="Longest question of a turn, in tokens.")
+    max_target_length: int | None = Field(None, ge=1, description="Longest answer of a turn, in tokens.")
+
+    @model_validator(mode="after")
+    def _last_is_kept(self) -> Options:
+        if self.train_on != "last":
+            return self
+        if self.over_length == "split":
+            raise ValueError(
+                "over_length is split, but train_on is last: use truncate_left, which keeps the last answer"
+            )
+        if self.max_source_length is not None:
+            raise ValueError(
+                "max_source_length and max_target_length leave out the last turns, but train_on is last: use cutoff_length"
+            )
+        return self
 
 
 def build(
     options: Options, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None
 ) -> Callable[[Sequence[Record]], Encoded]:
-    """A function that encodes conversations; it raises `DataError` for over-long rows under `over_length: error`."""
+    """A function that encodes conversations; see `RenderedEncoder` for what it raises."""
     assert renderer is not None
 
-    def sequences(record: Conversation) -> list[list[Piece]]:
+    def render(record: Conversation) -> list[Rendered]:
         pieces = renderer.pieces(record.messages, tools=record.tools)
         if options.train_on == "last":
-            pieces = train_last_only(pieces)
-        elif options.train_on == "all":
+            return [last_answers(pieces)]
+        answers = tuple(index for index, piece in enumerate(pieces) if piece.weight is not None)
+        if options.train_on == "all":
             pieces = [replace(piece, weight=1.0) if piece.weight is None else piece for piece in pieces]
-        return [pieces]
+        return [Rendered(pieces, answers)]
 
-    def encode(records: Sequence[Record]) -> Encoded:
-        talks = all_of(records, Conversation)
-        return encode_rendered(talks, renderer, options, sequences, lambda record: record.messages)
-
-    return encode
+    limits = None
+    if options.max_source_length is not None and options.max_target_length is not None:
+        limits = TurnLimits(options.max_source_length, options.max_target_length)
+    return RenderedEncoder(
+        Conversation, renderer, options, render, learns_last=options.train_on == "last", limits=limits
+    )

@@ -1,18 +1,18 @@
 """Labelled texts: one sequence each, nothing of which is a target, and the label's number under `label` in extras.
 
-The tokenizer's own special tokens go around a text and between two. A tokenizer that would join two texts without
-anything between them gets its EOS token there.
+The tokenizer's own special tokens go around a text and between two; a cut leaves them. A tokenizer that would join two
+texts without anything between them gets its EOS token there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from luthier.data.encoders._rendered import LengthOptions
+from luthier.data.encoders._lengths import LengthOptions
 from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
 from luthier.data.records import Labelled, Origin, Record, Rejected, RowError
 from luthier.foundation.errors import DataError
@@ -22,17 +22,26 @@ if TYPE_CHECKING:
 
     from luthier.data.rendering import Renderer
 
+CutSide = Literal["left", "right"]
 RECORD = Labelled
 NEEDS_TEMPLATE = False
+TRAINS_TOKENS = False
 
 
 class Options(LengthOptions):
     """Lengths, and the classes."""
 
+    CANNOT_SPLIT = "a labelled text has no turns to be split at"
+
     name: Literal["labelled"] = "labelled"
     labels: tuple[str, ...] = Field(
         (), description="Names of the classes, in the order of their numbers; empty: labels are numbers."
     )
+
+
+def from_records(records: Sequence[Record]) -> dict[str, Any]:
+    """The options that the training data decide."""
+    return {"labels": label_names(records)}
 
 
 def label_names(records: Sequence[Record]) -> tuple[str, ...]:
@@ -47,7 +56,8 @@ def build(
 ) -> Callable[[Sequence[Record]], Encoded]:
     """A function that encodes labelled texts; it raises `DataError` for over-long rows under `over_length: error`."""
     number_of = {name: float(index) for index, name in enumerate(options.labels)}
-    ids_of = _Tokens(tokenizer)
+    cut_side: CutSide = "left" if options.over_length == "truncate_left" else "right"
+    ids_of = _Tokens(tokenizer, cut_side)
 
     def encode(records: Sequence[Record]) -> Encoded:
         encoded = Encoded()
@@ -64,7 +74,7 @@ def build(
             full = len(ids)
             if full > options.cutoff_length:
                 longest = max(longest, full)
-                if options.over_length != "truncate":
+                if options.over_length in ("drop", "error"):
                     encoded.dropped.append(record.origin)
                     continue
                 ids = ids_of(record, options.cutoff_length)
@@ -78,10 +88,15 @@ def build(
 
 
 class _Tokens:
-    """Ids of one text or two, with the tokenizer's special tokens."""
+    """Ids of one text or two, with the tokenizer's special tokens; of two that are too long the longer is cut first.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        cut_side: which end of a text goes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, cut_side: CutSide) -> None:
         self._tokenizer = tokenizer
+        self._cut_side = cut_side
         mask = list(tokenizer("a", "b", return_special_tokens_mask=True)["special_tokens_mask"])
         texts = [index for index, special in enumerate(mask) if not special]
         self._separated = any(mask[texts[0] : texts[-1]]) if texts else True
@@ -90,7 +105,11 @@ class _Tokens:
         first, second = record.text, record.text_pair
         if second is not None and not self._separated:
             first, second = f"{first}{self._tokenizer.eos_token or chr(10)}{second}", None
-        found = self._tokenizer(first, second, truncation=longest is not None, max_length=longest, verbose=False)
+        side, self._tokenizer.truncation_side = self._tokenizer.truncation_side, self._cut_side
+        try:
+            found = self._tokenizer(first, second, truncation=longest is not None, max_length=longest, verbose=False)
+        finally:
+            self._tokenizer.truncation_side = side
         return list(found["input_ids"])
 
 

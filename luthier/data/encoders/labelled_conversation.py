@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from luthier.data.encoders._rendered import LengthOptions, all_of, encode_rendered, train_last_only
+from luthier.data.encoders._lengths import LengthOptions, Rendered
+from luthier.data.encoders._rendered import RenderedEncoder, last_answers
 from luthier.data.examples import Encoded
-from luthier.data.piece_tokens import Piece
 from luthier.data.records import LabelledConversation, Record
 
 if TYPE_CHECKING:
@@ -28,21 +28,12 @@ class Options(LengthOptions):
 def build(
     options: Options, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None
 ) -> Callable[[Sequence[Record]], Encoded]:
-    """A function that encodes judged answers; it raises `DataError` for over-long rows under `over_length: error`."""
+    """A function that encodes judged answers; see `RenderedEncoder` for what it raises."""
     assert renderer is not None
 
-    def sequences(record: LabelledConversation) -> list[list[Piece]]:
-        return [train_last_only(renderer.pieces(record.messages, tools=record.tools))]
+    def render(record: LabelledConversation) -> list[Rendered]:
+        return [last_answers(renderer.pieces(record.messages, tools=record.tools))]
 
-    def encode(records: Sequence[Record]) -> Encoded:
-        judged = all_of(records, LabelledConversation)
-        return encode_rendered(
-            judged,
-            renderer,
-            options,
-            sequences,
-            lambda record: record.messages,
-            lambda record: {"label": float(record.label)},
-        )
-
-    return encode
+    return RenderedEncoder(
+        LabelledConversation, renderer, options, render, extras=lambda record: {"label": float(record.label)}
+    )

@@ -1,0 +1,264 @@
+"""Rows that are too long: the settings, and what is made of such a row.
+
+An exchange is a question with all that answers it, tool calls and their results included. What a cut leaves is rendered
+anew from whole turns wherever turns can go whole, so a template sees an ordinary conversation; only in a turn that is
+too long by itself tokens are cut.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from luthier.config.sections import PluginOptions
+from luthier.data.encoders._turn_tokens import TurnTokens, share_of_room, turn_tokens
+from luthier.data.examples import TokenSequence
+from luthier.data.piece_tokens import Encoding, Piece
+from luthier.data.records import Conversation, LabelledConversation, Message, Pair
+
+if TYPE_CHECKING:
+    from luthier.data.rendering import Renderer
+
+TURNS_LEFT_OUT = "too long: whole turns left out"
+CUT_INSIDE = "too long: a question or an answer cut"
+SPLIT = "too long: split into several examples"
+
+Talk = TypeVar("Talk", bound=Conversation | LabelledConversation | Pair)
+
+
+class LengthOptions(PluginOptions):
+    """Lengths."""
+
+    CANNOT_SPLIT: ClassVar[str] = "the last answer, all that is learnt, is in one piece"
+
+    cutoff_length: int = Field(1024, ge=2, description="Longest sequence, in tokens.")
+    over_length: Literal["truncate", "truncate_left", "drop", "split", "error"] = Field(
+        "truncate", description="What happens to longer rows."
+    )
+
+    @model_validator(mode="after")
+    def _can_split(self) -> LengthOptions:
+        if self.over_length == "split" and self.CANNOT_SPLIT:
+            raise ValueError(
+                f"over_length is split, but {self.CANNOT_SPLIT}; use truncate, truncate_left, drop or error"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """Separate limits for the source and the answer of every turn, in tokens."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One sequence of a record as text.
+
+    Args:
+        pieces: with their loss weights.
+        answers: which pieces are answers that a cut makes room for, in order.
+    """
+
+    pieces: list[Piece]
+    answers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """What a cut made of a record.
+
+    Args:
+        sequences: its sequences; none where not even the parts that are never cut fit.
+        length: tokens before anything inside of turns was cut.
+        answer_cut: whether a trained answer lost its end.
+        how: what was done, for the report.
+    """
+
+    sequences: tuple[TokenSequence, ...]
+    length: int
+    answer_cut: bool = False
+    how: tuple[str, ...] = ()
+
+
+def turns_of(record: Talk) -> tuple[Message, ...]:
+    """The turns that may be left out to save room: all of a conversation, the prompt of a pair."""
+    return record.prompt if isinstance(record, Pair) else record.messages
+
+
+def with_turns(record: Talk, turns: Sequence[Message]) -> Talk:
+    """The same record with other turns."""
+    if isinstance(record, Pair):
+        return replace(record, prompt=tuple(turns))
+    return replace(record, messages=tuple(turns))
+
+
+class Cutter(Generic[Talk]):
+    """Makes records that are too long fit.
+
+    Args:
+        render: a record's sequences as text; raises `RowError`.
+        cutoff: the longest sequence, in tokens.
+        learns_last: what is learnt is the end of a record, so only what is before it may be left out.
+    """
+
+    def __init__(
+        self, render: Callable[[Talk], list[Rendered]], renderer: Renderer, cutoff: int, *, learns_last: bool
+    ) -> None:
+        self._render = render
+        self._renderer = renderer
+        self._cutoff = cutoff
+        self._learns_last = learns_last
+
+    def truncate(self, record: Talk) -> Shortened:
+        """The turns up to the last answer that fits; or, of what learns the end, the last exchanges."""
+        if self._learns_last:
+            return self._made(record, self._last_exchanges(record))
+        return self._made(record, self._first_turns(record))
+
+    def truncate_left(self, record: Talk) -> Shortened:
+        """The system prompt and the last exchanges, as many as fit."""
+        return self._made(record, self._last_exchanges(record), from_left=True)
+
+    def split(self, record: Talk) -> list[Shortened]:
+        """Consecutive exchanges, as many in each example as fit, after the system prompt in each."""
+        system, exchanges = _exchanges(turns_of(record))
+        found: list[Shortened] = []
+        while exchanges:
+            nearest = [with_turns(record, (*system, *_joined(exchanges[:count]))) for count in _up_to(len(exchanges))]
+            fitting = max(self._how_many_fit(nearest), 1)
+            part = nearest[fitting - 1]
+            found.append(self._made(part, self._first_turns(part)))
+            exchanges = exchanges[fitting:]
+        if len(found) > 1:
+            found[0] = replace(found[0], how=(SPLIT, *found[0].how))
+        return found
+
+    def limit_turns(self, record: Talk, limits: TurnLimits) -> Shortened:
+        """Every turn within its limits; turns that then do not fit into the cutoff are left out, with all behind them.
+
+        The rule of DB-GPT-Hub's max_source_length and max_target_length.
+        """
+        (rendered,) = self._render(record)
+        ids, weights = self._renderer.encode_pieces([rendered.pieces])[0]
+        turns = self._turns(rendered, turns_of(record), len(ids))
+        kept: list[int] = []
+        fitting, cut, answer_cut = 0, False, False
+        for turn in turns:
+            part = turn.keep(limits.source, limits.target, from_left=False)
+            if turn.fixed > limits.source or len(kept) + len(part) > self._cutoff:
+                break
+            kept += part
+            fitting += 1
+            cut |= len(part) < turn.source + len(turn.answer)
+            answer_cut |= len(turn.answer) > limits.target and weights[turn.answer.start] > 0
+        if not fitting:
+            return Shortened((), len(ids))
+        if fitting < len(turns):
+            # a template may treat the last turn in a way of its own, so what remains is rendered anew
+            fewer = with_turns(record, turns_of(record)[: _answer_ends(turns_of(record))[fitting - 1]])
+            found = self.limit_turns(fewer, limits)
+            return replace(found, length=len(ids), how=tuple(dict.fromkeys((TURNS_LEFT_OUT, *found.how))))
+        return Shortened((_taken(ids, weights, kept),), len(ids), answer_cut, (CUT_INSIDE,) if cut else ())
+
+    def _first_turns(self, record: Talk) -> Talk:
+        """The turns up to the last answer that fits, at least up to the first."""
+        turns = turns_of(record)
+        shorter = [with_turns(record, turns[:end]) for end in _answer_ends(turns)]
+        return shorter[max(self._how_many_fit(shorter), 1) - 1]
+
+    def _last_exchanges(self, record: Talk) -> Talk:
+        """The system prompt and as many of the last exchanges as fit, at least one."""
+        system, exchanges = _exchanges(turns_of(record))
+        shorter = [with_turns(record, (*system, *_joined(exchanges[-count:]))) for count in _up_to(len(exchanges))]
+        fitting = self._how_many_fit(shorter)
+        if fitting or self._learns_last:
+            return shorter[max(fitting, 1) - 1]
+        return self._first_turns(shorter[0])  # its calls and answers are learnt in their order
+
+    def _how_many_fit(self, growing: Sequence[Talk]) -> int:
+        """How many of records, each longer than the one before it, fit."""
+        return bisect_right(growing, self._cutoff, key=lambda record: max(len(ids) for ids, _ in self._encode(record)))
+
+    def _encode(self, record: Talk) -> list[Encoding]:
+        return self._renderer.encode_pieces([rendered.pieces for rendered in self._render(record)])
+
+    def _made(self, record: Talk, fewer: Talk, *, from_left: bool = False) -> Shortened:
+        """A record of fewer turns as an example, its only turn cut inside where it does not fit."""
+        how = (TURNS_LEFT_OUT,) if len(turns_of(fewer)) < len(turns_of(record)) else ()
+        length = sum(len(ids) for ids, _ in self._encode(record))
+        encodings = self._encode(fewer)
+        if max(len(ids) for ids, _ in encodings) <= self._cutoff:
+            whole = tuple(TokenSequence(tuple(ids), tuple(weights)) for ids, weights in encodings)
+            return Shortened(whole, length, how=how)
+        cut = self._cut_inside(fewer, encodings, from_left=from_left)
+        return replace(cut, length=length, how=(*how, CUT_INSIDE) if cut.sequences else ())
+
+    def _cut_inside(self, record: Talk, encodings: Sequence[Encoding], *, from_left: bool) -> Shortened:
+        """Source and answer, each with its share of the room; of a pair both prompts alike."""
+        turns = [
+            self._turn(rendered, turns_of(record), len(ids))
+            for rendered, (ids, _) in zip(self._render(record), encodings, strict=True)
+        ]
+        targets = max(len(turn.answer) for turn in turns)
+        sources, room = share_of_room(max(turn.source for turn in turns), targets, self._cutoff)
+        sources = max(sources, *(turn.fixed for turn in turns))
+        room = min(room, self._cutoff - sources)
+        if room < min(targets, 1):
+            return Shortened((), 0)
+        sequences = tuple(
+            _taken(ids, weights, turn.keep(sources, room, from_left=from_left))
+            for turn, (ids, weights) in zip(turns, encodings, strict=True)
+        )
+        return Shortened(sequences, 0, any(len(turn.answer) > room for turn in turns))
+
+    def _turn(self, rendered: Rendered, messages: Sequence[Message], length: int) -> TurnTokens:
+        """A sequence of `length` tokens as one turn: all up to the first answer, and what follows."""
+        answer = rendered.answers[0] if rendered.answers else len(rendered.pieces)
+        places = self._renderer.places(rendered.pieces)[:length]
+        return turn_tokens(rendered.pieces, places, messages, 0, answer, len(rendered.pieces))
+
+    def _turns(self, rendered: Rendered, messages: Sequence[Message], length: int) -> list[TurnTokens]:
+        """A sequence of `length` tokens as its turns, one for each answer."""
+        places = self._renderer.places(rendered.pieces)[:length]
+        found, first, before = [], 0, 0
+        for answer, end in zip(rendered.answers, _answer_ends(messages), strict=True):
+            source = messages[before : end - 1]
+            found.append(turn_tokens(rendered.pieces, places, source, first, answer, answer + 1))
+            first, before = answer + 1, end
+        return [turn for turn in found if turn.answer]
+
+
+def _up_to(count: int) -> range:
+    return range(1, count + 1)
+
+
+def _answer_ends(turns: Sequence[Message]) -> list[int]:
+    """Where a conversation may end: behind each of its answers."""
+    return [index for index, turn in enumerate(turns, 1) if turn.role == "assistant"]
+
+
+def _exchanges(turns: Sequence[Message]) -> tuple[Sequence[Message], list[Sequence[Message]]]:
+    """The system prompt (or nothing), and the turns from each question up to the next."""
+    starts = [index for index, turn in enumerate(turns) if turn.role == "user"]
+    ends = [*starts[1:], len(turns)]
+    return turns[: starts[0]], [turns[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _joined(exchanges: Sequence[Sequence[Message]]) -> list[Message]:
+    return [turn for exchange in exchanges for turn in exchange]
+
+
+def _taken(ids: Sequence[int], weights: Sequence[float], kept: Sequence[int]) -> TokenSequence:
+    """The tokens at `kept`; context behind the last target would cost computation and teach nothing."""
+    last = max((place for place, index in enumerate(kept) if weights[index] > 0), default=len(kept) - 1)
+    kept = kept[: last + 1]
+    # nothing predicts the first token
+    losses = (0.0, *(weights[index] for index in kept[1:]))
+    return TokenSequence(tuple(ids[index] for index in kept), losses)
