@@ -151,6 +151,18 @@ class DataReport:
         from rich.markup import escape
         from rich.table import Table
 
+        splits = Table("", *self.splits)
+        numbers = {name: split.as_dict() for name, split in self.splits.items()}
+        for key in next(iter(numbers.values()), {}):
+            if key != "findings":
+                splits.add_row(key.replace("_", " "), *(_number(values[key]) for values in numbers.values()))
+        return Group(self.files_table(), splits, *map(escape, self.remarks()))
+
+    def files_table(self) -> RenderableType:
+        """For the terminal: what was read of each file."""
+        from rich.markup import escape
+        from rich.table import Table
+
         files = Table("file", "split", "format", "read", "kept", "rejected", title="Data", title_justify="left")
         for source in self.sources:
             files.add_row(
@@ -161,12 +173,7 @@ class DataReport:
                 f"{source.kept:,}",
                 f"{sum(source.rejected.values()):,}",
             )
-        splits = Table("", *self.splits)
-        numbers = {name: split.as_dict() for name, split in self.splits.items()}
-        for key in next(iter(numbers.values()), {}):
-            if key != "findings":
-                splits.add_row(key.replace("_", " "), *(_number(values[key]) for values in numbers.values()))
-        return Group(files, splits, *map(escape, self.remarks()))
+        return files
 
     def remarks(self) -> list[str]:
         """What a person should know before training, one sentence each."""
