@@ -48,7 +48,15 @@ def assemble(
     tuned = setup.method.apply(model, setup.apply_settings(base_name))
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
-    scorer = Scorer(tuned, config.model.attention, setup.tokenizer.pad_token_id or 0)
+    scorer = Scorer(tuned, config.model.attention, setup.tokenizer.pad_token_id or 0, config.model.router_aux_loss_coef)
+    if scorer.router_loss.possible and config.model.router_aux_loss_coef is None:
+        weight = scorer.router_loss.coefficient
+        say(
+            f"model: a mixture of experts; its load-balancing loss counts {weight:g} times, as its config says"
+            if weight
+            else "model: a mixture of experts; its load-balancing loss is off, as its config says "
+            "(model.router_aux_loss_coef turns it on)"
+        )
     if scorer.route == "padded" and config.model.attention == "auto":
         say(f"attention: padded rows, because {scorer.finding.reason}")
     prepared = engine.prepare(scorer)

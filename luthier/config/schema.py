@@ -40,6 +40,12 @@ class ModelConfig(Section):
         description="Precision of frozen weights. auto: the model's own where the device does it fast, else float32. "
         "Trainable weights are float32 unless training.pure_bf16.",
     )
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of a mixture of experts' load-balancing loss, added to each batch's; 0: none. Unset: as the "
+        "model's own config says (output_router_logits, router_aux_loss_coef).",
+    )
     attention: Literal["auto", "segmented", "padded"] = Field(
         "auto",
         description="Route of the forward pass. auto: segmented (no padding) if this kind of model passes the probe, else padded.",

@@ -16,6 +16,7 @@ from luthier.scoring import attention
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.probe import Finding, probe
+from luthier.scoring.router import RouterLoss
 
 Route = Literal["segmented", "padded"]
 
@@ -26,9 +27,11 @@ class Scores:
 
     Args:
         logp_N: float32 [N], log-probability of each of the batch's targets.
+        auxiliary_loss: a router's loss, a mean over the batch's tokens, in training; None where there is none.
     """
 
     logp_N: Tensor
+    auxiliary_loss: Tensor | None = None
 
 
 def transformers_model(model: Any) -> PreTrainedModel:
@@ -45,13 +48,19 @@ class Scorer(nn.Module):
         model: a transformers model or a peft wrapper around one.
         route: "auto" takes the segmented route where the model's kind passes the probe.
         pad_token_id: fills rows of the padded route; masked out, so any valid id does.
+        router_aux_loss_coef: see `luthier.scoring.router.RouterLoss`.
 
     Raises:
-        luthier.foundation.errors.ModelError: the segmented route was asked for and the model can't take it.
+        luthier.foundation.errors.ModelError: the segmented route or a router's loss was asked for, and the model can't
+            give it.
     """
 
     def __init__(
-        self, model: nn.Module, route: Literal["auto", "segmented", "padded"] = "auto", pad_token_id: int = 0
+        self,
+        model: nn.Module,
+        route: Literal["auto", "segmented", "padded"] = "auto",
+        pad_token_id: int = 0,
+        router_aux_loss_coef: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -60,32 +69,36 @@ class Scorer(nn.Module):
         self.route: Route = self.finding.choose(route)
         self.pad_token_id = pad_token_id
         self._head = Head(inner, self.finding.plain_head)
+        self.router_loss = RouterLoss(inner, router_aux_loss_coef)
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
 
     def forward(self, batch: Batch) -> Scores:
         """The log-probability of every target of a batch, which is on the model's device."""
-        hidden_NH = self._hidden(batch)
-        return Scores(self._head.target_logp(hidden_NH, batch.targets_N))
+        hidden_NH, auxiliary_loss = self._hidden(batch)
+        return Scores(self._head.target_logp(hidden_NH, batch.targets_N), auxiliary_loss)
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states [N, H] at the batch's source positions."""
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states [N, H] at the batch's source positions, and a router's loss in training."""
         backbone: Any = transformers_model(self.model).get_decoder()
+        router = self.router_loss.arguments if self.training else {}
         if self.route == "segmented":
-            hidden_1TH = backbone(
+            output = backbone(
                 input_ids=batch.input_ids_T[None],
                 position_ids=batch.position_ids_T[None],
                 use_cache=False,
                 segments=attention.Layout.of(batch.segments),
-            ).last_hidden_state
-            hidden: Tensor = hidden_1TH[0].index_select(0, batch.source_positions_N)
-            return hidden
+                **router,
+            )
+            hidden: Tensor = output.last_hidden_state[0].index_select(0, batch.source_positions_N)
+            return hidden, self.router_loss(output) if router else None
         rows = unroll(batch, self.pad_token_id)
-        hidden_RLH = backbone(
+        output = backbone(
             input_ids=rows.input_ids_RL,
             attention_mask=rows.attention_mask_RL,
             position_ids=rows.position_ids_RL,
             use_cache=False,
-        ).last_hidden_state
-        found: Tensor = hidden_RLH[rows.row_N, rows.column_N]
-        return found
+            **router,
+        )
+        hidden = output.last_hidden_state[rows.row_N, rows.column_N]
+        return hidden, self.router_loss(output, rows.attention_mask_RL) if router else None

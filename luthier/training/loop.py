@@ -121,7 +121,11 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
     for number, batch in enumerate(batches, start=1):
         batch = batch.to(run.engine.device)
         with run.engine.autocast():
-            batch_loss = run.stage.loss(run.scorer(batch), batch) / denominator
+            scores = run.scorer(batch)
+            batch_loss = run.stage.loss(scores, batch)
+        if scores.auxiliary_loss is not None:  # a mean already: each batch's counts by its share of the step
+            batch_loss = batch_loss + run.stage.denominator(batch) * scores.auxiliary_loss
+        batch_loss = batch_loss / denominator
         run.engine.backward(batch_loss)
         loss += float(batch_loss.detach())
         if number < len(batches):
