@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.commands.setup import open_tokenizer
 from luthier.config import loading
-from luthier.config.plugins import ENCODERS, STAGES
+from luthier.config.plugins import ENCODERS
+from luthier.config.stage_encoders import encoder_of
 from luthier.data.examples import Encoded, TokenizedExample
-from luthier.data.preparing import ChosenEncoder, choose_encoder, load_records
+from luthier.data.preparing import ChosenEncoder, choose_and_load
 from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
 from luthier.data.records import Record
 from luthier.data.report import SourceReport
@@ -78,8 +79,8 @@ def show(
     """
     from rich.console import Console
 
-    config = loading.load(source, overrides)
-    stage = STAGES.load(config.stage.name).build(config.stage)
+    config = loading.load(source, overrides, for_training=False)
+    stage = encoder_of(config.stage)
     place = find(config.model)
     tokenizer, mended, renderer = open_tokenizer(
         config.data,
@@ -88,8 +89,7 @@ def show(
         needs_template=ENCODERS.load(stage.encoder).NEEDS_TEMPLATE,
         trust_remote_code=trust_remote_code,
     )
-    chosen = choose_encoder(config.data, tokenizer, stage.encoder, stage.encoder_options, renderer)
-    loaded = load_records(config.data, config.data_seed(), chosen.record)
+    chosen, loaded = choose_and_load(config, tokenizer, stage.encoder, stage.encoder_options, renderer)
     if split not in loaded.splits:
         raise DataError(
             f"there is no {split!r} data in this config; it has: {', '.join(loaded.splits)}.",
@@ -107,7 +107,7 @@ def show(
         left_out=tuple(left_out),
         notes=mended.changes,
     )
-    _print(shown, examples, tokenizer, console or Console(highlight=False))
+    _print(shown, examples, tokenizer, chosen, console or Console(highlight=False))
     return shown
 
 
@@ -123,7 +123,11 @@ def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int)
 
 
 def _print(
-    shown: ShownRows, examples: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase, console: Console
+    shown: ShownRows,
+    examples: Sequence[TokenizedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: ChosenEncoder,
+    console: Console,
 ) -> None:
     for source in shown.sources:
         console.print(
@@ -137,17 +141,30 @@ def _print(
         console.print(note, markup=False, soft_wrap=True)
     console.print(LEGEND, markup=False, soft_wrap=True)
     for example in examples:
-        cut = f", cut from {example.untruncated_length:,}" if example.truncated else ""
-        nothing = "; NOTHING here is trained: it will be left out" if not example.targets else ""
         console.rule(f"{example.origin}", align="left")
-        console.print(
-            f"{example.tokens:,} tokens{cut}, {example.targets:,} targets{nothing}", markup=False, soft_wrap=True
-        )
+        console.print(_counts(example, chosen), markup=False, soft_wrap=True)
         for number, spans in enumerate(spans_of(example, tokenizer), 1):
-            if len(example.sequences) > 1:
+            if chosen.sequence_names:
+                console.print(f"-- {chosen.sequence_names[number - 1]}", markup=False)
+            elif len(example.sequences) > 1:
                 console.print(
                     f"-- document {number} of {len(example.sequences)} (they don't see each other)", markup=False
                 )
             console.print(coloured(spans, tokenizer), soft_wrap=True)
     for line in shown.left_out:
         console.print(f"left out: {line}", markup=False, soft_wrap=True)
+
+
+def _counts(example: TokenizedExample, chosen: ChosenEncoder) -> str:
+    """An example's tokens, targets and numbers for the stage, in a line."""
+    parts = [f"{example.tokens:,} tokens"]
+    if example.truncated:
+        parts.append(f"cut from {example.untruncated_length:,}")
+    if chosen.trains_tokens:
+        nothing = "; NOTHING here is trained: it will be left out" if not example.targets else ""
+        parts.append(f"{example.targets:,} targets{nothing}")
+    classes = getattr(chosen.options, "labels", ())
+    for name, value in example.extras.items():
+        meaning = f" ({classes[int(value)]})" if name == "label" and classes else ""
+        parts.append(f"{name} {value:g}{meaning}")
+    return ", ".join(parts)

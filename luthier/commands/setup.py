@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config.data_section import DataConfig
-from luthier.config.plugins import METHODS, STAGES
+from luthier.config.plugins import ENCODERS, METHODS, STAGES
 from luthier.config.schema import RunConfig
 from luthier.data.preparing import PreparedData, prepare, write_rejected
 from luthier.data.rendering import AUTO, Renderer
@@ -96,7 +96,11 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     source = loading.find(config.model)
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
     tokenizer, mended, renderer = open_tokenizer(
-        config.data, source, model_config, needs_template=stage.encoder != "text", trust_remote_code=trust_remote_code
+        config.data,
+        source,
+        model_config,
+        needs_template=ENCODERS.load(stage.encoder).NEEDS_TEMPLATE,
+        trust_remote_code=trust_remote_code,
     )
     for change in mended.changes:
         say(f"tokenizer: {change}")

@@ -14,6 +14,7 @@ from luthier.config import plugins
 from luthier.config.foreign_keys import LLAMA_FACTORY
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.sections import PluginOptions
+from luthier.config.stage_encoders import untrained_stages
 from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.files import need_file
@@ -163,12 +164,15 @@ def _put(place: dict[str, Any] | list[Any], part: str, value: Any, key: str) -> 
         place[int(part)] = value
 
 
-def load(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load(
+    source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = (), *, for_training: bool = True
+) -> RunConfig:
     """The config of a run.
 
     Args:
         source: a YAML or JSON file, a mapping, or None for command-line settings alone.
         overrides: `key=value` settings, applied in order.
+        for_training: whether a stage must be one that can be trained; the data verbs look at rows for any.
 
     Raises:
         ConfigError: with every problem found. UserError: the file can't be read.
@@ -181,15 +185,16 @@ def load(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]
         raw = read_file(Path(source))
     for setting in overrides:
         apply_override(raw, setting)
-    return validate(raw, str(source) if isinstance(source, (str, Path)) else "the config")
+    where = str(source) if isinstance(source, (str, Path)) else "the config"
+    return validate(raw, where, for_training=for_training)
 
 
-def validate(raw: dict[str, Any], where: str = "the config") -> RunConfig:
+def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bool = True) -> RunConfig:
     """A raw mapping as a `RunConfig`; raises `ConfigError` with all problems."""
     problems: list[str] = []
     filled = dict(raw)
     for key, (registry, default) in CHOICES.items():
-        filled[key] = _choose(key, registry, raw.get(key, default), problems)
+        filled[key] = _choose(key, registry, raw.get(key, default), problems, for_training)
     section = raw.get("training")
     training = section if isinstance(section, dict) else {}
     for key, registry in (("optim", plugins.OPTIMIZERS), ("engine", plugins.ENGINES)):
@@ -209,15 +214,23 @@ def validate(raw: dict[str, Any], where: str = "the config") -> RunConfig:
     return config
 
 
-def _choose(key: str, registry: Registry, value: Any, problems: list[str]) -> PluginOptions | None:
+def _choose(key: str, registry: Registry, value: Any, problems: list[str], for_training: bool) -> PluginOptions | None:
     """A plug-in's validated options from `name` or `{name: ..., ...}`; None after noting a problem."""
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, dict) or not isinstance(settings.get("name", ""), str):
         problems.append(f"{key}: must be a name or a mapping with a name, found {value!r}")
         return None
     settings = {"name": CHOICES[key][1], **settings}
+    options: type[BaseModel] = PluginOptions
     try:
-        options: type[BaseModel] = registry.load(settings["name"]).Options
+        if not (key == "stage" and settings["name"] in untrained_stages()):
+            options = registry.load(settings["name"]).Options
+        elif for_training:
+            problems.append(
+                f"stage: {settings['name']} can't be trained yet, only {' and '.join(registry.names())} can; "
+                "`luthier data show` shows how its rows would be read"
+            )
+            return None
         checked = options.model_validate(settings)
     except UserError as error:
         problems.append(f"{key}: {error.problem} {error.remedy}")

@@ -43,6 +43,11 @@ STAGE_ENCODERS: Mapping[str, StageEncoder] = MappingProxyType(
 )
 
 
+def untrained_stages() -> set[str]:
+    """Stages whose rows can be read, but which have no training code."""
+    return set(STAGE_ENCODERS) - set(STAGES.names())
+
+
 @dataclass(frozen=True, slots=True)
 class ChosenStage:
     """A config's stage as its data meets it: an encoder and what the stage tells it."""

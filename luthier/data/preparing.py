@@ -62,6 +62,7 @@ class ChosenEncoder:
     Args:
         trains_tokens: examples without a target are of no use.
         depends_on_rows: some of its options are decided by the training rows.
+        sequence_names: what the sequences of an example are called ("chosen", "rejected"), where they have names.
     """
 
     record: type
@@ -70,6 +71,7 @@ class ChosenEncoder:
     encode: Callable[[Sequence[Record]], Encoded]
     trains_tokens: bool
     depends_on_rows: bool
+    sequence_names: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -115,11 +117,7 @@ def prepare(
         ModelError: the tokenizer lacks what the template needs.
     """
     data, seed = config.data, config.data_seed()
-    chosen = choose_encoder(data, tokenizer, encoder, encoder_options or {}, renderer)
-    loaded = load_records(data, seed, chosen.record)
-    if chosen.depends_on_rows:
-        rows = loaded.splits["train"]
-        chosen = choose_encoder(data, tokenizer, encoder, encoder_options or {}, chosen.renderer, rows)
+    chosen, loaded = choose_and_load(config, tokenizer, encoder, encoder_options or {}, renderer)
     examples: dict[str, list[TokenizedExample]] = {}
     for name, records in loaded.splits.items():
         encoded = chosen.encode(records)
@@ -139,6 +137,26 @@ def prepare(
     )
     train, validation, test = (examples.get(name, []) for name in SPLITS)
     return PreparedData(train, validation, test, loaded.report, loaded.rejected, fingerprint)
+
+
+def choose_and_load(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: str,
+    encoder_options: Mapping[str, Any],
+    renderer: Renderer | None = None,
+) -> tuple[ChosenEncoder, LoadedRecords]:
+    """An encoder for a config's rows, and the rows; its settings are checked before any of them is read.
+
+    Raises:
+        DataError, ModelError: see `prepare`.
+    """
+    chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, renderer)
+    loaded = load_records(config.data, config.data_seed(), chosen.record)
+    if chosen.depends_on_rows:
+        train = loaded.splits["train"]
+        chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, chosen.renderer, train)
+    return chosen, loaded
 
 
 def choose_encoder(
@@ -172,6 +190,7 @@ def choose_encoder(
         module.build(options, tokenizer, renderer),
         trains_tokens=getattr(module, "TRAINS_TOKENS", True),
         depends_on_rows=hasattr(module, "from_records"),
+        sequence_names=getattr(module, "SEQUENCE_NAMES", ()),
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECORD = Pair
 NEEDS_TEMPLATE = True
+SEQUENCE_NAMES = ("chosen", "rejected")
 
 
 class Options(LengthOptions):
