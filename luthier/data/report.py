@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.examples import Encoded, TokenizedExample
@@ -73,7 +74,7 @@ class SplitReport:
         dropped: examples left out as too long.
         unrendered: rows that the chat template refused.
         longest: tokens of the longest example before truncation.
-        ended: share of the examples whose last answer keeps its stop token.
+        unfinished: examples whose last answer lost its stop token.
         findings: what was found odd, by kind.
     """
 
@@ -87,7 +88,7 @@ class SplitReport:
     dropped: int
     unrendered: int
     longest: int
-    ended: float
+    unfinished: int
     findings: Counter[str]
 
     @classmethod
@@ -108,10 +109,23 @@ class SplitReport:
             dropped=len(encoded.dropped),
             unrendered=len(encoded.rejected),
             longest=max((example.untruncated_length for example in encoded.examples), default=0),
-            ended=(len(used) - encoded.unfinished) / len(used) if used else 0.0,
+            unfinished=encoded.unfinished,
             findings=Counter(encoded.findings),
         )
         return report, used
+
+    @classmethod
+    def joined(cls, parts: Sequence[SplitReport]) -> SplitReport:
+        """The report on consecutive parts of a split."""
+        names = [item.name for item in fields(cls) if item.name not in ("longest", "findings")]
+        totals = {name: sum(getattr(part, name) for part in parts) for name in names}
+        findings = sum((part.findings for part in parts), Counter[str]())
+        return cls(**totals, longest=max((part.longest for part in parts), default=0), findings=findings)
+
+    @property
+    def ended(self) -> float:
+        """Share of the examples whose last answer keeps its stop token."""
+        return (self.examples - self.unfinished) / self.examples if self.examples else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
