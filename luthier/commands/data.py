@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.commands.setup import open_tokenizer
-from luthier.config import loading
-from luthier.config.plugins import ENCODERS
-from luthier.config.stage_encoders import encoder_of
+from luthier.commands.data_setup import open_data
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.preparing import ChosenEncoder, choose_and_load
 from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
 from luthier.data.records import Record
 from luthier.data.report import SourceReport
 from luthier.foundation.errors import DataError
-from luthier.model.loading import config_at, find
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,17 +75,9 @@ def show(
     """
     from rich.console import Console
 
-    config = loading.load(source, overrides, for_training=False)
-    stage = encoder_of(config.stage)
-    place = find(config.model)
-    tokenizer, mended, renderer = open_tokenizer(
-        config.data,
-        place,
-        config_at(place.base, trust_remote_code=trust_remote_code),
-        needs_template=ENCODERS.load(stage.encoder).NEEDS_TEMPLATE,
-        trust_remote_code=trust_remote_code,
-    )
-    chosen, loaded = choose_and_load(config, tokenizer, stage.encoder, stage.encoder_options, renderer)
+    opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
+    tokenizer, stage = opened.tokenizer, opened.stage
+    chosen, loaded = choose_and_load(opened.config, tokenizer, stage.encoder, stage.encoder_options, opened.renderer)
     if split not in loaded.splits:
         raise DataError(
             f"there is no {split!r} data in this config; it has: {', '.join(loaded.splits)}.",
@@ -105,7 +93,7 @@ def show(
         sources=tuple(report for report in loaded.report.sources if report.split == split),
         examples=tuple(example_as_dict(example, tokenizer) for example in examples),
         left_out=tuple(left_out),
-        notes=mended.changes,
+        notes=opened.notes,
     )
     _print(shown, examples, tokenizer, chosen, console or Console(highlight=False))
     return shown

@@ -9,9 +9,57 @@ from typing import Annotated
 
 import typer
 
-from luthier.commands.verb_options import Config, Ended, Json, RemoteCode, Settings, people, split_config
+from luthier.commands.verb_options import Config, Ended, Json, RemoteCode, Settings, people, print_json, split_config
+from luthier.data.checking.findings import FINDINGS
 
-data_app = typer.Typer(help="Data: see rows as the model sees them.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Data: check it, see rows as the model sees them.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@data_app.command("check")
+def data_check(
+    config: Config = None,
+    settings: Settings = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FINDING", help=f"Exit with 3 where it is found; repeat it. any, {', '.join(FINDINGS)}."),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE", help="A language rows may be in (en, zh, ...); others are the finding other_language."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write check.json, findings.jsonl and rejected.jsonl here.")
+    ] = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> Ended:
+    """Count rows and tokens, and look for what is wrong: bad rows, duplicates, leakage, odd answers, secrets.
+
+    Works for every stage and reads no weights. Exit status 3 where a finding named by --fail-on occurs.
+    """
+    from rich.console import Console
+
+    from luthier.commands.data_check import check
+
+    source, overrides = split_config(config, settings)
+    result = check(
+        source,
+        overrides,
+        fail_on=fail_on or (),
+        languages=language or (),
+        out=out,
+        trust_remote_code=trust_remote_code,
+        console=Console(file=people(as_json), highlight=False),
+    )
+    if result.failed_on:
+        if as_json:
+            print_json(result.as_dict())
+        raise typer.Exit(3)
+    return result, as_json
 
 
 @data_app.command("show")

@@ -177,7 +177,9 @@ class DataReport:
         from rich.markup import escape
         from rich.table import Table
 
-        files = Table("file", "split", "format", "read", "kept", "rejected", title="Data", title_justify="left")
+        files = Table(title="Data", title_justify="left")
+        for column in ("file", "split", "format", "read", "kept", "rejected"):
+            files.add_column(column, overflow="fold")
         for source in self.sources:
             files.add_row(
                 escape(source.path),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.checking.findings import FINDINGS, Hit, by_finding
 from luthier.data.checking.lengths import Lengths
 from luthier.data.checking.masking import excerpt
-from luthier.data.records import Rejected
+from luthier.data.records import Origin, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.foundation.errors import MissingExtraError
 
@@ -142,19 +142,18 @@ class CheckReport:
 
         text = Text()
         for name, counts in self.languages.items():
-            _line(text, "\nlanguages", f"{name}: {_shares(counts)}")
+            _line(text, f"\nlanguages of {name}", _shares(counts))
         for reason, items in list(self.reasons().items())[:SHOWN_REASONS]:
             _line(text, f"\n{len(items):,} rejected", reason, "bold red")
             for item in items[:EXAMPLES]:
-                text.append(f"    {item.origin}: {excerpt(_values(item), 100)}\n", "dim")
+                text.append(f"    {self._place(item.origin)}: {excerpt(_values(item), 100)}\n", "dim")
         if len(self.reasons()) > SHOWN_REASONS:
             text.append(f"and {len(self.reasons()) - SHOWN_REASONS} reasons more\n")
         for name, hits in self.findings.items():
-            _line(text, f"\n{name}: {_rows(len(hits))}", FINDINGS[name], "bold yellow")
+            _line(text, f"\n{name} ({_rows(len(hits))})", FINDINGS[name], "bold yellow")
             # rejected rows are told above, by reason
             for hit in hits[:EXAMPLES] if name != "rejected" else ():
-                shown = hit.as_dict()
-                text.append(f"    {hit.split}: {hit.origin}: {shown['detail']}\n", "dim")
+                text.append(f"    {hit.split}, {self._place(hit.origin)}: {hit.as_dict()['detail']}\n", "dim")
         absent = [name for name in FINDINGS if name not in self.findings and name not in self.not_looked_for]
         _line(text, "\nnot found", ", ".join(absent) or "nothing: every finding was made", "bold green")
         for reason in dict.fromkeys(self.not_looked_for.values()):
@@ -163,10 +162,14 @@ class CheckReport:
         text.rstrip()
         return text
 
+    def _place(self, origin: Origin) -> str:
+        """A row; its file is named where there are several."""
+        return str(origin) if len({source.path for source in self.sources}) > 1 else f"row {origin.row}"
+
 
 def _line(text: Text, head: str, rest: str, style: str = "bold") -> None:
     text.append(head, style)
-    text.append(f"  {rest}\n")
+    text.append(f": {rest}\n")
 
 
 def _rows(count: int) -> str:
