@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # tiny models gain nothing from threads, and lose much where several tests share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what tests prepare is of no use to anybody else; the folder goes when this process ends
+_DATA_CACHE = tempfile.TemporaryDirectory(prefix="luthier-test-cache-")
+os.environ["LUTHIER_DATA_CACHE"] = _DATA_CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,14 @@ class DataConfig(Section):
         "ends (under), or until all have ended, shorter ones repeated (over).",
     )
 
+    preprocessing_num_workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Processes that render and tokenize; unset: one for each core, where there is much to do."
+    )
+    cache: bool = Field(
+        True,
+        description="Keep the tokens under LUTHIER_HOME, and read them there when nothing that shapes them has changed.",
+    )
+
     @model_validator(mode="after")
     def _limits_agree(self) -> DataConfig:
         source, target = self.max_source_length, self.max_target_length

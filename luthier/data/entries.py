@@ -47,17 +47,20 @@ class LoadedEntry:
     located: Located
 
 
-def load_entry(entry: DataEntry, split: str, index: int, seed: int, accepts: type | None) -> LoadedEntry:
+def load_entry(
+    entry: DataEntry, split: str, index: int, seed: int, accepts: type | None, located: Located | None = None
+) -> LoadedEntry:
     """An entry's records.
 
     Args:
+        located: its files, where they have been looked up already.
         split: train, validation or test; `index`: the entry's place in its list. Random choices depend on both.
         accepts: the kind of record the encoder takes; None takes any.
 
     Raises:
         DataError: files or a format that can't be used, records of the wrong kind, a slice beyond the rows.
     """
-    located = locate(entry)
+    located = located or locate(entry)
     entry = located.entry
     rows = read_files(located)
     chosen = _formats(entry, rows, accepts)

@@ -1,10 +1,17 @@
-"""One hash over everything that changes the tokens or their order."""
+"""One hash over everything that changes the tokens or their order; and the cache's key, over what its entries depend on."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Mapping, Sequence, Set
+from datetime import date
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.data_section import DataConfig
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 
 # raise it when the same inputs are made into other tokens
 DATA_VERSION = 1
+LIBRARIES = ("tokenizers", "transformers", "Jinja2", "datasets")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -31,7 +39,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(
+def describe_data(
     data: DataConfig,
     located: Mapping[str, Sequence[Located]],
     seed: int,
@@ -39,15 +47,15 @@ def data_fingerprint(
     template: str,
     encoder: str,
     encoder_options: Mapping[str, Any],
-) -> str:
-    """sha256 over the data files' bytes and every setting that shapes the tokens; names of folders don't matter.
+) -> dict[str, Any]:
+    """The data files' bytes (hashed) and every setting that shapes the tokens; names of folders don't matter.
 
     Args:
         located: the files of each entry of train, validation and test.
         tokenizer: its fingerprint.
         template: the chat template's source, "" where none is used.
     """
-    described = {
+    return {
         "version": DATA_VERSION,
         "train": _entries(located["train"]),
         "validation": _entries(located["validation"]) if isinstance(data.validation, list) else data.validation,
@@ -61,7 +69,67 @@ def data_fingerprint(
         "encoder": encoder,
         "encoder_options": dict(sorted(encoder_options.items())),
     }
+
+
+def data_fingerprint(described: Mapping[str, Any]) -> str:
+    """sha256 over what `describe_data` gives: what a run learns from, in which order."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def cache_key(described: Mapping[str, Any], paths: Sequence[str]) -> str:
+    """Name of a cache's entry: a hash over all that an entry's content depends on, and nothing else.
+
+    Left out of what `describe_data` gives are `shuffle`, which orders examples anew each epoch, and a seed that decides
+    nothing. Added are the code that reads, renders and tokenizes: luthier's own, the libraries', a user's plug-ins'.
+
+    Args:
+        paths: the data files as they are called, of which some may be the same.
+    """
+    kept = {name: value for name, value in described.items() if name != "shuffle"}
+    parts = [described[name] for name in ("train", "validation", "test")]
+    entries = [entry for part in parts if isinstance(part, list) for entry in part]
+    if not (any(isinstance(part, (int, float)) for part in parts) or any(map(_draws, entries))):
+        del kept["seed"]
+    return data_fingerprint(
+        {
+            **kept,
+            # not what the files are called, but which of them are one
+            "same_files": [list(paths).index(path) for path in paths],
+            "code": code_fingerprint(),
+            "libraries": {name: metadata.version(name) for name in LIBRARIES},
+            "python": sys.version_info[:2],
+            "plugins": _plugins({described["encoder"], *(entry["format"] for entry in entries)}),
+            "day": date.today().isoformat() if re.search(r"\bstrftime_now\b", described["template"]) else None,
+        }
+    )[:32]
+
+
+@lru_cache
+def code_fingerprint() -> str:
+    """sha256 of luthier's own code that makes tokens of files, so that no change of it reads what an older one wrote."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(
+        [*package.glob("data/**/*.py"), *package.glob("config/*.py"), package / "foundation/seeding.py"]
+    ):
+        digest.update(f"{path.relative_to(package)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _draws(entry: Mapping[str, Any]) -> bool:
+    """Whether a random choice is made in an entry of the config: rows sampled, system prompts or turns drawn."""
+    sampled = entry["max_samples"] is not None and not entry["head"]
+    return sampled or isinstance(entry["system"], list) or entry["weight"] is not None
+
+
+def _plugins(names: Set[str]) -> dict[str, str]:
+    """The code of formats and encoders of outside packages, each a module's file."""
+    specs = {name: importlib.util.find_spec(name) for name in sorted(names) if "." in name}
+    return {
+        name: sha256_of(Path(spec.origin)) if spec is not None and spec.origin is not None else ""
+        for name, spec in specs.items()
+    }
 
 
 def _entries(located: Sequence[Located]) -> list[dict[str, Any]]:

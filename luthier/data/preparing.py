@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS
 from luthier.config.schema import RunConfig
-from luthier.config.sections import PluginOptions
+from luthier.data.cache import Request, Sink, from_cache, in_memory
 from luthier.data.encoder_settings import encoder_settings
+from luthier.data.encoding import ChosenEncoder as ChosenEncoder
+from luthier.data.encoding import EncodingTask, block_encoder
 from luthier.data.entries import LoadedEntry, load_entry
-from luthier.data.examples import Encoded, TokenizedExample
-from luthier.data.fingerprints import data_fingerprint, tokenizer_fingerprint
-from luthier.data.locating import Located
+from luthier.data.fingerprints import cache_key, data_fingerprint, describe_data, tokenizer_fingerprint
+from luthier.data.locating import Located, locate
 from luthier.data.mixing import interleave
-from luthier.data.records import Document, Record, Rejected
+from luthier.data.records import Record, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
+from luthier.data.token_arrays import StoredExamples, token_dtype
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
+from luthier.foundation.progress import progress_bar, say
 from luthier.foundation.seeding import permutation
 
 if TYPE_CHECKING:
@@ -47,31 +50,12 @@ class PreparedData:
         fingerprint: sha256 over everything that changes the tokens or their order.
     """
 
-    train: Sequence[TokenizedExample]
-    validation: Sequence[TokenizedExample]
-    test: Sequence[TokenizedExample]
+    train: StoredExamples
+    validation: StoredExamples
+    test: StoredExamples
     report: DataReport
     rejected: Sequence[Rejected]
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenEncoder:
-    """An encoder, ready for records of its kind.
-
-    Args:
-        trains_tokens: examples without a target are of no use.
-        depends_on_rows: some of its options are decided by the training rows.
-        sequence_names: what the sequences of an example are called ("chosen", "rejected"), where they have names.
-    """
-
-    record: type
-    options: PluginOptions
-    renderer: Renderer | None
-    encode: Callable[[Sequence[Record]], Encoded]
-    trains_tokens: bool
-    depends_on_rows: bool
-    sequence_names: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,41 +86,113 @@ def prepare(
     encoder: str = "conversation",
     encoder_options: Mapping[str, Any] | None = None,
     renderer: Renderer | None = None,
+    say: Callable[[str], None] = say,
 ) -> PreparedData:
-    """Read, check, split and encode a config's data.
+    """Read, check, split and encode a config's data, or take it from the cache.
 
     Args:
         tokenizer: repaired for the template.
         encoder: a name in data/encoders, or a dotted path: what the stage learns from.
         encoder_options: the stage's own settings for it, such as attend_across_documents.
         renderer: of the config's template; made here where the encoder needs one and none is given.
+        say: told where the data come from, where that is the cache.
 
     Raises:
         DataError: a file, row or template that can't be used; records of the wrong kind for the encoder; a split in
             which nothing would be trained.
         ModelError: the tokenizer lacks what the template needs.
     """
-    data, seed = config.data, config.data_seed()
-    chosen, loaded = choose_and_load(config, tokenizer, encoder, encoder_options or {}, renderer)
-    examples: dict[str, list[TokenizedExample]] = {}
-    for name, records in loaded.splits.items():
-        encoded = chosen.encode(records)
-        _refuse(encoded.rejected, data.invalid_rows)
-        loaded.rejected.extend(encoded.rejected)
-        if chosen.record is not Document:  # a block of joined documents is no row of anyone's
-            loaded.rejected.extend(_left_out(encoded, data.cutoff_length, not chosen.trains_tokens))
-        loaded.report.splits[name], examples[name] = SplitReport.of(
-            len(records), encoded, learns_labels=not chosen.trains_tokens
-        )
-        if not examples[name]:
-            raise _nothing_to_learn(name, loaded.report.splits[name])
+    data = config.data
+    given = encoder_options or {}
+    chosen = choose_encoder(data, tokenizer, encoder, given, renderer)
+    located = locate_all(data)
     template = chosen.renderer.chat_template if chosen.renderer is not None else ""
     settings = chosen.options.model_dump()
-    fingerprint = data_fingerprint(
-        data, loaded.located, seed, tokenizer_fingerprint(tokenizer), template, encoder, settings
+    described = describe_data(
+        data, located, config.data_seed(), tokenizer_fingerprint(tokenizer), template, encoder, settings
     )
-    train, validation, test = (examples.get(name, []) for name in SPLITS)
-    return PreparedData(train, validation, test, loaded.report, loaded.rejected, fingerprint)
+    dtype = token_dtype(max(len(tokenizer), *tokenizer.get_vocab().values()) + 1)
+    stamps = _stamps(located)
+
+    def build(open_split: Callable[[str], Sink]) -> tuple[DataReport, list[Rejected]]:
+        final, loaded = choose_and_load(config, tokenizer, encoder, given, chosen.renderer, located)
+        task = EncodingTask(
+            encoder, final.options, tokenizer, data.template if template else None, dtype, data.cutoff_length
+        )
+        _encode(data, task, final, loaded, open_split)
+        if _stamps(located) != stamps:
+            raise DataError(
+                "the data files were written to while they were read.", "Start again when they are complete."
+            )
+        return loaded.report, loaded.rejected
+
+    request = _request(config, located, described)
+    sets = from_cache(request, dtype, build, say) if data.cache else in_memory(request, dtype, build)
+    train, validation, test = (sets.splits.get(name, StoredExamples.empty()) for name in SPLITS)
+    return PreparedData(train, validation, test, sets.report, sets.rejected, data_fingerprint(described))
+
+
+def _encode(
+    data: DataConfig,
+    task: EncodingTask,
+    chosen: ChosenEncoder,
+    loaded: LoadedRecords,
+    open_split: Callable[[str], Sink],
+) -> None:
+    """Send the records of every split through the encoder, let go of them, and add what became of them to the report."""
+    count = sum(map(len, loaded.splits.values()))
+    with (
+        block_encoder(task, chosen, count, data.preprocessing_num_workers) as encode,
+        progress_bar("tokenizing", count, unit="rows") as bar,
+    ):
+        for name in loaded.splits:
+            sink = open_split(name)
+            reports: list[SplitReport] = []
+            refused: list[Rejected] = []
+            too_long: list[Rejected] = []
+            untrained: list[Rejected] = []
+            for block in encode(loaded.splits[name]):
+                sink.add(block.tokens)
+                reports.append(block.report)
+                refused += block.refused
+                too_long += block.too_long
+                untrained += block.untrained
+                bar.advance(block.report.records)
+            _refuse(refused, data.invalid_rows)
+            loaded.rejected += [*refused, *too_long, *untrained]
+            loaded.report.splits[name] = SplitReport.joined(reports)
+            if not loaded.report.splits[name].examples:
+                raise _nothing_to_learn(name, loaded.report.splits[name])
+            loaded.splits[name] = []
+
+
+def locate_all(data: DataConfig) -> dict[str, list[Located]]:
+    """The files of each entry of every split that has entries.
+
+    Raises:
+        DataError: see `locate`.
+    """
+    asked = {name: getattr(data, name) for name in SPLITS}
+    return {name: [locate(entry) for entry in entries] for name, entries in asked.items() if isinstance(entries, list)}
+
+
+def _stamps(located: Mapping[str, Sequence[Located]]) -> list[tuple[int, int]]:
+    """Size and time of every file: whether one has changed since it was hashed."""
+    stats = [file.stat() for places in located.values() for place in places for file in place.files]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def _request(config: RunConfig, located: Mapping[str, Sequence[Located]], described: Mapping[str, Any]) -> Request:
+    """The cache's entry for a config's data."""
+    places = [place for places in located.values() for place in places]
+    paths = [name for place in places for name in ([place.named] if place.named is not None else map(str, place.files))]
+    shown = {"model": config.model.name, "encoder": described["encoder"], **described["encoder_options"]}
+    return Request(
+        cache_key(described, paths),
+        paths,
+        [place.shown for place in places],
+        {**shown, "template": config.data.template},
+    )
 
 
 def choose_and_load(
@@ -145,14 +201,18 @@ def choose_and_load(
     encoder: str,
     encoder_options: Mapping[str, Any],
     renderer: Renderer | None = None,
+    located: Mapping[str, Sequence[Located]] | None = None,
 ) -> tuple[ChosenEncoder, LoadedRecords]:
     """An encoder for a config's rows, and the rows; its settings are checked before any of them is read.
+
+    Args:
+        located: the entries' files, where they have been looked up already.
 
     Raises:
         DataError, ModelError: see `prepare`.
     """
     chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, renderer)
-    loaded = load_records(config.data, config.data_seed(), chosen.record)
+    loaded = load_records(config.data, config.data_seed(), chosen.record, located)
     if chosen.depends_on_rows:
         train = loaded.splits["train"]
         chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, chosen.renderer, train)
@@ -183,42 +243,28 @@ def choose_encoder(
         from luthier.data.rendering import Renderer
 
         renderer = Renderer(tokenizer, data.template)
-    return ChosenEncoder(
-        module.RECORD,
-        options,
-        renderer,
-        module.build(options, tokenizer, renderer),
-        trains_tokens=getattr(module, "TRAINS_TOKENS", True),
-        depends_on_rows=hasattr(module, "from_records"),
-        sequence_names=getattr(module, "SEQUENCE_NAMES", ()),
-    )
+    return ChosenEncoder.of(encoder, options, tokenizer, renderer)
 
 
-def _left_out(encoded: Encoded, cutoff: int, learns_labels: bool) -> list[Rejected]:
-    """Rows that were encoded and are not used, for rejected.jsonl."""
-    too_long = [Rejected(origin, f"longer than data.cutoff_length ({cutoff})") for origin in encoded.dropped]
-    untrained = [
-        Rejected(example.origin, "no token of it is trained")
-        for example in encoded.examples
-        if not (example.targets or learns_labels)
-    ]
-    return [*too_long, *untrained]
-
-
-def load_records(data: DataConfig, seed: int, accepts: type | None = None) -> LoadedRecords:
+def load_records(
+    data: DataConfig,
+    seed: int,
+    accepts: type | None = None,
+    located: Mapping[str, Sequence[Located]] | None = None,
+) -> LoadedRecords:
     """Read and split rows, without any tokenizer.
 
     Args:
         accepts: the kind of record the encoder takes; None takes any.
+        located: the entries' files, where they have been looked up already.
 
     Raises:
         DataError: see `prepare`.
     """
     loaded = LoadedRecords({}, DataReport())
-    for name in SPLITS:
-        asked = getattr(data, name)
-        if isinstance(asked, list):
-            loaded.add(name, [load_entry(entry, name, index, seed, accepts) for index, entry in enumerate(asked)])
+    for name, places in (located or locate_all(data)).items():
+        entries = enumerate(zip(getattr(data, name), places, strict=True))
+        loaded.add(name, [load_entry(entry, name, index, seed, accepts, place) for index, (entry, place) in entries])
     _refuse(loaded.rejected, data.invalid_rows)
     for name, records in loaded.splits.items():
         if not records:

@@ -176,6 +176,11 @@ class StoredExamples(Sequence[TokenizedExample]):
         ]
         return cls(TokenArrays(*arrays), files, names, folder, name)
 
+    @classmethod
+    def empty(cls) -> StoredExamples:
+        """A set of no examples."""
+        return cls(TokenArrays(*(np.empty(0, kind) for kind in array_dtypes("<u2"))), (), ())
+
     def __reduce__(self) -> tuple[Any, ...]:
         folder, name = self._place
         if folder is None:
@@ -246,10 +251,22 @@ def _mapped(path: Path, dtype: Any) -> Array:
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-def joined(blocks: Sequence[TokenArrays], dtype: str, joiner: TokenJoiner) -> StoredExamples:
-    """Blocks that `joiner` has placed, as a set in memory."""
-    arrays = [
-        np.concatenate([np.empty(0, kind), *(block[index] for block in blocks)])
-        for index, kind in enumerate(array_dtypes(dtype))
-    ]
-    return StoredExamples(TokenArrays(*arrays), joiner.files.known, joiner.names.known)
+class MemorySet:
+    """Blocks added one by one, as a set in memory."""
+
+    def __init__(self, joiner: TokenJoiner, dtype: str) -> None:
+        self._joiner = joiner
+        self._dtype = dtype
+        self._blocks: list[TokenArrays] = []
+
+    def add(self, block: TokenBlock) -> None:
+        """The next block; its arrays are changed in place."""
+        self._blocks.append(self._joiner.place(block))
+
+    def finish(self) -> StoredExamples:
+        """The whole set."""
+        arrays = [
+            np.concatenate([np.empty(0, kind), *(block[index] for block in self._blocks)])
+            for index, kind in enumerate(array_dtypes(self._dtype))
+        ]
+        return StoredExamples(TokenArrays(*arrays), self._joiner.files.known, self._joiner.names.known)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 from luthier.data.token_arrays import (
+    MemorySet,
     Numbering,
     StoredExamples,
     TokenArrays,
     TokenBlock,
     TokenJoiner,
     array_file,
-    joined,
     token_dtype,
 )
 
@@ -41,8 +41,10 @@ examples = st.builds(
 
 @given(blocks=st.lists(st.lists(examples, max_size=5), min_size=1, max_size=4))
 def test_joined_blocks_give_back_the_examples(blocks) -> None:
-    joiner = TokenJoiner(Numbering(["b"]))
-    stored = joined([joiner.place(TokenBlock.of(block, "<u2")) for block in blocks], "<u2", joiner)
+    memory = MemorySet(TokenJoiner(Numbering(["b"])), "<u2")
+    for block in blocks:
+        memory.add(TokenBlock.of(block, "<u2"))
+    stored = memory.finish()
     expected = [example for block in blocks for example in block]
     assert list(stored) == expected and len(stored) == len(expected)
     assert stored[1:3] == expected[1:3] and stored[::-1] == expected[::-1]

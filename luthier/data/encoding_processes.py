@@ -1,0 +1,137 @@
+"""Other processes that encode records: a plain Python each, told what to do through a pipe.
+
+Not forked: a tokenizer's threads, CUDA and whatever else runs in this process stay here. Not multiprocessing's spawn:
+that would run the user's script anew in each of them. They end when the pipe does, so none outlives a killed parent.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from luthier.data.encoding import BlockEncoder, ChosenEncoder, EncodedBlock, EncodingTask
+from luthier.data.records import Record
+from luthier.foundation.progress import say
+
+# -P: nothing in the working folder goes before Python's own modules
+_START = (
+    "-P",
+    "-c",
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from luthier.data.encoding_processes import answer; answer()",
+)
+BLOCKS_AHEAD = 2  # for each process: enough to keep it busy, little enough for memory
+
+
+class EncodingProcesses:
+    """A `BlockEncoder` over `count` processes. A context manager.
+
+    Args:
+        chosen: the encoder as this process has it, for what the others can't do.
+    """
+
+    def __init__(self, task: EncodingTask, chosen: ChosenEncoder, count: int) -> None:
+        self._task = task
+        self._chosen = chosen
+        self._count = count
+        self._lost = False
+        self._processes: list[subprocess.Popen[bytes]] = []
+        # free processes, each with what it must still be told before it can be asked
+        self._idle: queue.SimpleQueue[tuple[subprocess.Popen[bytes], bytes]] = queue.SimpleQueue()
+
+    def __enter__(self) -> BlockEncoder:
+        try:
+            start = pickle.dumps(sys.path) + pickle.dumps(self._task)
+        except Exception as error:  # whatever a tokenizer of somebody else's class raises
+            say(f"data: one process tokenizes, since this tokenizer can't be sent to another ({error})")
+            return BlockEncoder(self._task, self._chosen, None)
+        # a process is one core's work, so its tokenizer starts no threads
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        for _ in range(self._count):
+            process = subprocess.Popen(
+                [sys.executable, *_START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            )
+            self._processes.append(process)
+            self._idle.put((process, start))
+        return BlockEncoder(self._task, self._chosen, self._encode)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def _encode(self, blocks: Iterable[Sequence[Record]]) -> Iterator[EncodedBlock | None]:
+        pending: deque[Future[EncodedBlock | None]] = deque()
+        with ThreadPoolExecutor(self._count) as threads:
+            for block in blocks:
+                pending.append(threads.submit(self._ask, block))
+                if len(pending) > BLOCKS_AHEAD * self._count:
+                    yield self._answer(pending)
+            while pending:
+                yield self._answer(pending)
+
+    def _ask(self, block: Sequence[Record]) -> EncodedBlock | None:
+        """One block through whichever process is free.
+
+        Raises:
+            EOFError, OSError: the process is gone.
+        """
+        process, start = self._idle.get()
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(start)
+            pickle.dump(block, process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            found: EncodedBlock | None = pickle.load(process.stdout)  # noqa: S301 - from our own process
+            return found
+        finally:
+            self._idle.put((process, b""))
+
+    def _answer(self, pending: deque[Future[EncodedBlock | None]]) -> EncodedBlock | None:
+        try:
+            return pending.popleft().result()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            if not self._lost:
+                say("data: a process that tokenizes was ended from outside (for want of memory?); this one takes over")
+            self._lost = True
+            return None
+
+
+def answer() -> None:
+    """The other process: read a task, then blocks until the pipe ends; answer each with its `EncodedBlock`.
+
+    None is the answer for a block that gives an error: where it came from it is encoded again, and the error told.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
+    questions = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a plug-in prints must not come among the answers
+    task: EncodingTask = pickle.load(questions)  # noqa: S301 - from the process that started us
+    chosen = task.choose()
+    gc.freeze()
+    try:
+        while True:
+            records: Any = pickle.load(questions)  # noqa: S301
+            pickle.dump(_encoded(task, chosen, records), answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # the pipe has ended; flushing into it would only raise again
+
+
+def _encoded(task: EncodingTask, chosen: ChosenEncoder, records: Sequence[Record]) -> EncodedBlock | None:
+    try:
+        return task.encode(chosen, records)
+    except Exception:
+        return None
