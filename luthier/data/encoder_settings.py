@@ -46,7 +46,4 @@ def encoder_settings(
     try:
         return options(**{**decided, **{name: getattr(data, name) for name in acting}, **stage_options})
     except ValidationError as error:
-        raise DataError(
-            f"data and stage don't go together: {' '.join(describe(error.errors(), options))}.",
-            f"The rows are {rows} ({stages}).",
-        ) from error
+        raise DataError(f"{'; '.join(describe(error.errors(), options))}.", f"The rows are read as {rows}.") from error

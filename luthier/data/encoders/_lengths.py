@@ -44,7 +44,7 @@ class LengthOptions(PluginOptions):
     def _can_split(self) -> LengthOptions:
         if self.over_length == "split" and self.CANNOT_SPLIT:
             raise ValueError(
-                f"over_length is split, but {self.CANNOT_SPLIT}; use truncate, truncate_left, drop or error"
+                f"data.over_length is split, but {self.CANNOT_SPLIT}; use truncate, truncate_left, drop or error"
             )
         return self
 
@@ -120,15 +120,15 @@ class Cutter(Generic[Talk]):
         """The turns up to the last answer that fits; or, of what learns the end, the last exchanges."""
         if self._learns_last:
             return self._made(record, self._last_exchanges(record))
-        return self._made(record, self._first_turns(record))
+        return self._made(record, self._first_turns(self._up_to_last_trained(record)))
 
     def truncate_left(self, record: Talk) -> Shortened:
         """The system prompt and the last exchanges, as many as fit."""
-        return self._made(record, self._last_exchanges(record), from_left=True)
+        return self._made(record, self._last_exchanges(self._up_to_last_trained(record)), from_left=True)
 
     def split(self, record: Talk) -> list[Shortened]:
         """Consecutive exchanges, as many in each example as fit, after the system prompt in each."""
-        system, exchanges = _exchanges(turns_of(record))
+        system, exchanges = _exchanges(turns_of(self._up_to_last_trained(record)))
         found: list[Shortened] = []
         while exchanges:
             nearest = [with_turns(record, (*system, *_joined(exchanges[:count]))) for count in _up_to(len(exchanges))]
@@ -166,6 +166,17 @@ class Cutter(Generic[Talk]):
             found = self.limit_turns(fewer, limits)
             return replace(found, length=len(ids), how=tuple(dict.fromkeys((TURNS_LEFT_OUT, *found.how))))
         return Shortened((_taken(ids, weights, kept),), len(ids), answer_cut, (CUT_INSIDE,) if cut else ())
+
+    def _up_to_last_trained(self, record: Talk) -> Talk:
+        """The record without the turns behind its last trained answer: they would take room and teach nothing."""
+        if self._learns_last:
+            return record
+        (rendered,) = self._render(record)
+        last = max((index for index, piece in enumerate(rendered.pieces) if piece.trained), default=-1)
+        if last not in rendered.answers:
+            return record
+        end = _answer_ends(turns_of(record))[rendered.answers.index(last)]
+        return with_turns(record, turns_of(record)[:end])
 
     def _first_turns(self, record: Talk) -> Talk:
         """The turns up to the last answer that fits, at least up to the first."""

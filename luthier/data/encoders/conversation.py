@@ -48,11 +48,12 @@ class Options(LengthOptions):
             return self
         if self.over_length == "split":
             raise ValueError(
-                "over_length is split, but train_on is last: use truncate_left, which keeps the last answer"
+                "data.over_length is split, but stage.train_on is last: use truncate_left, which keeps the last answer"
             )
         if self.max_source_length is not None:
             raise ValueError(
-                "max_source_length and max_target_length leave out the last turns, but train_on is last: use cutoff_length"
+                "data.max_source_length and max_target_length leave out the last turns, but stage.train_on is last: "
+                "use data.cutoff_length"
             )
         return self
 
