@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.commands.data_setup import open_data
+from luthier.commands.data_setup import OpenedData, open_data
 from luthier.data.examples import Encoded, TokenizedExample
-from luthier.data.preparing import ChosenEncoder, choose_and_load
+from luthier.data.preparing import ChosenEncoder, choose_and_load, choose_encoder
 from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
-from luthier.data.records import Record
+from luthier.data.records import Document, Record
 from luthier.data.report import SourceReport
+from luthier.data.rows_page import PageHead, rows_page
 from luthier.foundation.errors import DataError
+from luthier.foundation.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
 LEGEND = f"{OPEN}between brackets (green){CLOSE}: trained; the rest is context; special tokens are magenta."
+
+ROWS_PRINTED = 3
+ROWS_OF_A_PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,19 @@ def show(
     source: str | Path | Mapping[str, Any] | None,
     overrides: Sequence[str] = (),
     *,
-    rows: int = 3,
+    rows: int | None = None,
     split: str = "train",
+    page: str | Path | None = None,
     trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> ShownRows:
-    """Print the first rows of a split as the model sees them, the trained tokens coloured.
+    """Print the first rows of a split as the model sees them, the trained tokens coloured; or write them as HTML.
 
     Args:
         source: a config file or mapping, or None for settings alone.
-        rows: how many.
+        rows: how many; unless given 3, or 500 on a page.
         split: train, validation or test.
+        page: the HTML file to write instead of printing the rows.
         console: where to print; standard output by default.
 
     Raises:
@@ -83,8 +91,9 @@ def show(
             f"there is no {split!r} data in this config; it has: {', '.join(loaded.splits)}.",
             "Set data.validation or data.test, or show another split.",
         )
-    encoded = _encode_first(loaded.splits[split], chosen, rows)
-    examples = encoded.examples[:rows]
+    wanted = rows or (ROWS_OF_A_PAGE if page is not None else ROWS_PRINTED)
+    encoded, records = _encode_first(loaded.splits[split], chosen, wanted)
+    examples = encoded.examples[:wanted]
     left_out = [f"{origin}: longer than data.cutoff_length" for origin in encoded.dropped]
     left_out += [f"{item.origin}: {item.reason}" for item in encoded.rejected]
     shown = ShownRows(
@@ -95,28 +104,82 @@ def show(
         left_out=tuple(left_out),
         notes=opened.notes,
     )
-    _print(shown, examples, tokenizer, chosen, console or Console(highlight=False))
+    printer = console or Console(highlight=False)
+    _print_head(shown, printer)
+    if page is None:
+        _print_rows(shown, examples, tokenizer, chosen, printer)
+        return shown
+    whole = _untruncated(opened, chosen, records, loaded.splits["train"])
+    head = _page_head(shown, opened, chosen, examples, len(loaded.splits[split]))
+    text = rows_page(
+        head,
+        examples,
+        tokenizer,
+        untruncated=whole if len(whole) == len(encoded.examples) else (),
+        labels_of=lambda example: _labels(example, chosen),
+    )
+    write_text(Path(page), text)
+    printer.print(f"{len(examples):,} rows written: {page}", markup=False, soft_wrap=True)
     return shown
 
 
-def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int) -> Encoded:
-    """Enough of the first records for `wanted` examples; the whole of a large file need not be tokenized."""
+def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int) -> tuple[Encoded, Sequence[Record]]:
+    """Enough of the first records for `wanted` examples, and those; the whole of a large file need not be tokenized."""
     count = wanted + 1
     while True:
         encoded = chosen.encode(records[:count])
         # one more than wanted: the last block of documents may be unfinished
         if len(encoded.examples) > wanted or count >= len(records):
-            return encoded
+            return encoded, records[:count]
         count *= 4
 
 
-def _print(
-    shown: ShownRows,
-    examples: Sequence[TokenizedExample],
-    tokenizer: PreTrainedTokenizerBase,
-    chosen: ChosenEncoder,
-    console: Console,
-) -> None:
+def _untruncated(
+    opened: OpenedData, chosen: ChosenEncoder, records: Sequence[Record], train: Sequence[Record]
+) -> Sequence[TokenizedExample]:
+    """The records' examples as they would be without a cutoff; none where cutting makes other examples of them."""
+    data, stage = opened.config.data, opened.stage
+    if chosen.record is Document or not data.over_length.startswith("truncate"):
+        return ()
+    unlimited = data.model_copy(
+        update={"cutoff_length": sys.maxsize, "max_source_length": None, "max_target_length": None}
+    )
+    rows = train if chosen.depends_on_rows else ()
+    encoder = choose_encoder(unlimited, opened.tokenizer, stage.encoder, stage.encoder_options, opened.renderer, rows)
+    return encoder.encode(records).examples
+
+
+def _page_head(
+    shown: ShownRows, opened: OpenedData, chosen: ChosenEncoder, examples: Sequence[TokenizedExample], records: int
+) -> PageHead:
+    """What stands above a page's rows."""
+    config = opened.config
+    tokens, targets = (sum(getattr(example, name) for example in examples) for name in ("tokens", "targets"))
+    cut = sum(example.truncated for example in examples)
+    figures = [
+        (f"{len(examples):,}", f"rows of {records:,}" if chosen.record is not Document else "blocks of documents"),
+        (f"{tokens:,}", "tokens"),
+        (f"{tokens / max(len(examples), 1):,.0f}", "tokens a row"),
+        (f"{max((example.tokens for example in examples), default=0):,}", "tokens in the longest"),
+        (f"{cut:,}", f"cut at {config.data.cutoff_length:,}"),
+    ]
+    if chosen.trains_tokens:
+        figures.insert(2, (f"{targets / max(tokens, 1):.1%}", "of the tokens trained"))
+    about = [config.model.name, f"stage {config.stage.name}", f"{shown.split} data"]
+    about += [f"template: {shown.template}"] if shown.template else []
+    sources = [f"{source.path}: {source.kept:,} rows, {source.format} ({source.reason})" for source in shown.sources]
+    return PageHead(
+        title=f"{', '.join(Path(source.path).name for source in shown.sources[:3])}, as the model sees it",
+        about=about,
+        figures=figures,
+        notes=[*sources, *(f"tokenizer: {note}" for note in shown.notes)],
+        left_out=shown.left_out,
+        names=chosen.sequence_names,
+        trains_tokens=chosen.trains_tokens,
+    )
+
+
+def _print_head(shown: ShownRows, console: Console) -> None:
     for source in shown.sources:
         console.print(
             f"{source.path}: {source.kept:,} rows, format {source.format} ({source.reason})",
@@ -127,6 +190,15 @@ def _print(
         console.print(f"template: {shown.template}", markup=False, soft_wrap=True)
     for note in shown.notes:
         console.print(note, markup=False, soft_wrap=True)
+
+
+def _print_rows(
+    shown: ShownRows,
+    examples: Sequence[TokenizedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: ChosenEncoder,
+    console: Console,
+) -> None:
     console.print(LEGEND, markup=False, soft_wrap=True)
     for example in examples:
         console.rule(f"{example.origin}", align="left")
@@ -151,8 +223,14 @@ def _counts(example: TokenizedExample, chosen: ChosenEncoder) -> str:
     if chosen.trains_tokens:
         nothing = "; NOTHING here is trained: it will be left out" if not example.targets else ""
         parts.append(f"{example.targets:,} targets{nothing}")
+    return ", ".join([*parts, *_labels(example, chosen)])
+
+
+def _labels(example: TokenizedExample, chosen: ChosenEncoder) -> list[str]:
+    """An example's numbers for the stage; a label with its class."""
+    found = []
     classes = getattr(chosen.options, "labels", ())
     for name, value in example.extras.items():
         meaning = f" ({classes[int(value)]})" if name == "label" and classes else ""
-        parts.append(f"{name} {value:g}{meaning}")
-    return ", ".join(parts)
+        found.append(f"{name} {value:g}{meaning}")
+    return found

@@ -66,17 +66,22 @@ def data_check(
 def data_show(
     config: Config = None,
     settings: Settings = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    rows: Annotated[int | None, typer.Option(min=1, help="How many; default: 3, on a page 500.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the rows as a page that needs nothing but itself.")
+    ] = None,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> Ended:
-    """Rows as the model sees them, the trained tokens coloured."""
+    """Rows as the model sees them, the trained tokens coloured; in the terminal, or as an HTML page."""
     from rich.console import Console
 
     from luthier.commands.data import show
 
     source, overrides = split_config(config, settings)
     console = Console(file=people(as_json), highlight=False)
-    result = show(source, overrides, rows=rows, split=split, trust_remote_code=trust_remote_code, console=console)
+    result = show(
+        source, overrides, rows=rows, split=split, page=html, trust_remote_code=trust_remote_code, console=console
+    )
     return result, as_json

@@ -103,3 +103,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the project: real data sets are not part of it")
     return folder
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tokenizer alone: looking at data needs no weights and no model's config."""
+    folder = tmp_path / "tokenizer"
+    byte_tokenizer.save_pretrained(folder)
+    return folder
