@@ -24,8 +24,9 @@ from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
+from luthier.training.feeds import make_feed
 from luthier.training.interruption import StopRequest
-from luthier.training.metrics_log import MetricsLog
+from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
 from luthier.training.run import Fit
 
@@ -78,8 +79,9 @@ def assemble(
         scheduler=scheduler,
         bridge=bridge,
         checkpoints=checkpoints,
-        metrics=MetricsLog(folder / "metrics.jsonl", writes=engine.rank == 0),
-        train=setup.data.train,
+        metrics=JsonLines(folder / "metrics.jsonl", writes=engine.rank == 0),
+        rejected=JsonLines(folder / "rejected.jsonl", writes=False),
+        feed=make_feed(setup.data.train, None, setup.schedule, config.training.dataloader_num_workers),
         validation=setup.data.validation,
         save_model=lambda place: save_model(setup, tuned, place),
         stop=StopRequest(),

@@ -28,7 +28,7 @@ class PlanResult:
     total_parameters: int
     examples: int
     examples_per_step: int
-    steps_per_epoch: int
+    steps_per_epoch: int | None
     total_steps: int
     warmup_steps: int
     learning_rate: float
@@ -52,13 +52,14 @@ class PlanResult:
         run = Table("", "", title="Run", title_justify="left", show_header=False)
         share = self.trainable_parameters / self.total_parameters
         run.add_row("trained parameters", f"{self.trainable_parameters:,} of {self.total_parameters:,} ({share:.2%})")
-        run.add_row(
-            "optimizer steps",
-            f"{self.total_steps:,} ({self.steps_per_epoch:,} per epoch, {self.warmup_steps:,} of warm-up)",
-        )
-        run.add_row("examples per step", f"{self.examples_per_step:,} of {self.examples:,}")
+        streamed = self.steps_per_epoch is None
+        per_epoch = "" if streamed else f"{self.steps_per_epoch:,} per epoch, "
+        run.add_row("optimizer steps", f"{self.total_steps:,} ({per_epoch}{self.warmup_steps:,} of warm-up)")
+        of_all = "streamed, so not counted" if streamed else f"of {self.examples:,}"
+        run.add_row("examples per step", f"{self.examples_per_step:,}{', ' if streamed else ' '}{of_all}")
         run.add_row("peak learning rate", f"{self.learning_rate:g}")
-        run.add_row("per epoch", f"{self.tokens_per_epoch:,} tokens, {self.targets_per_epoch:,} of them trained")
+        if not streamed:
+            run.add_row("per epoch", f"{self.tokens_per_epoch:,} tokens, {self.targets_per_epoch:,} of them trained")
         console.print(self.report.table())
         console.print(run)
         for remark in self.remarks:

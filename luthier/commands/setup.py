@@ -23,7 +23,7 @@ from luthier.model.tokenizers.repair import Repair, fit_model, repair
 from luthier.scoring.probe import probe
 from luthier.training.callbacks import callback_problems
 from luthier.training.optimization import check_schedule
-from luthier.training.schedule import Schedule
+from luthier.training.schedule import IndexedSchedule, Schedule
 from luthier.training.stage import Stage
 
 if TYPE_CHECKING:
@@ -104,11 +104,18 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     )
     for change in mended.changes:
         say(f"tokenizer: {change}")
-    data = prepare(config, tokenizer, encoder=stage.encoder, encoder_options=stage.encoder_options, renderer=renderer)
+    data = prepare(
+        config,
+        tokenizer,
+        encoder=stage.encoder,
+        encoder_options=stage.encoder_options,
+        renderer=renderer,
+        say=say,
+    )
     for remark in data.report.remarks():
         say(remark)
     training = config.training
-    schedule = Schedule(
+    schedule: Schedule = IndexedSchedule(
         examples=len(data.train),
         batch_size=training.per_device_train_batch_size,
         accumulation=training.gradient_accumulation_steps,
@@ -181,7 +188,7 @@ def _check_positions(setup: Setup, model: PreTrainedModel, say: Callable[[str], 
 
     known = getattr(setup.model_config.get_text_config(), "max_position_embeddings", None)
     sets = (setup.data.train, setup.data.validation, setup.data.test)
-    longest = max((len(sequence.input_ids) for part in sets for row in part for sequence in row.sequences), default=0)
+    longest = max(part.longest_sequence for part in sets)
     if not isinstance(known, int) or longest <= known:
         return
     words = model.get_input_embeddings()

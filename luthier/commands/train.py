@@ -147,7 +147,7 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
     check_space(setup, folder, checkpoints)
     if checkpoint is None:
         run_folder.clear(folder)
-    leave_rejected(setup, folder)
+        leave_rejected(setup, folder)
     base = setup.source.base if setup.source.adapter is None else None
     run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command)
     return {"step": checkpoint.step if checkpoint is not None else None, "finished": None}
@@ -316,7 +316,7 @@ def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:
     )
     saves = {
         "no": 0,
-        "epoch": setup.schedule.total_epochs,
+        "epoch": min(setup.schedule.total_epochs, setup.schedule.total_steps),
         "steps": int(setup.schedule.total_steps / every) + 1,
     }[training.save_strategy]
     kept = saves if training.save_total_limit is None else min(saves, training.save_total_limit + 1)

@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
 from luthier.foundation.errors import Interrupted, LuthierError, TrainingError
 from luthier.foundation.seeding import seed_step
+from luthier.training.feeds import Step
 from luthier.training.metrics_log import Window
-from luthier.training.run import Fit
+from luthier.training.run import Fit, Position
 from luthier.training.saving import save_checkpoint
-from luthier.training.schedule import StepBatches, feed
 
 SKIPS_IN_A_ROW = 20  # fp16 steps lost to overflow before the run is refused
 
@@ -39,16 +38,14 @@ def fit(run: Fit) -> dict[str, float]:
     _begin(run)
     # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
     run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
-    if not run.position.epoch_closed and (
-        run.position.index == run.schedule.steps_per_epoch or run.bridge.control.should_training_stop
-    ):
+    if not run.position.epoch_closed and (run.position.at_end or run.bridge.control.should_training_stop):
         _close_epoch(run)
     while run.position.epoch < run.schedule.total_epochs and not run.bridge.control.should_training_stop:
         _epoch(run)
         _close_epoch(run)
     seconds = time.perf_counter() - started
     steps = run.bridge.state.global_step - first_step
-    examples = min(steps * run.schedule.examples_per_step, len(run.train) * run.schedule.total_epochs)
+    examples = run.schedule.examples_in(steps)
     summary = {
         "train_runtime": round(seconds, 4),
         "train_samples_per_second": round(examples / seconds, 3),
@@ -79,15 +76,13 @@ def _epoch(run: Fit) -> None:
     position = run.position
     position.epoch_closed = False
     run.bridge.fire("epoch_begin")
-    batches = StepBatches(run.train, run.schedule)
     began = time.perf_counter()
-    for step in feed(
-        batches,
-        position.epoch,
-        position.index,
-        run.schedule.steps_per_epoch,
-        run.config.training.dataloader_num_workers,
-    ):
+    for step in run.feed.steps(position.epoch, position.index, position.place):
+        for news in step.news:
+            for line in news.rejected:
+                run.rejected.append(line)
+            for sentence in news.sentences:
+                run.say(sentence)
         train_step(run, step)
         run.window.seconds += time.perf_counter() - began
         _log_evaluate_save(run)
@@ -100,15 +95,14 @@ def _close_epoch(run: Fit) -> None:
     """The events at an epoch's end, and what they ask for."""
     run.position.epoch_closed = True
     run.bridge.fire("epoch_end")
-    if run.position.index == run.schedule.steps_per_epoch or run.bridge.control.should_epoch_stop:
-        run.position.epoch += 1
-        run.position.index = 0
+    if run.position.at_end or run.bridge.control.should_epoch_stop:
+        run.position = Position(run.position.epoch + 1)
     _log_evaluate_save(run)
 
 
-def train_step(run: Fit, batches: Sequence[Batch]) -> None:
+def train_step(run: Fit, step: Step) -> None:
     """One optimizer step over all its batches."""
-    bridge, state = run.bridge, run.bridge.state
+    bridge, state, batches = run.bridge, run.bridge.state, step.batches
     bridge.fire("step_begin")
     seed_step(run.config.training.seed, state.global_step, run.engine.rank)
     run.scorer.train()
@@ -132,7 +126,7 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
             bridge.fire("substep_end")
     loss = run.engine.totals(loss)[0]
     norm = run.engine.clip(run.optimizer, run.parameters, run.config.training.max_grad_norm)
-    _refuse_non_finite(run, loss, norm)
+    _refuse_non_finite(run, step, loss, norm)
     bridge.fire("pre_optimizer_step")
     stepped = run.engine.step(run.optimizer)
     bridge.fire("optimizer_step")
@@ -151,29 +145,25 @@ def train_step(run: Fit, batches: Sequence[Batch]) -> None:
     run.window.targets += int(targets)
     run.last = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
     run.position.index += 1
+    run.position.at_end, run.position.place = step.last, dict(step.after)
     state.global_step += 1
     state.epoch = run.position.epoch + run.schedule.epoch_share(run.position.index)
     bridge.fire("step_end")
     run.report(state.global_step, {**run.last, "tokens": tokens})
 
 
-def _refuse_non_finite(run: Fit, loss: float, norm: float) -> None:
+def _refuse_non_finite(run: Fit, step: Step, loss: float, norm: float) -> None:
     """Stop before a loss or gradient that is not finite reaches the weights. fp16's overflows are skipped, and counted."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     if run.config.training.fp16 and run.skipped + 1 < SKIPS_IN_A_ROW:
         return
     kept = run.checkpoints.paths()
-    rows = [
-        str(run.train[i].origin)
-        for batch in run.schedule.indices(run.position.epoch, run.position.index)
-        for i in batch
-    ]
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     if run.config.training.fp16:
         what += f", {SKIPS_IN_A_ROW} steps in a row overflowed in fp16"
     raise TrainingError(
-        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. The step's rows: {'; '.join(rows[:8])}.",
+        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. The step's rows: {'; '.join(map(str, step.rows[:8]))}.",
         f"{f'{kept[-1].name} is whole and kept. ' if kept else ''}Lower training.learning_rate, check those rows with `luthier data show`"
         + (", or use bf16 in place of fp16." if run.config.training.fp16 else "."),
     )

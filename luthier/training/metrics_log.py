@@ -25,8 +25,8 @@ class Window:
         return asdict(self)
 
 
-class MetricsLog:
-    """The run's metrics.jsonl.
+class JsonLines:
+    """A file that grows by lines while a run goes on, and is cut back where one goes on from a checkpoint.
 
     Args:
         writes: False on every rank but the first, which count its lines only.
@@ -35,7 +35,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
-        self.lines = 0
+        self.lines = self._count()
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line."""
@@ -52,6 +52,9 @@ class MetricsLog:
         kept = self.path.read_text(encoding="utf-8").splitlines()[:lines]
         write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.lines = len(kept)
+
+    def _count(self) -> int:
+        return len(self.path.read_text(encoding="utf-8").splitlines()) if self.writes and self.path.exists() else 0
 
     def read(self) -> list[dict[str, Any]]:
         """All lines."""

@@ -15,8 +15,9 @@ from luthier.data.examples import TokenizedExample
 from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
+from luthier.training.feeds import Feed
 from luthier.training.interruption import StopRequest
-from luthier.training.metrics_log import MetricsLog, Window
+from luthier.training.metrics_log import JsonLines, Window
 from luthier.training.optimization import trained_parameters
 from luthier.training.schedule import Schedule
 from luthier.training.stage import Stage
@@ -24,11 +25,19 @@ from luthier.training.stage import Stage
 
 @dataclass(slots=True)
 class Position:
-    """Where a run is: `index` steps of `epoch` are done. `epoch_closed`: its end's events have been fired."""
+    """Where a run is.
+
+    Args:
+        epoch, index: `index` steps of `epoch` are done.
+        at_end: no step of the epoch is left. epoch_closed: its end's events have been fired.
+        place: where a stream goes on, see `luthier.training.feeds.Step`.
+    """
 
     epoch: int = 0
     index: int = 0
+    at_end: bool = False
     epoch_closed: bool = True
+    place: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -36,6 +45,7 @@ class Fit:
     """Everything a run needs, and its state.
 
     Args:
+        feed: gives the batches of every step. rejected: where rows of a stream that can't be used are written.
         scorer: as the engine prepared it. model: what is saved and shown to callbacks.
         save_model: writes model and tokenizer into a folder.
         report: told (step, values) after every step, for the progress display. say: told sentences.
@@ -52,8 +62,9 @@ class Fit:
     scheduler: LambdaLR
     bridge: Bridge
     checkpoints: Checkpoints
-    metrics: MetricsLog
-    train: Sequence[TokenizedExample]
+    metrics: JsonLines
+    feed: Feed
+    rejected: JsonLines
     validation: Sequence[TokenizedExample]
     save_model: Callable[[Path], None]
     stop: StopRequest

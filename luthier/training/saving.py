@@ -47,13 +47,16 @@ def _fill(run: Fit, folder: Path) -> None:
             "position": {
                 "epoch": run.position.epoch,
                 "index": run.position.index,
+                "at_end": run.position.at_end,
                 "epoch_closed": run.position.epoch_closed,
+                "place": run.position.place,
             },
             "window": run.window.as_dict(),
             "skipped": run.skipped,
             "loss_total": run.loss_total,
             "loss_steps": run.loss_steps,
             "metrics_lines": run.metrics.lines,
+            "rejected_lines": run.rejected.lines,
             "steps_per_epoch": run.schedule.steps_per_epoch,
             "examples_per_step": run.schedule.examples_per_step,
             "engine": run.engine.state(),
@@ -95,5 +98,6 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     run.window = Window(**loop["window"])
     run.skipped, run.loss_total, run.loss_steps = loop["skipped"], loop["loss_total"], loop["loss_steps"]
     run.metrics.cut_to(loop["metrics_lines"])
+    run.rejected.cut_to(loop["rejected_lines"])
     run.engine.restore(loop["engine"])
     run.saved_at = (checkpoint.step, run.position.epoch_closed)

@@ -1,23 +1,57 @@
-"""Which examples form which step: arithmetic on (seed, epoch, index), so a position is a number and resuming is exact."""
+"""Which examples form which step: arithmetic on (seed, epoch, index), so a position is a number and resuming is exact.
+
+A feed (feeds.py) turns a schedule's steps into batches.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import sys
 from dataclasses import dataclass
+from typing import Protocol
 
-from torch.utils.data import DataLoader, Dataset
-
-from luthier.data.batch import Batch
-from luthier.data.examples import TokenizedExample
-from luthier.data.packing import pack
 from luthier.foundation.seeding import permutation
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(Protocol):
     """The steps of a run.
+
+    `steps_per_epoch` is None where only the end of the data tells it; `total_epochs` is then without bound.
+    """
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of a full step over all ranks; the last step of an epoch may have fewer."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of one pass."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        ...
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes that are begun, at most."""
+        ...
+
+    def epoch_share(self, index: int) -> float:
+        """The share of an epoch that `index` steps have worked off: Trainer's fraction of an epoch."""
+        ...
+
+    def examples_in(self, steps: int) -> int:
+        """Examples of so many steps."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedSchedule:
+    """The steps over examples whose number is known.
 
     Args:
         examples: number of training examples.
@@ -64,6 +98,10 @@ class Schedule:
         batches = math.ceil(self.examples / (self.batch_size * self.world_size))
         return min(index * self.accumulation, batches) / batches
 
+    def examples_in(self, steps: int) -> int:
+        """Examples of so many steps, those of the epochs' shorter last steps counted as full."""
+        return min(steps * self.examples_per_step, self.examples * self.total_epochs)
+
     def indices(self, epoch: int, index: int) -> list[list[int]]:
         """Example indices of each of this rank's batches in step `index` of an epoch, both from 0."""
         order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else range(self.examples)
@@ -78,42 +116,32 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return permutation(count, seed, "order", epoch)
 
 
-class StepBatches(Dataset[list[Batch]]):
-    """The packed batches of each step, by (epoch, index in the epoch): a torch map-style dataset."""
+@dataclass(frozen=True, slots=True)
+class StreamSchedule:
+    """The steps over a stream, which ends where it ends. As for Trainer, an epoch's share is one of the whole run.
 
-    def __init__(self, examples: Sequence[TokenizedExample], schedule: Schedule) -> None:
-        self.examples = examples
-        self.schedule = schedule
+    Args:
+        batch_size, accumulation, rank, world_size: see `IndexedSchedule`.
+        total_steps: of the run, training.max_steps.
+    """
 
-    def __getitem__(self, place: tuple[int, int]) -> list[Batch]:
-        return [pack([self.examples[index] for index in batch]) for batch in self.schedule.indices(*place)]
+    batch_size: int
+    accumulation: int
+    total_steps: int
+    rank: int = 0
+    world_size: int = 1
+    steps_per_epoch: None = None
+    total_epochs: int = sys.maxsize
 
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of a full step over all ranks."""
+        return self.batch_size * self.accumulation * self.world_size
 
-def feed(batches: StepBatches, epoch: int, first: int, last: int, workers: int) -> Iterator[list[Batch]]:
-    """The batches of an epoch's steps [first, last), packed here or ahead of time by worker processes."""
-    places = [(epoch, index) for index in range(first, last)]
-    if workers == 0:
-        yield from (batches[place] for place in places)
-        return
-    # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
-    loader: DataLoader[list[Batch]] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=places,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
-    )
-    yield from loader
+    def epoch_share(self, index: int) -> float:
+        """Steps done as a share of the run's."""
+        return index / self.total_steps
 
-
-def _ignore_signals(worker: int) -> None:
-    """A stop that reaches the whole process group is the training process's to handle: it ends its workers."""
-    import signal
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _as_it_is(step: list[Batch]) -> list[Batch]:
-    return step
+    def examples_in(self, steps: int) -> int:
+        """Examples of so many full steps."""
+        return steps * self.examples_per_step

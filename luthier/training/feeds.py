@@ -1,0 +1,165 @@
+"""From examples to the batches of each step: of a set in memory, or of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset
+
+from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample
+from luthier.data.packing import pack
+from luthier.data.records import Origin
+from luthier.data.streamed import News, Place, Streamed
+from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer step computes.
+
+    Args:
+        batches: this rank's, packed.
+        rows: where their examples come from.
+        last: whether nothing of the epoch is left.
+        after: where a stream goes on, JSON; empty for a set in memory, whose index says it.
+        news: what became of rows that were read for it.
+    """
+
+    batches: Sequence[Batch]
+    rows: Sequence[Origin]
+    last: bool
+    after: Mapping[str, int] = field(default_factory=dict)
+    news: Sequence[News] = ()
+
+
+class Stream(Protocol):
+    """Examples one after the other; see `luthier.data.training_stream`."""
+
+    def examples(self, epoch: int, place: Place) -> Iterator[Streamed]:
+        """The examples of an epoch from a place on."""
+        ...
+
+
+class Feed(Protocol):
+    """Gives the steps of an epoch from any of them on."""
+
+    def steps(self, epoch: int, index: int, place: Mapping[str, int]) -> Iterator[Step]:
+        """Steps `index`, `index` + 1, ... of an epoch.
+
+        Args:
+            place: `Step.after` of the step before.
+        """
+        ...
+
+
+class IndexedFeed:
+    """Of a set in memory, packed here or ahead of time by worker processes."""
+
+    def __init__(self, examples: Sequence[TokenizedExample], schedule: IndexedSchedule, workers: int) -> None:
+        self._batches = StepBatches(examples, schedule)
+        self._workers = workers
+
+    def steps(self, epoch: int, index: int, place: Mapping[str, int]) -> Iterator[Step]:
+        """The steps from `index` to the epoch's last."""
+        schedule, examples = self._batches.schedule, self._batches.examples
+        places = [(epoch, step) for step in range(index, schedule.steps_per_epoch)]
+        for (_, step), batches in zip(places, _packed(self._batches, places, self._workers), strict=True):
+            rows = [examples[row].origin for batch in schedule.indices(epoch, step) for row in batch]
+            yield Step(batches, rows, last=step + 1 == schedule.steps_per_epoch)
+
+
+class StepBatches(Dataset[list[Batch]]):
+    """The packed batches of each step, by (epoch, index in the epoch): a torch map-style dataset."""
+
+    def __init__(self, examples: Sequence[TokenizedExample], schedule: IndexedSchedule) -> None:
+        self.examples = examples
+        self.schedule = schedule
+
+    def __getitem__(self, place: tuple[int, int]) -> list[Batch]:
+        return [pack([self.examples[index] for index in batch]) for batch in self.schedule.indices(*place)]
+
+
+class StreamFeed:
+    """Of a stream, read while it is trained on: every rank reads all of it, and takes its batches of each step."""
+
+    def __init__(self, stream: Stream, schedule: StreamSchedule) -> None:
+        self._stream = stream
+        self._schedule = schedule
+
+    def steps(self, epoch: int, index: int, place: Mapping[str, int]) -> Iterator[Step]:
+        """The steps from where the last one ended to the stream's end.
+
+        Raises:
+            DataError: the stream is at its end before its first example, or a row of it can't be used.
+        """
+        size, rank, world_size = self._schedule.batch_size, self._schedule.rank, self._schedule.world_size
+        waiting: list[TokenizedExample] = []
+        news: list[News] = []
+        after: Place | None = None
+        for found in self._stream.examples(epoch, Place(**place)):
+            if found.news is not None:
+                news.append(found.news)
+            # a step is given once the example after it is there, so that the last one is known to be the last
+            if len(waiting) == self._schedule.examples_per_step and found.example is not None:
+                yield _step(waiting, size, rank, world_size, last=False, after=after, news=news)
+                waiting, news = [], []
+            if found.example is not None:
+                waiting.append(found.example)
+                after = found.after
+        if waiting:
+            yield _step(waiting, size, rank, world_size, last=True, after=after, news=news)
+
+
+def _step(
+    examples: Sequence[TokenizedExample],
+    size: int,
+    rank: int,
+    world_size: int,
+    *,
+    last: bool,
+    after: Place | None,
+    news: Sequence[News],
+) -> Step:
+    batches = [examples[start : start + size] for start in range(0, len(examples), size)][rank::world_size]
+    rows = [example.origin for batch in batches for example in batch]
+    place = after.as_dict() if after is not None else {}
+    return Step([pack(batch) for batch in batches], rows, last, place, tuple(news))
+
+
+def make_feed(examples: Sequence[TokenizedExample], stream: Stream | None, schedule: Schedule, workers: int) -> Feed:
+    """The feed that fits a schedule."""
+    if isinstance(schedule, IndexedSchedule):
+        return IndexedFeed(examples, schedule, workers)
+    assert stream is not None and isinstance(schedule, StreamSchedule)
+    return StreamFeed(stream, schedule)
+
+
+def _packed(batches: StepBatches, places: Sequence[tuple[int, int]], workers: int) -> Iterator[list[Batch]]:
+    if workers == 0:
+        yield from (batches[place] for place in places)
+        return
+    # batch_size=None: an item is already a step; the identity collate keeps the dataclasses as they are
+    loader: DataLoader[list[Batch]] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_signals,
+    )
+    yield from loader
+
+
+def _ignore_signals(worker: int) -> None:
+    """A stop that reaches the whole process group is the training process's to handle: it ends its workers."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_it_is(step: Any) -> Any:
+    return step
