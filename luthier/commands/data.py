@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +112,9 @@ def show(
         return shown
     whole = _untruncated(opened, chosen, records, loaded.splits["train"])
     head = _page_head(shown, opened, chosen, examples, len(loaded.splits[split]))
-    text = rows_page(
-        head,
-        examples,
-        tokenizer,
-        untruncated=whole if len(whole) == len(encoded.examples) else (),
-        labels_of=lambda example: _labels(example, chosen),
-    )
-    write_text(Path(page), text)
+    known = whole if len(whole) == len(encoded.examples) else ()
+    labels = partial(_labels, chosen=chosen)
+    write_text(Path(page), rows_page(head, examples, tokenizer, untruncated=known, labels_of=labels))
     printer.print(f"{len(examples):,} rows written: {page}", markup=False, soft_wrap=True)
     return shown
 
