@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 from collections import Counter
@@ -91,10 +92,15 @@ def _refuse_hub_settings(entry: DataEntry) -> None:
 def _local(path: Path, split: str | None) -> tuple[tuple[Path, ...], str | None]:
     """The files of a path, and the split that is still to be looked for in them."""
     try:
+        _refuse_broken_link(path)
         need_file(path, "the data file")
     except UserError as error:
         raise DataError(error.problem, error.remedy) from error
     if not path.is_dir():
+        if not path.is_file():  # /dev/zero has no end, and a pipe waits for a writer
+            raise DataError(
+                f"the data file {str(path)!r} is no regular file.", "A device or a pipe can't be read twice: copy it."
+            )
         _type_of(path)
         return (path,), split
     if (path / "dataset_dict.json").is_file():
@@ -102,6 +108,18 @@ def _local(path: Path, split: str | None) -> tuple[tuple[Path, ...], str | None]
     if (path / "state.json").is_file():
         return _saved(path), split
     return _children(path), split
+
+
+def _refuse_broken_link(path: Path) -> None:
+    """Raise `DataError` where a symbolic link leads to itself or to nothing."""
+    if not path.is_symlink() or path.exists():
+        return
+    try:
+        path.stat()
+    except OSError as error:
+        circle = error.errno == errno.ELOOP
+        target = "which leads in a circle" if circle else f"to {path.readlink()}, which does not exist"
+        raise DataError(f"the data file {str(path)!r} is a symbolic link {target}.", "Mend the link.") from error
 
 
 def _saved_split(folder: Path, split: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def value_at(text: str, position: int, path: Path, row: str, first_line: int = 1
         first_line: number of the text's first line in the file.
 
     Raises:
-        DataError: broken JSON (line and column), a key that stands twice, nesting too deep to read.
+        DataError: broken JSON (line and column), a key that stands twice, nesting too deep to read, a number too long.
     """
     try:
         return _DECODER.raw_decode(text, position)
@@ -46,6 +47,11 @@ def value_at(text: str, position: int, path: Path, row: str, first_line: int = 1
     except _DuplicateKeyError as error:
         raise DataError(
             f"{path}, {row}: the key {str(error)!r} stands twice in one object.", "Remove or rename one of the two."
+        ) from error
+    except ValueError as error:  # Python's guard: reading n digits takes n * n steps
+        digits = sys.get_int_max_str_digits()
+        raise DataError(
+            f"{path}, {row}: a number of more than {digits:,} digits.", "Write it as text, or leave it out."
         ) from error
     except RecursionError as error:
         raise DataError(f"{path}, {row}: nested too deeply to be read.", "A row is a flat object of fields.") from error

@@ -11,6 +11,8 @@ from luthier.data.records import Origin, RawRow
 from luthier.data.sources._decoding import read_lines
 from luthier.foundation.errors import DataError
 
+DELIMITERS = (";", "\t", "|", ",")
+
 
 def read_table(
     path: Path, delimiter: str, *, quoted: bool = True, names: Sequence[str] | None = None
@@ -43,7 +45,7 @@ def read_table(
         if not fields:
             continue  # an empty line
         if header is None:
-            header = _check_header(fields, path)
+            header = _check_header(fields, path, delimiter)
         elif len(fields) != len(header):
             raise DataError(
                 f"{path}, line {line}: {len(fields)} fields, but the header names {len(header)}: {', '.join(header)}.",
@@ -53,7 +55,7 @@ def read_table(
             yield RawRow(dict(zip(header, fields, strict=True)), Origin(str(path), line))
 
 
-def _check_header(fields: list[str], path: Path) -> list[str]:
+def _check_header(fields: list[str], path: Path, delimiter: str) -> list[str]:
     empty = [str(index + 1) for index, name in enumerate(fields) if not name.strip()]
     if empty:
         raise DataError(
@@ -62,4 +64,10 @@ def _check_header(fields: list[str], path: Path) -> list[str]:
     twice = sorted({name for name in fields if fields.count(name) > 1})
     if twice:
         raise DataError(f"{path}, line 1: the column {twice[0]!r} stands twice.", "Rename one of them.")
+    other = next((mark for mark in DELIMITERS if len(fields) == 1 and mark in fields[0]), None)
+    if other is not None:
+        raise DataError(
+            f"{path}, line 1: the only column is {fields[0][:60]!r}: fields split by {other!r}, not by {delimiter!r}?",
+            f"Write {delimiter!r} between fields (.csv: commas, .tsv: tabulators), or rename the column.",
+        )
     return fields

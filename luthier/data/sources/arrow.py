@@ -13,6 +13,10 @@ from luthier.foundation.errors import DataError
 SUFFIXES = (".arrow", ".feather")
 BINARY = True
 FILE_MAGIC = b"ARROW1"
+CONTINUES = b"\xff\xff\xff\xff"
+# every writer since 2019 ends a stream with it, though the specification lets it be left out; without it nobody can
+# tell whether batches are missing
+END_MARK = CONTINUES + b"\0\0\0\0"
 
 
 class Options(PluginOptions):
@@ -54,3 +58,6 @@ def _batches(stream: Any) -> Iterator[Any]:
             yield reader.get_batch(index)
     else:
         yield from pyarrow.ipc.open_stream(stream)
+        stream.seek(stream.size() - len(END_MARK))
+        if magic.startswith(CONTINUES) and stream.read() != END_MARK:
+            raise EOFError("the end-of-stream mark is missing, so batches may be")
