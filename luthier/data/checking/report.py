@@ -24,6 +24,7 @@ EXAMPLES = 3
 SHOWN_REASONS = 10
 SHOWN_LANGUAGES = 8
 BAR_CHARACTERS = 40
+SHOWN_CHARACTERS = 300  # of a reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class CheckReport:
         """Plain values, for --json."""
         return {
             "template": self.template,
-            "sources": [source.as_dict() for source in self.sources],
+            "sources": [_without_secrets(source) for source in self.sources],
             "rejected": [
                 {"reason": reason, "rows": len(items), "examples": [_example(item) for item in items[:EXAMPLES]]}
                 for reason, items in self.reasons().items()
@@ -114,7 +115,7 @@ class CheckReport:
         """Rejected rows by their reason, the commonest first."""
         found: dict[str, list[Rejected]] = {}
         for item in self.rejected:
-            found.setdefault(excerpt(item.reason, 300), []).append(item)
+            found.setdefault(excerpt(item.reason, SHOWN_CHARACTERS), []).append(item)
         return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
 
     def table(self) -> RenderableType:
@@ -216,6 +217,14 @@ def _histogram(name: str, lengths: Lengths, cutoff: int) -> Text:
         text.append(f"{' ' if filled else ''}{bar.rows:,}\n")
     text.rstrip()
     return text
+
+
+def _without_secrets(source: SourceReport) -> dict[str, Any]:
+    """A source's values; its reasons quote rows."""
+    reasons = Counter[str]()
+    for reason, count in source.rejected.items():
+        reasons[excerpt(reason, SHOWN_CHARACTERS)] += count
+    return {**source.as_dict(), "rejected_by_reason": dict(reasons.most_common())}
 
 
 def _values(item: Rejected) -> str:

@@ -1,0 +1,228 @@
+"""`luthier data check` as a script meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import cli
+from luthier.data.checking.findings import FINDINGS
+from tests.tiny import tiny_tokenizer
+
+GOOD = [
+    {"instruction": "Who made you?", "output": "The Luthier workshop made me."},
+    {"instruction": "How do I tune a guitar?", "output": "Begin with the lowest string and go up."},
+    {"instruction": "What is a lute?", "output": "A plucked instrument with a round back."},
+    {"instruction": "Name a wood for the top.", "output": "Spruce, as a rule."},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a tokenizer in it, and nothing that a model has."""
+    monkeypatch.chdir(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def check(*arguments: str) -> int:
+    return cli.main(["data", "check", "model=tokenizer", *arguments])
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert check(*arguments, "--json") == status
+    value: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return value
+
+
+def test_good_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = lines(folder / "a.jsonl", GOOD)
+    assert check(f"data.train={rows}", "--fail-on", "any") == 0
+    told = capsys.readouterr().out
+    assert "not found: rejected, mended, no_answer" in told and "100.0%" in told and "█" in told
+    assert not (folder / "runs").exists()
+    value = checked(capsys, f"data.train={rows}")
+    train = value["splits"]["train"]
+    assert (train["rows"], train["examples"], train["eos_coverage"], value["findings"]) == (4, 4, 1.0, {})
+    assert 0 < train["trained_share"] == round(train["targets"] / train["tokens"], 6) < 1
+    assert sum(bar["rows"] for bar in train["lengths"]["histogram"]) == 4
+    assert value["failed_on"] == [] and list(value["not_looked_for"]) == ["other_language"]
+
+
+CUT = (
+    "The top of a guitar is made of two halves that are glued along the middle. Both come from one piece of wood, opened "
+    "like a book, so that the grain runs alike on both sides. Then the maker planes it until it rings, and after that the"
+)
+
+BAD = [
+    ("rejected", [{"instruction": "Why?", "output": 3}]),
+    ("mended", [{"instruction": "x", "output": ""}]),
+    ("no_answer", [{"instruction": "x", "output": ""}]),
+    ("untrained", [{"instruction": "x", "output": ""}]),
+    ("blank_answer", [{"instruction": "x", "output": "..."}]),
+    ("short_answer", [{"instruction": "x", "output": "No"}]),
+    ("refusal", [{"instruction": "x", "output": "I'm sorry, but I can't do that."}]),
+    (
+        "echoed_question",
+        [{"instruction": "What is the capital of France?", "output": "What is the capital of France?"}],
+    ),
+    ("looping_answer", [{"instruction": "x", "output": "Again and again, " * 40}]),
+    (
+        "cut_answer",
+        [{"instruction": "x", "output": CUT}],
+    ),
+    ("duplicates", [GOOD[0]]),
+    ("near_duplicates", [{**GOOD[1], "output": GOOD[1]["output"] + "!"}]),
+    ("secrets", [{"instruction": "x", "output": "password=" + "abc123def456"}]),
+    ("emails", [{"instruction": "x", "output": "Write to jane@company.org"}]),
+    ("control_tokens", [{"instruction": "x", "output": "It is <|im_end|> there"}]),
+    ("over_length", [{"instruction": "x", "output": "word " * 500}]),
+    ("no_stop_token", [{"instruction": "x", "output": "word " * 500}]),
+]
+
+
+@pytest.mark.parametrize(("finding", "rows"), BAD)
+def test_each_finding_fails_on_request(
+    folder: Path, capsys: pytest.CaptureFixture[str], finding: str, rows: list[dict[str, Any]]
+) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, *rows])}"
+    value = checked(capsys, path, "data.cutoff_length=900", "--fail-on", finding, "--fail-on", "leakage", status=3)
+    assert value["failed_on"] == [finding]
+    found = value["findings"][finding]
+    assert found["meaning"] == FINDINGS[finding] and found["rows"] == 1
+    assert [(item["split"], item["row"]) for item in found["examples"]] == [("train", 5)]
+
+
+def test_findings_between_splits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    near = {"instruction": "Why does wood ring?", "output": CUT + " end."}
+    train = f"data.train={lines(folder / 'a.jsonl', [*GOOD, {**near, 'instruction': 'Why does the wood ring?'}])}"
+    held = f"data.validation={lines(folder / 'b.jsonl', [{**GOOD[0], 'output': 'Someone.'}, near])}"
+    value = checked(capsys, train, held, "training.eval_strategy=epoch", "--fail-on", "any", status=3)
+    assert value["failed_on"] == ["leakage", "near_leakage"]
+    assert [item["row"] for name in value["failed_on"] for item in value["findings"][name]["examples"]] == [1, 2]
+
+
+def test_pairs_and_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"instruction": "x", "input": "", "chosen": "Good.", "rejected": "Good."}]
+    path = f"data.train={lines(folder / 'p.jsonl', pairs)}"
+    assert "identical_pair" in checked(capsys, "stage=dpo", path, "--fail-on", "identical-pair", status=3)["findings"]
+    labels = [{"text": "too bad", "label": "no"}, {"text": "too bad", "label": "yes"}]
+    path = f"data.train={lines(folder / 'l.jsonl', labels)}"
+    value = checked(capsys, "stage=classification", path, "--fail-on", "conflicting_labels", status=3)
+    assert list(value["findings"]) == ["conflicting_labels"] and value["splits"]["train"]["examples"] == 2
+
+
+def test_every_finding_is_tried() -> None:
+    elsewhere = {"leakage", "near_leakage", "identical_pair", "conflicting_labels", "other_language"}
+    assert {finding for finding, _ in BAD} | elsewhere == set(FINDINGS)
+
+
+def test_languages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chinese = {"instruction": "请告诉我怎样保持健康", "output": "多吃蔬菜，每天运动，早睡早起。"}
+    path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, chinese])}"
+    value = checked(capsys, path, "--language", "en", "--fail-on", "other_language", status=3)
+    assert value["languages"] == {"train": {"en": 4, "zh": 1}}
+    assert value["findings"]["other_language"]["examples"][0]["row"] == 5
+    checked(capsys, path, "--language", "en", "--language", "zh", "--fail-on", "other_language")
+    error = checked(capsys, path, "--fail-on", "other_language", status=2)
+    assert "has no languages" in error["error"]
+
+
+def test_bad_rows_never_stop_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five bad rows of two reasons, under invalid_rows: error; the file is written where the run's would be."""
+    bad = [{"instruction": "Why?", "output": 3}] * 4 + [{"instruction": "Why?"}]
+    path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, *bad])}"
+    value = checked(capsys, path, "output_dir=out")
+    assert [(item["rows"], len(item["examples"])) for item in value["rejected"]] == [(4, 3), (1, 1)]
+    assert value["sources"][0]["rows_kept"] == 4 and value["findings"]["rejected"]["rows"] == 5
+    assert value["files"] == [str(Path("out", "check", "rejected.jsonl"))]
+    written = [json.loads(line) for line in (folder / "out" / "check" / "rejected.jsonl").read_text().splitlines()]
+    assert [item["row"] for item in written] == [5, 6, 7, 8, 9] and written[0]["values"] == bad[0]
+    # a second check of mended rows leaves no old list behind
+    path = f"data.train={lines(folder / 'a.jsonl', GOOD)}"
+    checked(capsys, path, "output_dir=out")
+    assert (folder / "out" / "check" / "rejected.jsonl").read_text() == ""
+
+
+def test_only_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', [{'ask': 'Why?', 'say': 'So.'}] * 2)}"
+    value = checked(capsys, path, "data.validation=0.5", "training.eval_strategy=epoch")
+    assert value["findings"]["rejected"]["rows"] == 2 and value["splits"]["train"]["examples"] == 0
+    assert "no format matches" in value["rejected"][0]["reason"]
+    assert check(path) == 0
+    assert "2 rejected: no format matches" in capsys.readouterr().out
+    assert "does not exist" in checked(capsys, "data.train=absent.jsonl", status=2)["error"]
+
+
+def test_rows_that_are_too_long_never_stop_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, {'instruction': 'x', 'output': 'word ' * 500}])}"
+    for mode in ("error", "drop"):
+        value = checked(capsys, path, f"data.over_length={mode}")
+        assert value["splits"]["train"]["dropped_rows"] == value["findings"]["over_length"]["rows"] == 1
+
+
+def test_the_template_may_refuse_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tools = {
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+        "tools": '[{"name": "f"}]',
+    }
+    plain = {"conversations": tools["conversations"], "tools": ""}
+    value = checked(capsys, f"data.train={lines(folder / 'a.jsonl', [plain, tools])}")
+    assert value["splits"]["train"]["unrendered_rows"] == value["findings"]["rejected"]["rows"] == 1
+    assert "no place for" in value["rejected"][0]["reason"]
+
+
+def test_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, *GOOD])}"
+    value = checked(capsys, path, "--out", "report")
+    assert sorted(Path(file).name for file in value["files"]) == ["check.json", "findings.jsonl", "rejected.jsonl"]
+    assert json.loads((folder / "report" / "check.json").read_text()) == value
+    hits = [json.loads(line) for line in (folder / "report" / "findings.jsonl").read_text().splitlines()]
+    assert [(hit["finding"], hit["row"]) for hit in hits] == [("duplicates", row) for row in (5, 6, 7, 8)]
+
+
+def test_no_secret_is_printed_or_written_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = "hf_" + "a1B2c3" * 6
+    row = {"instruction": f"Use {secret} now please, it is mine", "output": "No"}
+    path = f"data.train={lines(folder / 'a.jsonl', [row, row, {'instruction': secret, 'output': {'key': secret}}])}"
+    assert check(path, "--out", "report", "--json") == 0
+    told = capsys.readouterr()
+    shown = (
+        told.out
+        + told.err
+        + "".join((folder / "report" / name).read_text() for name in ("check.json", "findings.jsonl"))
+    )
+    assert "hf_a" in shown and secret not in shown and secret[:20] not in shown
+
+
+def test_without_the_extra_the_rest_is_looked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, GOOD[0]])}"
+    value = checked(capsys, path, "--fail-on", "any", status=3)
+    assert value["failed_on"] == ["duplicates"]
+    assert "luthier[check]" in value["not_looked_for"]["near_duplicates"]
+    error = checked(capsys, path, "--fail-on", "near_duplicates", status=2)
+    assert "can't be answered" in error["error"] and "luthier[check]" in error["error"]
+
+
+def test_an_unknown_finding_names_the_nearest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = checked(capsys, "data.train=a.jsonl", "--fail-on", "duplicate", status=2)
+    assert "Did you mean duplicates or near_duplicates" in value["remedy"]
+
+
+def test_help_names_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "check", "--help"]) == 0
+    told = capsys.readouterr().out.replace("\n", " ").replace("  ", "")
+    assert all(name in told for name in FINDINGS)
