@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from luthier.config.sections import PluginOptions
+from luthier.config.stage_encoders import encoder_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +31,23 @@ class Stage(Protocol):
     def loss(self, scores: Scores, batch: Batch) -> Tensor:
         """The batch's loss as a sum, not a mean: the loop divides by the sum of the denominators of the whole step."""
         ...
+
+
+class NextTokenStage:
+    """What stages with the ordinary language modelling loss share: the mean of -log p(target) over a step's targets,
+    each scaled by its weight."""
+
+    def __init__(self, options: PluginOptions) -> None:
+        rows = encoder_of(options)
+        self.encoder, self.encoder_options = rows.encoder, rows.encoder_options
+
+    def denominator(self, batch: Batch) -> float:
+        """Sum of the targets' weights."""
+        return weight_sum(batch)
+
+    def loss(self, scores: Scores, batch: Batch) -> Tensor:
+        """Weighted negative log-likelihood, summed."""
+        return weighted_nll(scores, batch)
 
 
 def weighted_nll(scores: Scores, batch: Batch) -> Tensor:

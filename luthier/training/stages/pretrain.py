@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from luthier.config.sections import PluginOptions
-from luthier.config.stage_encoders import encoder_of
-from luthier.training.stage import weight_sum, weighted_nll
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from luthier.data.batch import Batch
-    from luthier.scoring.scorer import Scores
+from luthier.training.stage import NextTokenStage
 
 
 class Options(PluginOptions):
@@ -27,23 +18,6 @@ class Options(PluginOptions):
     )
 
 
-class Pretrain:
-    """Loss: mean over all tokens of a step of -log p(token)."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        rows = encoder_of(options)
-        self.encoder, self.encoder_options = rows.encoder, rows.encoder_options
-
-    def denominator(self, batch: Batch) -> float:
-        """Number of targets."""
-        return weight_sum(batch)
-
-    def loss(self, scores: Scores, batch: Batch) -> Tensor:
-        """Negative log-likelihood, summed."""
-        return weighted_nll(scores, batch)
-
-
-def build(options: Options) -> Pretrain:
+def build(options: Options) -> NextTokenStage:
     """The stage for these options."""
-    return Pretrain(options)
+    return NextTokenStage(options)
