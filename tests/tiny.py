@@ -20,18 +20,24 @@ CHATML = (
 KINDS = ("llama", "qwen2", "gpt2")
 
 
-def tiny_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 300 tokens."""
+def byte_level_bpe(corpus: list[str], special: list[str], size: int) -> Tokenizer:
+    """A byte-level BPE without prefix space, trained on a corpus: it has a token for every byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=SPECIAL,
+        vocab_size=size,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["user assistant system the quick brown fox what is your name"], trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def tiny_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 300 tokens."""
+    tokenizer = byte_level_bpe(["user assistant system the quick brown fox what is your name"], SPECIAL, 300)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     if template is not None:
         fast.chat_template = template
