@@ -15,6 +15,10 @@ from luthier.data.checking.findings import FINDINGS
 data_app = typer.Typer(
     help="Data: check it, see rows as the model sees them.", no_args_is_help=True, rich_markup_mode=None
 )
+cache_app = typer.Typer(
+    help="Tokenized data that are kept: list them, remove them.", no_args_is_help=True, rich_markup_mode=None
+)
+data_app.add_typer(cache_app, name="cache")
 
 
 @data_app.command("check")
@@ -84,4 +88,40 @@ def data_show(
     result = show(
         source, overrides, rows=rows, split=split, page=html, trust_remote_code=trust_remote_code, console=console
     )
+    return result, as_json
+
+
+@cache_app.command("list")
+def cache_list(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every file's hash; exit status 2 if any differs.")
+    ] = False,
+    as_json: Json = False,
+) -> Ended:
+    """What is kept: when it was last used, its size, where it came from and how it was encoded."""
+    from luthier.commands.data_cache import list_cache
+
+    result = list_cache(verify=verify)
+    print(result.text(), file=people(as_json))
+    if verify and any(entry.fault for entry in result.entries):
+        if as_json:
+            print_json(result.as_dict())
+        raise typer.Exit(2)
+    return result, as_json
+
+
+@cache_app.command("clear")
+def cache_clear(
+    key: Annotated[str | None, typer.Argument(help="The beginning of an entry's key.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Entries that were not used for so long.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All entries.")] = False,
+    as_json: Json = False,
+) -> Ended:
+    """Remove entries; one that a process reads stays."""
+    from luthier.commands.data_cache import clear_cache
+
+    result = clear_cache(key, older_than_days=older_than, everything=everything)
+    print(result.text(), file=people(as_json))
     return result, as_json
