@@ -130,34 +130,24 @@ def _entry(entry: DataEntry, split: str, index: int, seed: int, accepts: type) -
 
 def _encode(checked: Checked, split: str, records: Sequence[Record], chosen: ChosenEncoder, data: DataConfig) -> None:
     """Tokenize a split, and take note of what became of its rows."""
-    encoded = Encoded()
+    parts: list[SplitReport] = []
+    counts: list[int] = []
     with checked.progress(f"tokenizing {split}", len(records)) as bar:
         # documents are joined across rows, so they go through the encoder at once
         size = ROWS_AT_ONCE if chosen.record is not Document else max(len(records), 1)
         for start in range(0, len(records), size):
             part = records[start : start + size]
-            _join(encoded, chosen.encode(part))
+            encoded = chosen.encode(part)
+            parts.append(SplitReport.of(len(part), encoded, learns_labels=not chosen.trains_tokens)[0])
+            counts += [example.untruncated_length for example in encoded.examples]
+            checked.report.rejected.extend(encoded.rejected)
+            checked.hits.extend(_encoding_hits(split, encoded, chosen, data))
+            refused = {item.origin for item in encoded.rejected}
+            checked.rows.extend(texts_of(record, split) for record in part if record.origin not in refused)
             bar.advance(len(part))
-    summary, _ = SplitReport.of(len(records), encoded, learns_labels=not chosen.trains_tokens)
-    counts = [example.untruncated_length for example in encoded.examples]
     if chosen.record is Document:
         counts = _document_lengths(checked.tokenizer, records)
-    refused = {item.origin for item in encoded.rejected}
-    checked.report.splits[split] = SplitCheck(summary, Lengths.of(counts), data.cutoff_length)
-    checked.report.rejected.extend(encoded.rejected)
-    checked.hits.extend(Hit("rejected", split, item.origin, item.reason) for item in encoded.rejected)
-    checked.hits.extend(_length_hits(split, encoded, chosen, data))
-    texts = [texts_of(record, split) for record in records if record.origin not in refused]
-    checked.hits.extend(Hit("mended", split, row.origin, note) for row in texts for note in row.notes)
-    checked.rows.extend(texts)
-
-
-def _join(whole: Encoded, part: Encoded) -> None:
-    whole.examples += part.examples
-    whole.rejected += part.rejected
-    whole.dropped += part.dropped
-    whole.unfinished += part.unfinished
-    whole.findings.update(part.findings)
+    checked.report.splits[split] = SplitCheck(SplitReport.joined(parts), Lengths.of(counts), data.cutoff_length)
 
 
 def _document_lengths(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[int]:
@@ -171,8 +161,10 @@ def _document_lengths(tokenizer: PreTrainedTokenizerBase, records: Sequence[Reco
     ]
 
 
-def _length_hits(split: str, encoded: Encoded, chosen: ChosenEncoder, data: DataConfig) -> Iterator[Hit]:
-    """`over_length`, `no_stop_token` and `untrained`."""
+def _encoding_hits(split: str, encoded: Encoded, chosen: ChosenEncoder, data: DataConfig) -> Iterator[Hit]:
+    """What tokenizing finds: `rejected`, `over_length`, `no_stop_token` and `untrained`."""
+    for item in encoded.rejected:
+        yield Hit("rejected", split, item.origin, item.reason)
     for origin in encoded.dropped:
         yield Hit("over_length", split, origin, f"longer than {data.cutoff_length} tokens: left out")
     stops = frozenset(chosen.renderer.stop_token_ids) if chosen.renderer is not None else frozenset()
@@ -194,6 +186,7 @@ def _ends(example: TokenizedExample, stops: frozenset[int]) -> bool:
 def _look(checked: Checked, wanted_languages: Sequence[str]) -> None:
     """The findings about texts. What needs a missing package is not looked for, and the report says so."""
     report, rows, hits = checked.report, checked.rows, checked.hits
+    hits.extend(Hit("mended", row.split, row.origin, note) for row in rows for note in row.notes)
     with checked.progress("looking at texts", len(rows)) as bar:
         control = control_pattern(checked.tokenizer)
         for start in range(0, len(rows), ROWS_AT_ONCE):

@@ -1,6 +1,6 @@
 """In which language rows are, roughly, by the package py3langid (a naive Bayes model over byte n-grams).
 
-A text is judged by its first 400 characters. One with fewer than 20 letters (8 where they are Chinese, Japanese or
+A text is judged by its first 300 characters. One with fewer than 20 letters (8 where they are Chinese, Japanese or
 Korean), or that the model gives less than half its probability, counts as undetermined. Code and formulas are often
 taken for English. A row's languages are told for question and answers together.
 """
@@ -19,7 +19,7 @@ from luthier.foundation.errors import UserError, import_extra
 from luthier.foundation.registry import nearest
 
 UNDETERMINED = "und"
-JUDGED_CHARACTERS = 400
+JUDGED_CHARACTERS = 300
 FEWEST_LETTERS = 20
 FEWEST_IDEOGRAPHS = 8
 LEAST_CONFIDENCE = 0.5
@@ -65,8 +65,8 @@ def count(
 def language_of(text: str) -> str:
     """A text's language as an ISO 639 code, or `und`."""
     start = text[:JUDGED_CHARACTERS]
-    ideographs = sum(1 for _ in _IDEOGRAPH.finditer(start))
-    letters = sum(1 for _ in _LETTER.finditer(start))
+    ideographs = len(_IDEOGRAPH.findall(start))
+    letters = len(_LETTER.findall(start))
     if letters < FEWEST_LETTERS and ideographs < FEWEST_IDEOGRAPHS:
         return UNDETERMINED
     return str(_model().classify(start)[0])
