@@ -13,7 +13,7 @@ from luthier.commands.data_setup import OpenedData, open_data
 from luthier.data.checking.check import check_data
 from luthier.data.checking.findings import checked_names, failing
 from luthier.data.checking.report import CheckReport
-from luthier.data.preparing import write_rejected
+from luthier.data.rejecting import write_rejected
 from luthier.foundation.errors import UserError
 from luthier.foundation.files import write_json, write_text
 from luthier.foundation.progress import ProgressBar, progress_bar

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS, METHODS, STAGES
 from luthier.config.schema import RunConfig
-from luthier.data.preparing import PreparedData, prepare, write_rejected
+from luthier.data.preparing import PreparedData, prepare
+from luthier.data.rejecting import write_rejected
 from luthier.data.rendering import AUTO, Renderer
 from luthier.data.template_files import load_template
 from luthier.foundation.errors import ConfigError, ModelError, UserError
@@ -23,7 +24,7 @@ from luthier.model.tokenizers.repair import Repair, fit_model, repair
 from luthier.scoring.probe import probe
 from luthier.training.callbacks import callback_problems
 from luthier.training.optimization import check_schedule
-from luthier.training.schedule import IndexedSchedule, Schedule
+from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
 
 if TYPE_CHECKING:
@@ -115,17 +116,23 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     for remark in data.report.remarks():
         say(remark)
     training = config.training
-    schedule: Schedule = IndexedSchedule(
-        examples=len(data.train),
-        batch_size=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-        seed=config.data_seed(),
-        shuffle=config.data.shuffle,
-        rank=ranks().rank,
-        world_size=ranks().world_size,
-    )
+    sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
+    place = {"rank": ranks().rank, "world_size": ranks().world_size}
+    schedule: Schedule
+    if data.stream is not None:
+        for remark in data.stream.remarks():
+            say(remark)
+        schedule = StreamSchedule(*sizes, total_steps=training.max_steps, **place)
+    else:
+        schedule = IndexedSchedule(
+            len(data.train),
+            *sizes,
+            epochs=training.num_train_epochs,
+            max_steps=training.max_steps,
+            seed=config.data_seed(),
+            shuffle=config.data.shuffle,
+            **place,
+        )
     setup = Setup(config, source, model_config, tokenizer, mended, stage, method, data, schedule, ParameterCount(0, 0))
     setup.count = _look_at_skeleton(setup, trust_remote_code, say)
     return setup
@@ -189,6 +196,8 @@ def _check_positions(setup: Setup, model: PreTrainedModel, say: Callable[[str], 
     known = getattr(setup.model_config.get_text_config(), "max_position_embeddings", None)
     sets = (setup.data.train, setup.data.validation, setup.data.test)
     longest = max(part.longest_sequence for part in sets)
+    if setup.data.stream is not None:
+        longest = setup.config.data.cutoff_length  # the longest that may come
     if not isinstance(known, int) or longest <= known:
         return
     words = model.get_input_embeddings()

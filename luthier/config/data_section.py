@@ -100,6 +100,14 @@ class DataConfig(Section):
     shuffle: bool = Field(
         True, description="Shuffle the training rows anew every epoch (a function of seed and epoch)."
     )
+    streaming: bool = Field(
+        False,
+        description="Read the training rows while they are trained on: nothing is read, counted or tokenized before. Needs "
+        "training.max_steps, and validation and test from entries of their own.",
+    )
+    buffer_size: int = Field(
+        10000, ge=1, description="With streaming: so many rows are read, tokenized and shuffled at a time."
+    )
     mix: Literal["concat", "interleave_under", "interleave_over"] = Field(
         "concat",
         description="Entries of train: all rows of each; or mixed by weight (by turns without any) until the first entry "
@@ -132,6 +140,30 @@ class DataConfig(Section):
                 f"a turn of max_source_length + max_target_length = {source + target} tokens does not fit into "
                 f"cutoff_length {self.cutoff_length}: raise that to {source + target} or more, or lower the two"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stream_can_do_it(self) -> DataConfig:
+        if not self.streaming:
+            if self.buffer_size != type(self).model_fields["buffer_size"].default:
+                raise ValueError("buffer_size has no effect without streaming: remove it")
+            return self
+        problems = [
+            f"{name} is {getattr(self, name)}, which is taken from all training rows; streaming reads them once: give "
+            f"{name} entries of its own"
+            for name in ("validation", "test")
+            if isinstance(getattr(self, name), (int, float))
+        ]
+        problems += [
+            f"train.{place}.max_samples is a random sample of all rows, which streaming does not see: set head, for the "
+            "first ones"
+            for place, entry in enumerate(self.train)
+            if entry.max_samples is not None and not entry.head
+        ]
+        if self.preprocessing_num_workers is not None and not (self.validation or self.test):
+            problems.append("preprocessing_num_workers has no effect with streaming: remove it")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")

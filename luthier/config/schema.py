@@ -78,6 +78,13 @@ class RunConfig(Section):
                 "data.validation is set but training.eval_strategy is no, so it would never be read: "
                 "set training.eval_strategy to epoch or steps"
             )
+        if self.data.streaming and self.training.max_steps <= 0:
+            raise ValueError("data.streaming is true, so nobody knows where an epoch ends: set training.max_steps")
+        if self.data.streaming and self.training.dataloader_num_workers:
+            raise ValueError(
+                "training.dataloader_num_workers has no effect with data.streaming, which reads in the training process: "
+                "remove it"
+            )
         return self
 
     def learning_rate(self) -> float:

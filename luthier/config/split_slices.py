@@ -38,6 +38,13 @@ class SplitSlice:
                 raise ValueError(f"a percentage goes up to 100, found {bound} in {text!r}")
         return cls(found["name"], found["start"], found["stop"])
 
+    @property
+    def needs_count(self) -> bool:
+        """Whether the number of all rows decides which ones it takes."""
+        return any(
+            bound is not None and (bound.endswith("%") or bound.startswith("-")) for bound in (self.start, self.stop)
+        )
+
     def rows(self, count: int) -> range:
         """The indices of `count` rows that the slice takes.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.plugins import ENCODERS
 from luthier.config.sections import PluginOptions
-from luthier.data.examples import Encoded
+from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.records import Document, Record, Rejected
 from luthier.data.report import SplitReport
 from luthier.data.token_arrays import TokenBlock
@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 BLOCK_RECORDS = 500
 # up to here one process is done before others have started, which takes a second or two
 RECORDS_FOR_ONE_PROCESS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRecords:
+    """What became of records.
+
+    Args:
+        refused: by the template; too_long, untrained: left out, with the reason.
+    """
+
+    used: list[TokenizedExample]
+    report: SplitReport
+    refused: list[Rejected]
+    too_long: list[Rejected]
+    untrained: list[Rejected]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,24 @@ class ChosenEncoder:
     def joins_records(self) -> bool:
         """Whether an example may hold several records, so that records can't be encoded apart."""
         return self.record is Document
+
+    def encode_counted(self, records: Sequence[Record], cutoff: int) -> EncodedRecords:
+        """Records through the encoder, and what became of each.
+
+        Raises:
+            DataError: rows that the encoder refuses.
+        """
+        encoded = self.encode(records)
+        report, used = SplitReport.of(len(records), encoded, learns_labels=not self.trains_tokens)
+        too_long = [Rejected(origin, f"longer than data.cutoff_length ({cutoff})") for origin in encoded.dropped]
+        untrained = [
+            Rejected(example.origin, "no token of it is trained")
+            for example in encoded.examples
+            if self.trains_tokens and not example.targets
+        ]
+        if self.joins_records:  # a block of joined documents is no row of anyone's
+            too_long, untrained = [], []
+        return EncodedRecords(used, report, encoded.rejected, too_long, untrained)
 
     @classmethod
     def of(
@@ -102,17 +135,10 @@ class EncodingTask:
         Raises:
             DataError: rows that the encoder refuses.
         """
-        encoded = chosen.encode(records)
-        report, used = SplitReport.of(len(records), encoded, learns_labels=not chosen.trains_tokens)
-        too_long = [Rejected(origin, f"longer than data.cutoff_length ({self.cutoff})") for origin in encoded.dropped]
-        untrained = [
-            Rejected(example.origin, "no token of it is trained")
-            for example in encoded.examples
-            if chosen.trains_tokens and not example.targets
-        ]
-        if chosen.joins_records:  # a block of joined documents is no row of anyone's
-            too_long, untrained = [], []
-        return EncodedBlock(TokenBlock.of(used, self.dtype), report, encoded.rejected, too_long, untrained)
+        found = chosen.encode_counted(records, self.cutoff)
+        return EncodedBlock(
+            TokenBlock.of(found.used, self.dtype), found.report, found.refused, found.too_long, found.untrained
+        )
 
 
 @dataclass(frozen=True, slots=True)

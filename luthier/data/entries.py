@@ -63,13 +63,13 @@ def load_entry(
     located = located or locate(entry)
     entry = located.entry
     rows = read_files(located)
-    chosen = _formats(entry, rows, accepts)
+    chosen = formats_of(entry, rows, accepts)
     if accepts is not None and chosen[0].record is not accepts:
-        raise _wrong_kind(entry, chosen[0], accepts)
+        raise wrong_kind(entry, chosen[0], accepts)
     taken = _taken(entry, len(rows), seed, split, index)
     converts = [choice.convert_all for choice in chosen]
     systems = [derive_seed(seed, "system", split, index, row) % len(converts) for row in taken]
-    records, rejected = _convert([(rows[row], converts[which]) for row, which in zip(taken, systems, strict=True)])
+    records, rejected = convert_rows([(rows[row], converts[which]) for row, which in zip(taken, systems, strict=True)])
     unused = {str(field) for row in rows for field in row.values} - chosen[0].options.used()
     report = SourceReport(
         path=located.shown,
@@ -102,7 +102,7 @@ def _taken(entry: DataEntry, count: int, seed: int, split: str, index: int) -> S
     return [rows[place] for place in sorted(picked)]
 
 
-def _formats(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None) -> list[ChosenFormat]:
+def formats_of(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None) -> list[ChosenFormat]:
     """The entry's format, once for each system prompt that a row may be given."""
     systems = entry.system if isinstance(entry.system, list) else [entry.system]
     chosen = [choose_format(entry.model_copy(update={"system": system}), rows, accepts) for system in systems]
@@ -114,7 +114,8 @@ def _formats(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None) -> 
     return chosen
 
 
-def _convert(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], list[Rejected]]:
+def convert_rows(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], list[Rejected]]:
+    """Records of rows, and the rows that can't be used."""
     records: list[Record] = []
     rejected: list[Rejected] = []
     for row, convert in rows:
@@ -125,7 +126,7 @@ def _convert(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], list
     return records, rejected
 
 
-def _wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> DataError:
+def wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> DataError:
     """Why records of one kind can't be learnt by a stage of another, and what would do."""
     found, stages = KINDS[chosen.record]
     wanted, learners = KINDS[accepts]

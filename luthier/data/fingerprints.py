@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # raise it when the same inputs are made into other tokens
-DATA_VERSION = 1
+DATA_VERSION = 2
 LIBRARIES = ("tokenizers", "transformers", "Jinja2", "datasets")
 
 
@@ -57,7 +57,7 @@ def describe_data(
     """
     return {
         "version": DATA_VERSION,
-        "train": _entries(located["train"]),
+        "train": _entries(located.get("train", [])),
         "validation": _entries(located["validation"]) if isinstance(data.validation, list) else data.validation,
         "test": _entries(located["test"]) if isinstance(data.test, list) else data.test,
         "invalid_rows": data.invalid_rows,

@@ -7,11 +7,13 @@ can't be reached, a set that was loaded before comes from the cache.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.data.records import Origin, RawRow
 from luthier.foundation.errors import DataError
 
 PREFIX = "huggingface:"
@@ -49,6 +51,53 @@ def hub_files(name: str, subset: str | None, split: str, folder: str | None) -> 
     if not files:
         raise DataError(f"the data set {name}, split {split}, holds no rows.", "Name another split.")
     return files
+
+
+@dataclass(frozen=True)
+class OpenedSet:
+    """A split of a hub's data set that is read as it is asked for.
+
+    Args:
+        named: what rows are said to come from.
+        facts: id and commit. count: its rows, where the hub tells.
+    """
+
+    named: str
+    facts: dict[str, Any]
+    count: int | None
+    rows: Callable[[], Iterator[RawRow]]
+
+
+def stream_hub_set(name: str, subset: str | None, split: str, folder: str | None) -> OpenedSet:
+    """One split, of which nothing is downloaded but what is read.
+
+    Raises:
+        DataError: no such set, subset or split; not reachable; a set that needs its own script.
+    """
+    if not _find(name):
+        raise DataError(
+            f"the data set {name} can't be streamed: the hub can't be reached.",
+            "Check the connection (HF_ENDPOINT names a mirror), or set data.streaming to false to use the cache.",
+        )
+    import datasets
+    from huggingface_hub import HfApi
+
+    named = f"{name} ({', '.join(filter(None, (subset, folder, split)))})"
+    try:
+        commit = HfApi().dataset_info(name, timeout=PATIENCE_SECONDS).sha
+        loaded: Any = datasets.load_dataset(name, subset, split=split, data_dir=folder, streaming=True, revision=commit)
+    except Exception as error:  # the library raises classes of many kinds; each says what the hub or the files lack
+        raise DataError(
+            f"the data set {named} can't be streamed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
+            "Check its id, subset and split on the hub, or set data.streaming to false.",
+        ) from error
+    splits = loaded.info.splits or {}
+    count = splits[split].num_examples if split in splits else None
+
+    def rows() -> Iterator[RawRow]:
+        return (RawRow(values, Origin(named, number)) for number, values in enumerate(loaded, 1))
+
+    return OpenedSet(named, {"hub": name, "commit": commit, "folder": folder}, count, rows)
 
 
 def _find(name: str) -> bool:

@@ -54,7 +54,7 @@ def locate(entry: DataEntry) -> Located:
     entry = resolve(entry)
     path = Path(entry.path)
     split = SplitSlice.parse(entry.split).name if entry.split else None
-    name = None if path.exists() or path.suffix.lower() in _known() else hub_id(entry.path)
+    name = hub_name(entry)
     if name is not None:
         split = split or "train"
         files = hub_files(name, entry.subset, split, entry.folder)
@@ -70,6 +70,12 @@ def locate(entry: DataEntry) -> Located:
             f"A slice alone is written split: '[:70%]'; found {entry.split!r}.",
         )
     return Located(entry, files)
+
+
+def hub_name(entry: DataEntry) -> str | None:
+    """The id of the Hugging Face Hub's data set that an entry names, None where it names files."""
+    path = Path(entry.path)
+    return None if path.exists() or path.suffix.lower() in _known() else hub_id(entry.path)
 
 
 def _known() -> set[str]:

@@ -44,11 +44,10 @@ def interleave(
                 f"about {expected:,.0f} rows of {sum(counts):,}.",
                 "Raise the smallest weight, or use interleave_under.",
             )
-    drawn = cycle(range(len(counts))) if all(weight is None for weight in weights) else _draws(shares, seed)
     mixed: list[tuple[int, int]] = []
     used = [0] * len(counts)
     ended: set[int] = set()
-    for source in drawn:
+    for source in drawn_sources(weights, seed):
         mixed.append((source, used[source] % counts[source]))
         used[source] += 1
         if used[source] >= counts[source]:
@@ -58,7 +57,11 @@ def interleave(
     return mixed
 
 
-def _draws(shares: Sequence[float], seed: int) -> Iterator[int]:
+def drawn_sources(weights: Sequence[float | None], seed: int) -> Iterator[int]:
+    """Which source gives each row of the mix, without end: by turns where no weight is given, else drawn by the seed."""
+    if all(weight is None for weight in weights):
+        yield from cycle(range(len(weights)))
+    shares = [1.0 if weight is None else weight for weight in weights]
     generator = random.Random(derive_seed(seed, "mix"))  # noqa: S311 - an order, not a secret
     places = range(len(shares))
     while True:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS
 from luthier.config.schema import RunConfig
-from luthier.data.cache import Request, Sink, from_cache, in_memory
+from luthier.data.cache import Sink, from_cache, in_memory
+from luthier.data.cache_entries import Request
 from luthier.data.encoder_settings import encoder_settings
 from luthier.data.encoding import ChosenEncoder as ChosenEncoder
 from luthier.data.encoding import EncodingTask, block_encoder
@@ -23,10 +22,11 @@ from luthier.data.fingerprints import cache_key, data_fingerprint, describe_data
 from luthier.data.locating import Located, locate
 from luthier.data.mixing import interleave
 from luthier.data.records import Record, Rejected
+from luthier.data.rejecting import refuse
 from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.data.token_arrays import StoredExamples, token_dtype
+from luthier.data.training_stream import TrainingStream, open_stream
 from luthier.foundation.errors import DataError
-from luthier.foundation.files import write_text
 from luthier.foundation.progress import progress_bar, say
 from luthier.foundation.seeding import permutation
 
@@ -48,6 +48,7 @@ class PreparedData:
         report: what became of every row.
         rejected: rows left out: invalid ones under `invalid_rows: reject`, too long ones, ones with nothing to learn.
         fingerprint: sha256 over everything that changes the tokens or their order.
+        stream: gives the training examples in place of `train`, under `data.streaming`.
     """
 
     train: StoredExamples
@@ -56,6 +57,7 @@ class PreparedData:
     report: DataReport
     rejected: Sequence[Rejected]
     fingerprint: str
+    stream: TrainingStream | None = None
 
 
 @dataclass(slots=True)
@@ -106,11 +108,14 @@ def prepare(
     given = encoder_options or {}
     chosen = choose_encoder(data, tokenizer, encoder, given, renderer)
     located = locate_all(data)
+    stream = open_stream(data, config.data_seed(), chosen) if data.streaming else None
     template = chosen.renderer.chat_template if chosen.renderer is not None else ""
     settings = chosen.options.model_dump()
     described = describe_data(
         data, located, config.data_seed(), tokenizer_fingerprint(tokenizer), template, encoder, settings
     )
+    if stream is not None:
+        described |= {"train": stream.facts(), "buffer_size": data.buffer_size}
     dtype = token_dtype(max(len(tokenizer), *tokenizer.get_vocab().values()) + 1)
     stamps = _stamps(located)
 
@@ -129,7 +134,7 @@ def prepare(
     request = _request(config, located, described)
     sets = from_cache(request, dtype, build, say) if data.cache else in_memory(request, dtype, build)
     train, validation, test = (sets.splits.get(name, StoredExamples.empty()) for name in SPLITS)
-    return PreparedData(train, validation, test, sets.report, sets.rejected, data_fingerprint(described))
+    return PreparedData(train, validation, test, sets.report, sets.rejected, data_fingerprint(described), stream)
 
 
 def _encode(
@@ -158,7 +163,7 @@ def _encode(
                 too_long += block.too_long
                 untrained += block.untrained
                 bar.advance(block.report.records)
-            _refuse(refused, data.invalid_rows)
+            refuse(refused, data.invalid_rows)
             loaded.rejected += [*refused, *too_long, *untrained]
             loaded.report.splits[name] = SplitReport.joined(reports)
             if not loaded.report.splits[name].examples:
@@ -167,12 +172,12 @@ def _encode(
 
 
 def locate_all(data: DataConfig) -> dict[str, list[Located]]:
-    """The files of each entry of every split that has entries.
+    """The files of each entry of every split that has entries, but for training rows that are streamed.
 
     Raises:
         DataError: see `locate`.
     """
-    asked = {name: getattr(data, name) for name in SPLITS}
+    asked = {name: getattr(data, name) for name in SPLITS if not (data.streaming and name == "train")}
     return {name: [locate(entry) for entry in entries] for name, entries in asked.items() if isinstance(entries, list)}
 
 
@@ -186,7 +191,8 @@ def _request(config: RunConfig, located: Mapping[str, Sequence[Located]], descri
     """The cache's entry for a config's data."""
     places = [place for places in located.values() for place in places]
     paths = [name for place in places for name in ([place.named] if place.named is not None else map(str, place.files))]
-    shown = {"model": config.model.name, "encoder": described["encoder"], **described["encoder_options"]}
+    options = {name: value for name, value in described["encoder_options"].items() if name != "name"}
+    shown = {"model": config.model.name, "encoder": described["encoder"], **options}
     return Request(
         cache_key(described, paths),
         paths,
@@ -213,7 +219,7 @@ def choose_and_load(
     """
     chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, renderer)
     loaded = load_records(config.data, config.data_seed(), chosen.record, located)
-    if chosen.depends_on_rows:
+    if chosen.depends_on_rows and not config.data.streaming:
         train = loaded.splits["train"]
         chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, chosen.renderer, train)
     return chosen, loaded
@@ -265,10 +271,12 @@ def load_records(
     for name, places in (located or locate_all(data)).items():
         entries = enumerate(zip(getattr(data, name), places, strict=True))
         loaded.add(name, [load_entry(entry, name, index, seed, accepts, place) for index, (entry, place) in entries])
-    _refuse(loaded.rejected, data.invalid_rows)
+    refuse(loaded.rejected, data.invalid_rows)
     for name, records in loaded.splits.items():
         if not records:
             raise DataError(f"the {name} data has no row that can be used.", _first_reason(loaded.rejected))
+    if data.streaming:
+        return loaded
     shares = {
         name: getattr(data, name) for name in ("test", "validation") if isinstance(getattr(data, name), (int, float))
     }
@@ -319,31 +327,6 @@ def _mixed(data: DataConfig, indices: Sequence[int], sources: Sequence[SourceRep
     for place, source in enumerate(sources):
         source.mixed = counts[place]
     return [of_source[source][row] for source, row in mixed]
-
-
-def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
-    """Write rows that were left out as JSONL: file, row, reason and the row's values."""
-    lines = [
-        json.dumps(
-            {"file": item.origin.path, "row": item.origin.row, "reason": item.reason, "values": dict(item.values)},
-            ensure_ascii=True,
-            default=str,
-        )
-        for item in rejected
-    ]
-    write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _refuse(rejected: Sequence[Rejected], invalid_rows: str) -> None:
-    """Raise one `DataError` for all bad rows, unless they are to be rejected and counted."""
-    if not rejected or invalid_rows == "reject":
-        return
-    shown = "\n".join(f"  - {item.origin}: {item.reason}" for item in rejected[:SHOWN_ROWS])
-    more = f"\n  and {len(rejected) - SHOWN_ROWS:,} more" if len(rejected) > SHOWN_ROWS else ""
-    raise DataError(
-        f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}",
-        "Mend them, or set data.invalid_rows to reject: they are counted, left out and written to rejected.jsonl.",
-    )
 
 
 def _first_reason(rejected: Sequence[Rejected]) -> str:

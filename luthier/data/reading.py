@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,14 @@ def read_files(located: Located) -> list[RawRow]:
     return [replace(row, origin=Origin(located.named, number)) for number, row in enumerate(rows, 1)]
 
 
-def _read(path: Path) -> list[RawRow]:
+def iterate_file(path: Path) -> Iterator[RawRow]:
+    """A file's rows, read as they are asked for where its type allows."""
     source = source_of(inner_path(path))
-    rows = list(source.build(source.Options(), path))
+    yield from source.build(source.Options(), path)
+
+
+def _read(path: Path) -> list[RawRow]:
+    rows = list(iterate_file(path))
     if not rows:
         raise DataError(f"{path} holds no rows.", "Was the file written completely?")
     return rows

@@ -130,13 +130,21 @@ class StreamSchedule:
     total_steps: int
     rank: int = 0
     world_size: int = 1
-    steps_per_epoch: None = None
-    total_epochs: int = sys.maxsize
 
     @property
     def examples_per_step(self) -> int:
         """Examples of a full step over all ranks."""
         return self.batch_size * self.accumulation * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> None:
+        """Nobody knows before the stream's end."""
+        return None
+
+    @property
+    def total_epochs(self) -> int:
+        """Without bound: the steps end the run."""
+        return sys.maxsize
 
     def epoch_share(self, index: int) -> float:
         """Steps done as a share of the run's."""

@@ -16,7 +16,8 @@ from luthier.config.data_section import DataConfig
 from luthier.config.schema import RunConfig
 from luthier.config.sections import MethodOptions, PluginOptions
 from luthier.config.training_section import TrainingConfig
-from luthier.data.preparing import PreparedData, load_records, prepare, split_rows, write_rejected
+from luthier.data.preparing import PreparedData, load_records, prepare, split_rows
+from luthier.data.rejecting import write_rejected
 from luthier.foundation.errors import DataError
 
 ROWS = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(40)]
