@@ -147,7 +147,9 @@ def _encode(checked: Checked, split: str, records: Sequence[Record], chosen: Cho
             bar.advance(len(part))
     if chosen.record is Document:
         counts = _document_lengths(checked.tokenizer, records)
-    checked.report.splits[split] = SplitCheck(SplitReport.joined(parts), Lengths.of(counts), data.cutoff_length)
+    checked.report.splits[split] = SplitCheck(
+        SplitReport.joined(parts), Lengths.of(counts), data.cutoff_length, chosen.trains_tokens
+    )
 
 
 def _document_lengths(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[int]:

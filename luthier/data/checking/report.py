@@ -35,11 +35,13 @@ class SplitCheck:
         summary: as training would report it.
         lengths: of its rows in tokens, before anything is cut; None where no row is left.
         cutoff: data.cutoff_length.
+        trains_tokens: whether the stage learns tokens, rather than labels or from the model's own answers.
     """
 
     summary: SplitReport
     lengths: Lengths | None
     cutoff: int
+    trains_tokens: bool
 
     @property
     def trained_share(self) -> float:
@@ -188,16 +190,19 @@ def _figures(split: SplitCheck) -> dict[str, str]:
     """A split's numbers by what they are called."""
     summary, lengths = split.summary, split.lengths
     spread = lengths.percentiles if lengths else {}
+    trained = {
+        "trained tokens": f"{summary.targets:,} ({split.trained_share:.1%})",
+        "nothing to learn": f"{summary.zero_target:,}",
+        "end with a stop token": f"{summary.ended:.1%}",
+    }
     return {
         "records": f"{summary.records:,}",
         "examples": f"{summary.examples:,}",
-        "tokens": f"{summary.tokens:,}",
-        "trained tokens": f"{summary.targets:,} ({split.trained_share:.1%})",
-        "examples cut": f"{summary.truncated:,} ({summary.truncated_tokens:,} tokens lost)",
-        "left out as too long": f"{summary.dropped:,}",
-        "nothing to learn": f"{summary.zero_target:,}",
         "refused by the template": f"{summary.unrendered:,}",
-        "end with a stop token": f"{summary.ended:.1%}",
+        "left out as too long": f"{summary.dropped:,}",
+        "examples cut": f"{summary.truncated:,} ({summary.truncated_tokens:,} tokens lost)",
+        "tokens": f"{summary.tokens:,}",
+        **(trained if split.trains_tokens else {}),
         "tokens of a row": f"{lengths.shortest:,} to {lengths.longest:,}, mean {lengths.mean:,.0f}" if lengths else "-",
         **{f"  {percent}% have at most": f"{tokens:,}" for percent, tokens in spread.items()},
     }
