@@ -1,0 +1,119 @@
+"""Records in blocks and in several processes: the same examples, reports and errors as in one go."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from luthier.data import encoding, encoding_processes
+from luthier.data.encoding import process_count
+from luthier.data.preparing import prepare
+from luthier.foundation.errors import DataError
+from tests.data.test_cache import ROWS, config, content
+
+REFUSING = (
+    "{% for m in messages %}{% if 'bad' in m['content'] %}{{ raise_exception('bad word') }}{% endif %}"
+    "{{ m['role'] + ':' + m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+LONG = {"instruction": "long", "output": "word " * 200}
+MUTE = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[int]:
+    """How many processes each preparation started; blocks are small, so that few rows are enough."""
+    monkeypatch.setattr(encoding, "BLOCK_RECORDS", 7)
+    counts: list[int] = []
+    enter = encoding_processes.EncodingProcesses.__enter__
+
+    def counted(self: Any) -> Any:
+        found = enter(self)
+        counts.append(len(self._processes))
+        return found
+
+    monkeypatch.setattr(encoding_processes.EncodingProcesses, "__enter__", counted)
+    return counts
+
+
+def in_processes(tokenizer: PreTrainedTokenizerFast, path: str, count: int, **data: Any) -> Any:
+    return content(prepare(config(path, cache=False, preprocessing_num_workers=count, **data), tokenizer))
+
+
+def refusing(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    import copy
+
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = REFUSING
+    return changed
+
+
+def test_several_processes_give_what_one_gives(byte_tokenizer, write, started) -> None:
+    bad = {"instruction": "a bad one", "output": "x"}
+    rows = [*ROWS[:20], bad, LONG, *ROWS[20:], {"instruction": "lone"}, bad, LONG]
+    path = str(write("a.json", rows))
+    settings = {"template": "auto", "invalid_rows": "reject", "over_length": "drop", "cutoff_length": 60, "test": 8}
+    tokenizer = refusing(byte_tokenizer)
+    whole = in_processes(tokenizer, path, 1, **settings)
+    assert started == [] and len({reason for _, reason, _ in whole[2]}) == 3
+    assert in_processes(tokenizer, path, 2, **settings) == whole and started == [2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "told"),
+    [
+        ([*ROWS[:20], LONG, *ROWS[20:], LONG], {"over_length": "error", "cutoff_length": 100}, "2 rows are longer"),
+        (
+            [
+                *ROWS[:20],
+                {"instruction": "a bad one", "output": "x"},
+                *ROWS[20:],
+                {"instruction": "bad", "output": "x"},
+            ],
+            {"template": "auto"},
+            "2 rows can't be used",
+        ),
+        ([MUTE] * 20, {}, "every label of the train data is masked: none of its 20 rows"),
+    ],
+)
+def test_errors_tell_of_all_rows(rows, settings, told, byte_tokenizer, write, started) -> None:
+    path, tokenizer = str(write("a.json", rows)), refusing(byte_tokenizer)
+    messages = []
+    for count in (1, 2):
+        with pytest.raises(DataError, match=told) as caught:
+            in_processes(tokenizer, path, count, **settings)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and started == [2]
+
+
+def test_a_process_that_is_lost_is_made_up_for(byte_tokenizer, write, started, monkeypatch, capsys) -> None:
+    path = str(write("a.json", ROWS))
+    whole = in_processes(byte_tokenizer, path, 1)
+    ask = encoding_processes.EncodingProcesses._ask
+
+    def killing(self: Any, block: Any) -> Any:
+        os.kill(self._processes[0].pid, signal.SIGKILL)
+        return ask(self, block)
+
+    monkeypatch.setattr(encoding_processes.EncodingProcesses, "_ask", killing)
+    assert in_processes(byte_tokenizer, path, 2) == whole
+    assert capsys.readouterr().err.count("was ended from outside") == 1
+
+
+def test_a_tokenizer_that_cannot_be_sent_is_used_here(byte_tokenizer, write, started, capsys) -> None:
+    path = str(write("a.json", ROWS))
+    whole = in_processes(byte_tokenizer, path, 1)
+    tokenizer = refusing(byte_tokenizer)
+    tokenizer.not_to_be_pickled = lambda: None
+    assert in_processes(tokenizer, path, 2)[0] == whole[0] and started == [0]
+    assert "one process tokenizes" in capsys.readouterr().err
+
+
+def test_how_many_processes_there_are(monkeypatch) -> None:
+    monkeypatch.setattr(encoding, "available_cores", lambda: 8)
+    assert [process_count(rows, None) for rows in (10, 4000, 4001, 100_000)] == [1, 1, 8, 8]
+    assert [process_count(rows, 3) for rows in (10, 501, 1001, 100_000)] == [1, 2, 3, 3]
+    assert process_count(100_000, 1) == 1
