@@ -111,10 +111,18 @@ class Cutter(Generic[Talk]):
     def __init__(
         self, render: Callable[[Talk], list[Rendered]], renderer: Renderer, cutoff: int, *, learns_last: bool
     ) -> None:
-        self._render = render
+        self._render_anew = render
         self._renderer = renderer
         self._cutoff = cutoff
         self._learns_last = learns_last
+        # of the record at hand, by its turns: several attempts look at the same ones
+        self._rendered: dict[tuple[int, ...], list[Rendered]] = {}
+        self._encoded: dict[tuple[int, ...], list[Encoding]] = {}
+
+    def begin(self, record: Talk, encodings: Sequence[Encoding]) -> None:
+        """Turn to a record, of which the tokens are known; what was known of the one before it is let go."""
+        self._rendered.clear()
+        self._encoded = {_key(record): list(encodings)}
 
     def truncate(self, record: Talk) -> Shortened:
         """The turns up to the last answer that fits; or, of what learns the end, the last exchanges."""
@@ -146,7 +154,7 @@ class Cutter(Generic[Talk]):
         The rule of DB-GPT-Hub's max_source_length and max_target_length.
         """
         (rendered,) = self._render(record)
-        ids, weights = self._renderer.encode_pieces([rendered.pieces])[0]
+        ((ids, weights),) = self._encode(record)
         turns = self._turns(rendered, turns_of(record), len(ids))
         kept: list[int] = []
         fitting, cut, answer_cut = 0, False, False
@@ -197,8 +205,18 @@ class Cutter(Generic[Talk]):
         """How many of records, each longer than the one before it, fit."""
         return bisect_right(growing, self._cutoff, key=lambda record: max(len(ids) for ids, _ in self._encode(record)))
 
+    def _render(self, record: Talk) -> list[Rendered]:
+        key = _key(record)
+        if key not in self._rendered:
+            self._rendered[key] = self._render_anew(record)
+        return self._rendered[key]
+
     def _encode(self, record: Talk) -> list[Encoding]:
-        return self._renderer.encode_pieces([rendered.pieces for rendered in self._render(record)])
+        key = _key(record)
+        if key not in self._encoded:
+            pieces = [rendered.pieces for rendered in self._render(record)]
+            self._encoded[key] = self._renderer.encode_pieces(pieces)
+        return self._encoded[key]
 
     def _made(self, record: Talk, fewer: Talk, *, from_left: bool = False) -> Shortened:
         """A record of fewer turns as an example, its only turn cut inside where it does not fit."""
@@ -244,6 +262,10 @@ class Cutter(Generic[Talk]):
             found.append(turn_tokens(rendered.pieces, places, source, first, answer, answer + 1))
             first, before = answer + 1, end
         return [turn for turn in found if turn.answer]
+
+
+def _key(record: Talk) -> tuple[int, ...]:
+    return tuple(map(id, turns_of(record)))
 
 
 def _up_to(count: int) -> range:

@@ -107,6 +107,7 @@ class RenderedEncoder(Generic[Talk]):
     def _add_cut(self, encoded: Encoded, record: Talk, found: Sequence[Encoding]) -> None:
         """Add the examples that a cut makes of a record, and count what it did."""
         length = sum(len(ids) for ids, _ in found)
+        self._cutter.begin(record, found)
         try:
             parts = self._shortened(record)
         except RowError as error:
