@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.commands.data_setup import OpenedData, open_data
 from luthier.data.examples import Encoded, TokenizedExample
-from luthier.data.preparing import ChosenEncoder, choose_and_load, choose_encoder
+from luthier.data.preparing import ChosenEncoder, LoadedRecords, choose_and_load, choose_encoder
 from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
 from luthier.data.records import Document, Record
 from luthier.data.report import SourceReport
 from luthier.data.rows_page import PageHead, rows_page
+from luthier.data.training_stream import open_stream
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
 
@@ -27,6 +28,7 @@ LEGEND = f"{OPEN}between brackets (green){CLOSE}: trained; the rest is context; 
 
 ROWS_PRINTED = 3
 ROWS_OF_A_PAGE = 500
+ROWS_OF_A_STREAM = 2000  # which are read to show some of them
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def show(
     opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
     tokenizer, stage = opened.tokenizer, opened.stage
     chosen, loaded = choose_and_load(opened.config, tokenizer, stage.encoder, stage.encoder_options, opened.renderer)
+    notes = (*opened.notes, *_stream_in(opened, chosen, loaded))
     if split not in loaded.splits:
         raise DataError(
             f"there is no {split!r} data in this config; it has: {', '.join(loaded.splits)}.",
@@ -103,7 +106,7 @@ def show(
         sources=tuple(report for report in loaded.report.sources if report.split == split),
         examples=tuple(example_as_dict(example, tokenizer) for example in examples),
         left_out=tuple(left_out),
-        notes=opened.notes,
+        notes=notes,
     )
     printer = console or Console(highlight=False)
     _print_head(shown, printer)
@@ -117,6 +120,16 @@ def show(
     write_text(Path(page), rows_page(head, examples, tokenizer, untruncated=known, labels_of=labels))
     printer.print(f"{len(examples):,} rows written: {page}", markup=False, soft_wrap=True)
     return shown
+
+
+def _stream_in(opened: OpenedData, chosen: ChosenEncoder, loaded: LoadedRecords) -> list[str]:
+    """Put the first rows of streamed training data among those that were read; returns what a person should know."""
+    data = opened.config.data
+    if not data.streaming:
+        return []
+    stream = open_stream(data, opened.config.data_seed(), chosen)
+    loaded.splits["train"] = stream.first_records(ROWS_OF_A_STREAM)
+    return stream.remarks()
 
 
 def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int) -> tuple[Encoded, Sequence[Record]]:

@@ -81,7 +81,7 @@ def check(
     opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
     config = opened.config
     report = check_data(
-        config.data,
+        config.data.model_copy(update={"streaming": False}),  # a check looks at every row
         config.data_seed(),
         opened.tokenizer,
         opened.stage.encoder,

@@ -356,9 +356,11 @@ def resuming(command: str) -> str:
 
 
 def _say_counts(setup: Setup) -> None:
-    tokens = sum(example.tokens for example in setup.data.train)
-    targets = sum(example.targets for example in setup.data.train)
-    say(f"data: {len(setup.data.train):,} examples, {tokens:,} tokens, {targets:,} of them trained")
+    rows = setup.data.train
+    if setup.data.stream is None:
+        say(f"data: {len(rows):,} examples, {rows.tokens:,} tokens, {rows.targets:,} of them trained")
+    else:
+        say(f"data: streamed, {setup.config.data.buffer_size:,} rows at a time")
     say(f"model: {setup.count}")
 
 

@@ -132,7 +132,8 @@ def prepare(
         return loaded.report, loaded.rejected
 
     request = _request(config, located, described)
-    sets = from_cache(request, dtype, build, say) if data.cache else in_memory(request, dtype, build)
+    # a stream without sets beside it leaves nothing to keep
+    sets = from_cache(request, dtype, build, say) if data.cache and located else in_memory(request, dtype, build)
     train, validation, test = (sets.splits.get(name, StoredExamples.empty()) for name in SPLITS)
     return PreparedData(train, validation, test, sets.report, sets.rejected, data_fingerprint(described), stream)
 

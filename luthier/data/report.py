@@ -170,7 +170,8 @@ class DataReport:
         for key in next(iter(numbers.values()), {}):
             if key != "findings":
                 splits.add_row(key.replace("_", " "), *(_number(values[key]) for values in numbers.values()))
-        return Group(self.files_table(), splits, *map(escape, self.remarks()))
+        tables = [self.files_table(), splits] if self.splits else []  # a stream is counted as it is read
+        return Group(*tables, *map(escape, self.remarks()))
 
     def files_table(self) -> RenderableType:
         """For the terminal: what was read of each file."""

@@ -18,7 +18,7 @@ from luthier.data.encoding import ChosenEncoder, EncodedRecords
 from luthier.data.entries import Convert, convert_rows, formats_of, wrong_kind
 from luthier.data.examples import TokenizedExample
 from luthier.data.mixing import drawn_sources
-from luthier.data.records import RawRow, Rejected
+from luthier.data.records import RawRow, Record, Rejected
 from luthier.data.rejecting import refuse, rejected_line
 from luthier.data.stream_sources import RowStream, open_entry
 from luthier.data.streamed import News, Place, Streamed
@@ -42,6 +42,12 @@ class TrainingStream:
     def remarks(self) -> list[str]:
         """What a person should know before training."""
         return [f"{entry.stream.shown}: streamed, format {entry.format} ({entry.reason})" for entry in self.entries]
+
+    def first_records(self, rows: int) -> list[Record]:
+        """What the first rows became; those that can't be used are left out, or refused, as data.invalid_rows says."""
+        records, rejected = convert_rows(list(islice(self._rows(), rows)))
+        refuse(rejected, self._data.invalid_rows)
+        return records
 
     def examples(self, epoch: int, place: Place) -> Iterator[Streamed]:
         """The examples of an epoch from a place on.
@@ -126,7 +132,9 @@ def _news(found: EncodedRecords, rejected: Sequence[Rejected]) -> News | None:
     reasons = Counter(item.reason for item in rejected)
     sentences = [f"train: {count:,} x left out: {reason}" for reason, count in reasons.most_common()]
     if found.report.truncated:
-        sentences.append(f"train: {found.report.truncated:,} x cut to the cutoff, {found.report.truncated_tokens:,} tokens lost")
+        sentences.append(
+            f"train: {found.report.truncated:,} x cut to the cutoff, {found.report.truncated_tokens:,} tokens lost"
+        )
     sentences += [f"train: {count:,} x {finding}" for finding, count in found.report.findings.most_common()]
     return News(tuple(map(rejected_line, rejected)), tuple(sentences)) if sentences else None
 

@@ -125,3 +125,49 @@ def test_an_empty_window_says_so(chosen: ChosenEncoder, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"instruction": "x", "output": 5}) + "\n" for _ in range(9)))
     with pytest.raises(DataError, match="none of the first 8 rows"):
         list(stream_of(chosen, str(path), invalid_rows="reject").examples(0, Place()))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, rows: Path) -> dict[str, Any]:
+    """A hub that has `owner/name`, read by the library itself from a file, and tells its size or not."""
+    import datasets
+    import huggingface_hub
+
+    from luthier.data import hub_sets
+
+    asked: dict[str, Any] = {"count": None}
+    load = datasets.load_dataset
+
+    def local(name: str, subset: str | None, *, split: str, data_dir: Any, streaming: bool, revision: str) -> Any:
+        asked.update(name=name, subset=subset, split=split, streaming=streaming, revision=revision)
+        found = load("json", data_files={split: str(rows)}, split=split, streaming=True)
+        if asked["count"] is not None:
+            found.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=asked["count"])})
+        return found
+
+    monkeypatch.setattr(hub_sets, "_find", lambda name: True)
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    info = huggingface_hub.hf_api.DatasetInfo(id="owner/name", sha="c0ffee")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, **more: info)
+    return asked
+
+
+def test_a_hubs_set_streams(hub: dict[str, Any], chosen: ChosenEncoder) -> None:
+    stream = stream_of(chosen, {"path": "owner/name", "subset": "en", "split": "test[3:9]"}, shuffle=False)
+    assert numbers(stream.examples(0, Place())) == [4, 5, 6, 7, 8, 9]
+    assert (hub["name"], hub["subset"], hub["split"], hub["streaming"], hub["revision"]) == (
+        "owner/name", "en", "test", True, "c0ffee",
+    )  # fmt: skip
+    assert stream.facts()[0]["commit"] == "c0ffee"
+    origin = next(item.example for item in stream.examples(0, Place()) if item.example is not None).origin
+    assert str(origin) == "owner/name (en, test), row 4"
+
+
+def test_a_percentage_of_a_hubs_set_needs_the_size_that_the_hub_tells(
+    hub: dict[str, Any], chosen: ChosenEncoder
+) -> None:
+    with pytest.raises(DataError, match="counts from the set's size, which the hub does not tell"):
+        stream_of(chosen, {"path": "owner/name", "split": "train[:10%]"})
+    hub["count"] = 50
+    stream = stream_of(chosen, {"path": "owner/name", "split": "train[:10%]"}, shuffle=False)
+    assert numbers(stream.examples(0, Place())) == [1, 2, 3, 4, 5]
