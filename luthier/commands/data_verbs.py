@@ -13,7 +13,9 @@ from luthier.commands.verb_options import Config, Ended, Json, RemoteCode, Setti
 from luthier.data.checking.findings import FINDINGS
 
 data_app = typer.Typer(
-    help="Data: check it, see rows as the model sees them.", no_args_is_help=True, rich_markup_mode=None
+    help="Data: check it, see rows as the model sees them, find public sets, clear the cache.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 cache_app = typer.Typer(
     help="Tokenized data that are kept: list them, remove them.", no_args_is_help=True, rich_markup_mode=None
@@ -125,3 +127,19 @@ def cache_clear(
     result = clear_cache(key, older_than_days=older_than, everything=everything)
     print(result.text(), file=people(as_json))
     return result, as_json
+
+
+@data_app.command("list")
+def data_list(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="Only sets that fit all of them: zh, chat, dpo, apache, ..."),
+    ] = None,
+    as_json: Json = False,
+) -> Ended:
+    """Well-known public data sets: hub id, purpose, format, size, languages, licence, and the config entry."""
+    from rich.console import Console
+
+    from luthier.commands.data_list import list_sets
+
+    return list_sets(words or (), Console(file=people(as_json), highlight=False)), as_json
