@@ -29,6 +29,8 @@ LLAMA_FACTORY = {
     "val_size": "data.validation",
     "template": "data.template",
     "cutoff_len": "data.cutoff_length",
+    "train_on_prompt": "stage.train_on: all",
+    "mask_history": "stage.train_on: last",
     "max_samples": "data.train.0.max_samples",
     "default_system": "data.train.0.system",
     "mix_strategy": "data.mix",

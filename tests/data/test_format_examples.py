@@ -8,7 +8,8 @@ import pytest
 
 from luthier.config.data_section import DataEntry
 from luthier.config.loading import load
-from luthier.config.plugins import FORMATS
+from luthier.config.plugins import ENCODERS, FORMATS
+from luthier.config.stage_encoders import encoder_of
 from luthier.data.detection import choose_format
 from luthier.data.locating import locate
 from luthier.data.reading import read_files
@@ -31,5 +32,14 @@ def test_the_format_is_found_out(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_load(path: Path) -> None:
-    config = load(path)
-    assert [Path(entry.path).stem for entry in config.data.train] == [path.stem]
+    """Each names its own file and a stage that learns such rows."""
+    config = load(path, for_training=False)
+    (entry,) = config.data.train
+    assert Path(entry.path).stem == path.stem
+    rows = read_files(locate(DataEntry(path=str(FOLDER / f"{path.stem}.jsonl"))))
+    learnt = ENCODERS.load(encoder_of(config.stage).encoder).RECORD
+    assert choose_format(DataEntry(path=entry.path), rows).record is learnt
+
+
+def test_every_example_has_a_config() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {path.stem for path in FILES}
