@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from pydantic import Field, model_validator
 
@@ -11,6 +13,8 @@ from luthier.config.sections import PluginOptions
 from luthier.data.records import RawRow, RowError
 from luthier.foundation.registry import nearest
 
+SHOWN_CHARACTERS = 60
+SHOWN_FIELDS = 20
 # what other tools and data sets call the parts; used only to suggest a mapping, never to read a row
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("question", "prompt", "query", "ask", "problem", "user", "human", "request", "q"),
@@ -82,7 +86,7 @@ def value_of(row: RawRow, options: FormatOptions, part: str) -> Any:
     if column not in row.values and part in options.REQUIRED:
         raise RowError(
             f"lacks the field {column!r} (the format {options.name}'s {part}); fields found: "
-            f"{', '.join(map(str, row.values)) or 'none'}. Give it, or say where it stands with columns: {{{part}: ...}}."
+            f"{fields_found(row.values)}. Give it, or say where it stands with columns: {{{part}: ...}}."
         )
     return row.values.get(column)
 
@@ -106,10 +110,7 @@ def checked_text(value: Any, where: str) -> str:
         RowError: another type, or half of a surrogate pair.
     """
     if not isinstance(value, str):
-        shown = repr(value)
-        raise RowError(
-            f"{where} is {type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}, not text."
-        )
+        raise RowError(f"{where} is {described(value)}, not text.")
     if not value.isascii():
         try:
             value.encode("utf-8")
@@ -119,6 +120,36 @@ def checked_text(value: Any, where: str) -> str:
                 "which is no text; the file was written with broken escapes."
             ) from error
     return value
+
+
+_REPR = reprlib.Repr()  # of a value of any size or depth, in no time
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = SHOWN_CHARACTERS
+
+
+def shown(value: Any) -> str:
+    """A value for messages, cut where it is long."""
+    text = _REPR.repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def described(value: Any) -> str:
+    """A value for messages, after its type."""
+    return f"{type(value).__name__} {shown(value)}"
+
+
+def fields_found(fields: Iterable[Any]) -> str:
+    """The names of fields for messages, the first ones."""
+    names = [str(field)[:SHOWN_CHARACTERS] for field in fields]
+    more = f" and {len(names) - SHOWN_FIELDS} more" if len(names) > SHOWN_FIELDS else ""
+    return ", ".join(names[:SHOWN_FIELDS]) + more or "none"
+
+
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number that a float can hold (JSON's may have hundreds of digits)."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def suggest(fields: Iterable[str], parts: Iterable[str]) -> dict[str, str]:

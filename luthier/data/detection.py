@@ -13,12 +13,11 @@ from pydantic import ValidationError
 
 from luthier.config.data_section import DataEntry
 from luthier.config.plugins import FORMATS, SOURCES
-from luthier.data.columns import FormatOptions, suggest
+from luthier.data.columns import FormatOptions, fields_found, suggest
 from luthier.data.records import RawRow, Record
 from luthier.foundation.errors import DataError
 
 SAMPLED_ROWS = 100
-SHOWN_FIELDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
         part, column = next(iter(absent.items()))
         raise DataError(
             f"{entry.path}: columns.{part} names the column {column!r}, which no row has.",
-            f"Fields found: {_listed(sorted(fields))}.",
+            f"Fields found: {fields_found(sorted(fields))}.",
         )
     sample = sample_of(rows)
     if entry.format != "auto":
@@ -154,11 +153,6 @@ def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
             shown = ", ".join(f"{part}: {column}" for part, column in mapping.items())
             advice = f" Perhaps {{path: {entry.path}, format: {name}, columns: {{{shown}}}}}."
     return DataError(
-        f"no format matches {entry.path}; its fields are: {_listed(list(sample))} ({'; '.join(needs)}).",
+        f"no format matches {entry.path}; its fields are: {fields_found(list(sample))} ({'; '.join(needs)}).",
         f"Say where the parts stand with columns: {{part: column}}.{advice}",
     )
-
-
-def _listed(fields: Sequence[str]) -> str:
-    shown = ", ".join(fields[:SHOWN_FIELDS])
-    return shown + (f" and {len(fields) - SHOWN_FIELDS} more" if len(fields) > SHOWN_FIELDS else "") or "none"

@@ -56,6 +56,11 @@ def template_list() -> str:
     return ", ".join(name if load_template(name).verified else f"{name} (unverified)" for name in template_names())
 
 
+def is_own(text: str) -> bool:
+    """Whether a template's source comes with luthier; a run's tokenizer carries the one it was trained with."""
+    return any(load_template(name).text == text for name in template_names())
+
+
 @lru_cache
 def load_template(name: str) -> Template:
     """A template by name.

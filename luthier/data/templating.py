@@ -21,6 +21,9 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from luthier.data.template_files import is_own
+from luthier.data.template_limits import LimitedEnvironment, limited
+
 # no text can hold these by chance or on purpose: they are drawn anew in every process
 _OPEN, _CLOSE = (f"\x02{secrets.token_hex(16)}\x03" for _ in range(2))
 _MARKS = re.compile(f"({_OPEN}|{_CLOSE})")
@@ -71,25 +74,28 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
+def _environment(kind: type[ImmutableSandboxedEnvironment]) -> ImmutableSandboxedEnvironment:
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.globals["namespace"] = _TemplateNamespace
+    if isinstance(environment, LimitedEnvironment):
+        environment.limit_filters()
     return environment
 
 
 @lru_cache(maxsize=32)
 def compile_template(text: str) -> jinja2.Template:
-    """A template's source, compiled.
+    """A template's source, compiled; one that doesn't come with luthier may use up only so much (template_limits).
 
     Raises:
-        jinja2.TemplateError: a syntax error.
+        jinja2.TemplateError: a syntax error, or nesting too deep to compile.
     """
-    return _environment().from_string(text)
+    try:
+        return _environment(ImmutableSandboxedEnvironment if is_own(text) else LimitedEnvironment).from_string(text)
+    except (RecursionError, MemoryError, SyntaxError) as error:
+        raise jinja2.TemplateError(f"it is nested too deeply ({type(error).__name__})") from error
 
 
 def has_generation_tags(text: str) -> bool:
@@ -109,15 +115,17 @@ def render_spans(
 
     Raises:
         jinja2.TemplateError: the template refuses the conversation, reaches out of the sandbox, or is faulty.
+        TemplateLimitError: it takes too long, or too much memory.
     """
     try:
-        rendered = template.render(
-            messages=messages,
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
+        with limited():
+            rendered = template.render(
+                messages=messages,
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **special_tokens,
+            )
     except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
     spans: list[tuple[str, bool]] = []

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.data.columns import described, fields_found
 from luthier.data.records import RowError, ToolCall, Tools
-
-SHOWN_CHARACTERS = 60
 
 
 def tool_definitions(value: Any, where: str) -> Tools:
@@ -27,16 +26,15 @@ def tool_definitions(value: Any, where: str) -> Tools:
     parsed = _parsed(value, where)
     entries = [parsed] if isinstance(parsed, Mapping) else parsed
     if not isinstance(entries, list):
-        raise RowError(f"{where} is {_shown(value)}, not a list of tool definitions.")
+        raise RowError(f"{where} is {described(value)}, not a list of tool definitions.")
     found = []
     for index, entry in enumerate(entries):
         place = f"{where}[{index}]"
         if not isinstance(entry, Mapping):
-            raise RowError(f"{place} is {_shown(entry)}, not a tool definition; give an object with 'name'.")
+            raise RowError(f"{place} is {described(entry)}, not a tool definition; give an object with 'name'.")
         function = entry.get("function", entry)
         if not isinstance(function, Mapping) or not _is_name(function.get("name")):
-            fields = ", ".join(map(str, entry)) or "none"
-            raise RowError(f"{place} names no function; give it a 'name' (fields found: {fields}).")
+            raise RowError(f"{place} names no function; give it a 'name' (fields found: {fields_found(entry)}).")
         found.append(dict(entry) if "function" in entry else {"type": "function", "function": dict(entry)})
     return tuple({"type": "function", **entry} for entry in found)
 
@@ -51,7 +49,7 @@ def tool_calls(value: Any, where: str) -> tuple[ToolCall, ...]:
     entries = [parsed] if isinstance(parsed, Mapping) else parsed
     if not isinstance(entries, list) or not entries:
         raise RowError(
-            f'{where} is {_shown(value)}, not a call {{"name": ..., "arguments": {{...}}}} or a list of them.'
+            f'{where} is {described(value)}, not a call {{"name": ..., "arguments": {{...}}}} or a list of them.'
         )
     return tuple(_call(entry, f"{where}[{index}]") for index, entry in enumerate(entries))
 
@@ -59,13 +57,13 @@ def tool_calls(value: Any, where: str) -> tuple[ToolCall, ...]:
 def _call(entry: Any, place: str) -> ToolCall:
     function = entry.get("function", entry) if isinstance(entry, Mapping) else None
     if not isinstance(function, Mapping) or not _is_name(function.get("name")):
-        raise RowError(f'{place} is {_shown(entry)}, not a call {{"name": ..., "arguments": {{...}}}}.')
+        raise RowError(f'{place} is {described(entry)}, not a call {{"name": ..., "arguments": {{...}}}}.')
     arguments = function.get("arguments", function.get("parameters"))
     if arguments is None or arguments == "":
         arguments = {}
     arguments = _parsed(arguments, f"{place}.arguments")
     if not isinstance(arguments, Mapping):
-        raise RowError(f"{place}.arguments is {_shown(arguments)}, not an object of arguments by name.")
+        raise RowError(f"{place}.arguments is {described(arguments)}, not an object of arguments by name.")
     identity = entry.get("id")
     return ToolCall(function["name"], arguments, identity if isinstance(identity, str) else "")
 
@@ -78,13 +76,8 @@ def _parsed(value: Any, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         problem = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         place = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise RowError(f"{where} is broken JSON ({problem}{place}): {_shown(value)}; mend it.") from error
+        raise RowError(f"{where} is broken JSON ({problem}{place}): {described(value)}; mend it.") from error
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + '...'}"

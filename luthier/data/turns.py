@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.data.columns import checked_text
+from luthier.data.columns import checked_text, fields_found, is_finite, shown
 from luthier.data.layouts import Layout
 from luthier.data.records import Conversation, Message, Origin, Role, RowError, Tools
 from luthier.data.tool_calls import tool_calls
@@ -133,7 +132,7 @@ def turn(value: Any, place: str, layout: Layout) -> Message:
     calls = value.get("tool_calls") or value.get("function_call")
     for key in (role_key, content_key):
         if key not in value and not (calls and key == content_key):
-            raise RowError(f"{place} lacks {key!r}; fields found: {', '.join(map(str, value)) or 'none'}.")
+            raise RowError(f"{place} lacks {key!r}; fields found: {fields_found(value)}.")
     name = value[role_key]
     known = isinstance(name, str)
     if known and name in layout.call_roles:
@@ -142,7 +141,7 @@ def turn(value: Any, place: str, layout: Layout) -> Message:
     role = layout.roles.get(name) if known else None
     if role is None:
         names = ", ".join((*layout.roles, *sorted(layout.call_roles)))
-        raise RowError(f"{place} has the unknown {role_key} {name!r}; known: {names}.")
+        raise RowError(f"{place} has the unknown {role_key} {shown(name)}; known: {names}.")
     if calls and role != "assistant":
         raise RowError(f"{place} is of {role} and has tool calls; only assistant turns may.")
     content = value.get(content_key)
@@ -174,7 +173,7 @@ def _content(value: Any, where: str) -> str:
         for index, part in enumerate(value):
             if not isinstance(part, Mapping) or part.get("type") != "text":
                 kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise RowError(f"{where}[{index}] is a part of type {kind!r}; only text parts can be used.")
+                raise RowError(f"{where}[{index}] is a part of type {shown(kind)}; only text parts can be used.")
             parts.append(checked_text(part.get("text"), f"{where}[{index}].text"))
         return "".join(parts)
     return checked_text(value, where)
@@ -184,13 +183,11 @@ def _weight(value: Mapping[str, Any], role: Role, place: str) -> float:
     """The turn's loss weight from `weight` (a number) or `train` (true or false); null means it is not given."""
     weight, train = value.get("weight"), value.get("train")
     if train is not None and not isinstance(train, bool):
-        raise RowError(f"{place}.train is {train!r}; it must be true or false.")
-    if weight is not None and (
-        isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0
-    ):
-        raise RowError(f"{place}.weight is {weight!r}; it must be a number of at least 0.")
+        raise RowError(f"{place}.train is {shown(train)}; it must be true or false.")
+    if weight is not None and not (is_finite(weight) and weight >= 0):
+        raise RowError(f"{place}.weight is {shown(weight)}; it must be a number of at least 0.")
     if weight is not None and train is not None and (weight > 0) != train:
-        raise RowError(f"{place} has weight {weight!r} and train {train!r}, which contradict each other.")
+        raise RowError(f"{place} has weight {shown(weight)} and train {train!r}, which contradict each other.")
     if role != "assistant":
         if weight or train:
             raise RowError(f"{place} is of {role} and asks to be trained; only assistant turns are.")

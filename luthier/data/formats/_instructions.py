@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.columns import FormatOptions, checked_text, text_of, value_of
+from luthier.data.columns import FormatOptions, checked_text, shown, text_of, value_of
 from luthier.data.records import Conversation, Message, RawRow, RowError
 from luthier.data.tool_calls import tool_definitions
 from luthier.data.turns import conversation
@@ -57,7 +57,7 @@ def history_of(row: RawRow, options: FormatOptions) -> list[Message]:
     turns = []
     for index, pair in enumerate(value):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise RowError(f"{column}[{index}] is {str(pair)[:60]!r}, not a pair [question, answer].")
+            raise RowError(f"{column}[{index}] is {shown(pair)}, not a pair [question, answer].")
         turns.append(Message("user", checked_text(pair[0], f"{column}[{index}][0]")))
         turns.append(Message("assistant", checked_text(pair[1], f"{column}[{index}][1]")))
     return turns

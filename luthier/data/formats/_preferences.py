@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from luthier.data.columns import checked_text
+from luthier.data.columns import checked_text, described
 from luthier.data.layouts import Layout
 from luthier.data.records import Message, Origin, Pair, RowError, Tools
 from luthier.data.turns import conversation, turn, turns_of
@@ -38,7 +38,7 @@ def judgement(value: Any, column: str) -> bool:
     """
     found = _WORDS.get(str(value).lower()) if isinstance(value, (bool, int, str)) else None
     if found is None:
-        raise RowError(f"the field {column!r} is {type(value).__name__} {value!r}; it must be true or false.")
+        raise RowError(f"the field {column!r} is {described(value)}; it must be true or false.")
     return found
 
 

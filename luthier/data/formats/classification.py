@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import FormatOptions, text_of, value_of
+from luthier.data.columns import FormatOptions, described, is_finite, text_of, value_of
 from luthier.data.records import Labelled, RawRow, RowError
 
 RECORD = Labelled
@@ -81,6 +80,6 @@ def _label(row: RawRow, options: Options) -> str | int | float:
         return int(value)
     if isinstance(value, str) and value.strip():
         return value.strip()
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+    if is_finite(value):
         return value
-    raise RowError(f"the field {column!r} is {type(value).__name__} {value!r}; it must be a class name or a number.")
+    raise RowError(f"the field {column!r} is {described(value)}; it must be a class name or a number.")

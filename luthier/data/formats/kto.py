@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import checked_text, text_of, value_of
+from luthier.data.columns import checked_text, fields_found, text_of, value_of
 from luthier.data.formats._preferences import answer_of, is_judgement, judgement
 from luthier.data.layouts import OPENAI, SHAREGPT, Layout, TurnOptions
 from luthier.data.records import LabelledConversation, Message, RawRow, RowError
@@ -86,9 +86,7 @@ def _turns(row: RawRow, options: Options, layout: Layout) -> list[Message]:
         return turns_of(values, column, layout)
     prompt, name = value_of(row, options, "prompt"), options.column("prompt")
     if prompt is None:
-        raise RowError(
-            f"has neither {column!r} nor {name!r}; fields found: {', '.join(map(str, row.values)) or 'none'}."
-        )
+        raise RowError(f"has neither {column!r} nor {name!r}; fields found: {fields_found(row.values)}.")
     turns = (
         turns_of(prompt, name, layout)
         if isinstance(prompt, list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import FormatOptions, checked_text, text_of, value_of
+from luthier.data.columns import FormatOptions, checked_text, fields_found, shown, text_of, value_of
 from luthier.data.records import Conversation, Message, RawRow, RowError
 from luthier.data.turns import conversation, holds_turns
 
@@ -53,7 +53,7 @@ def build_all(options: Options) -> Callable[[RawRow], list[Conversation]]:
         instruction = text_of(row, options, "instruction")
         instances = value_of(row, options, "instances")
         if not isinstance(instances, list) or not instances:
-            raise RowError(f"the field {column!r} is {str(instances)[:60]!r}, not a list of inputs and outputs.")
+            raise RowError(f"the field {column!r} is {shown(instances)}, not a list of inputs and outputs.")
         found = []
         for index, instance in enumerate(instances):
             question, answer = _instance(instance, f"{column}[{index}]")
@@ -69,7 +69,7 @@ def _instance(instance: Any, place: str) -> tuple[str, str]:
     if not isinstance(instance, Mapping):
         raise RowError(f"{place} is {type(instance).__name__}, not an object with 'input' and 'output'.")
     if "output" not in instance:
-        raise RowError(f"{place} lacks 'output'; fields found: {', '.join(map(str, instance)) or 'none'}.")
+        raise RowError(f"{place} lacks 'output'; fields found: {fields_found(instance)}.")
     given = instance.get("input")
     question = "" if given is None else checked_text(given, f"{place}.input")
     return "" if question.strip() == NO_INPUT else question, checked_text(instance["output"], f"{place}.output")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.data.columns import described
 from luthier.foundation.errors import DataError
 
 
@@ -74,9 +75,8 @@ def need_object(value: Any, path: Path, row: str) -> Mapping[str, Any]:
         DataError: it is something else.
     """
     if not isinstance(value, dict):
-        shown = repr(value)
         raise DataError(
-            f"{path}, {row}: a row must be an object of fields, found {type(value).__name__} {shown[:60]}.",
+            f"{path}, {row}: a row must be an object of fields, found {described(value)}.",
             'For instance {"instruction": "...", "output": "..."}, or {"text": "..."}.',
         )
     return value
