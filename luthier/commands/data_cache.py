@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,7 +141,7 @@ def clear_cache(key: str | None = None, *, older_than_days: float | None = None,
         paths = [_meant(key, paths)]
     elif older_than_days is not None:
         paths = [path for path in paths if time.time() - _last_used(path) > older_than_days * DAY_SECONDS]
-    sizes = {path.name: sum(file.stat().st_size for file in path.iterdir()) for path in paths}
+    sizes = {path.name: _size(path) for path in paths}
     gone = {path.name: remove(path) for path in paths}
     removed = tuple(name for name, done in gone.items() if done)
     kept = tuple(name for name, done in gone.items() if not done)
@@ -164,8 +165,7 @@ def _describe(path: Path, *, verify: bool) -> CachedData:
     try:
         manifest = read_manifest(path)
     except DamagedEntryError as error:
-        size = sum(file.stat().st_size for file in path.iterdir())
-        return CachedData(path.name, "", used, size, {}, {}, [], {}, False, str(error))
+        return CachedData(path.name, "", used, _size(path), {}, {}, [], {}, False, str(error))
     fault = ""
     try:
         (check_hashes if verify else check_sizes)(path, manifest)
@@ -187,9 +187,18 @@ def _describe(path: Path, *, verify: bool) -> CachedData:
 
 
 def _last_used(path: Path) -> float:
-    """When an entry was last read, or its folder made."""
-    manifest = path / MANIFEST
-    return (manifest if manifest.exists() else path).stat().st_mtime
+    """When an entry was last read, or its folder made; 0 for one that somebody else has just removed."""
+    for place in (path / MANIFEST, path):
+        with suppress(FileNotFoundError):
+            return place.stat().st_mtime
+    return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of an entry's files."""
+    with suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in path.iterdir())
+    return 0
 
 
 def _time(seconds: float) -> str:

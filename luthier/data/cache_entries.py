@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -262,8 +262,9 @@ def remove(path: Path) -> bool:
         if descriptor is not None and not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             return False
         gone = path.parent / f".{path.name}{REMOVED}{secrets.token_hex(4)}"
-        os.rename(path, gone)
-        shutil.rmtree(gone)
+        with suppress(FileNotFoundError):  # somebody else was faster
+            os.rename(path, gone)
+            shutil.rmtree(gone)
         return True
     finally:
         if descriptor is not None:
