@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from luthier.commands.verb_options import Config, Ended, Json, RemoteCode, Settings, people, print_json, split_config
+from luthier.config.chat_templates import template_list
 from luthier.data.checking.findings import FINDINGS
 
 data_app = typer.Typer(
@@ -68,7 +69,7 @@ def data_check(
     return result, as_json
 
 
-@data_app.command("show")
+@data_app.command("show", epilog=f"Chat templates for data.template=NAME: {template_list()}.")
 def data_show(
     config: Config = None,
     settings: Settings = None,

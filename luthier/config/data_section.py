@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from luthier.config.chat_templates import template_list
+from luthier.config.plugins import FORMATS
 from luthier.config.sections import Section, expand_user, one_to_list
 from luthier.config.split_slices import checked_split, split_kind, split_number
 
@@ -23,7 +25,9 @@ class DataEntry(Section):
         "Hugging Face Hub (owner/name, huggingface:name), or one of LLaMA-Factory's registry (dataset_info.json#name)."
     )
     format: str = Field(
-        "auto", description="alpaca, sharegpt, openai, text, a dotted path; auto: found out from the columns."
+        "auto",
+        description=f"auto: found out from the columns; {', '.join(FORMATS.names())}; or my_package.my_format, a Python "
+        "module of your own (docs/data.md).",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
@@ -80,7 +84,9 @@ class DataConfig(Section):
     )
     test: Split | None = Field(None, description="Like validation; scored once, after training, into run.json.")
     template: str = Field(
-        "auto", description="Chat template: auto (the tokenizer's own) or a name in luthier/data/templates."
+        "auto",
+        description=f"Chat template: auto (the tokenizer's own), or {template_list()}. unverified: no template of the "
+        "family's own and no public fixture was found to check it against.",
     )
     cutoff_length: int = Field(1024, ge=2, description="Longest example, in tokens.")
     over_length: Literal["truncate", "truncate_left", "drop", "split", "error"] = Field(

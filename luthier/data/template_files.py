@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 
+from luthier.config.chat_templates import template_list, template_names, template_text
 from luthier.foundation.errors import DataError
 from luthier.foundation.registry import nearest
 
+__all__ = ["EOS", "Template", "is_own", "load_template", "template_list", "template_names"]
 _HEADER = re.compile(
     r"\{#-\s*stop:(?P<stop>[^#]*?)\s*special:(?P<special>[^#]*?)\s*verified:\s*(?P<verified>yes|no)\s*-#\}"
 )
@@ -45,17 +46,6 @@ class Template:
     source: str
 
 
-def template_names() -> list[str]:
-    """Names of the templates that come with luthier, sorted."""
-    folder = resources.files("luthier.data.templates")
-    return sorted(file.name.removesuffix(".jinja") for file in folder.iterdir() if file.name.endswith(".jinja"))
-
-
-def template_list() -> str:
-    """The names for help texts and messages, the unverified ones marked."""
-    return ", ".join(name if load_template(name).verified else f"{name} (unverified)" for name in template_names())
-
-
 def is_own(text: str) -> bool:
     """Whether a template's source comes with luthier; a run's tokenizer carries the one it was trained with."""
     return any(load_template(name).text == text for name in template_names())
@@ -76,7 +66,7 @@ def load_template(name: str) -> Template:
             f"data.template: there is no chat template named {name!r}.",
             f"{hint}Known: auto (the tokenizer's own), {template_list()}.",
         )
-    text = (resources.files("luthier.data.templates") / f"{name}.jinja").read_text(encoding="utf-8")
+    text = template_text(name)
     header, source = _HEADER.search(text), _SOURCE.search(text)
     if header is None or source is None:
         raise ValueError(f"templates/{name}.jinja lacks its comments with stop:, special: and verified:, or source:")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from luthier.commands.config import explain, listing, schema
 from luthier.config.data_section import DataEntry
 from luthier.config.plugins import ENCODERS, FORMATS, SOURCES
 from luthier.config.sections import PluginOptions
@@ -28,7 +30,7 @@ from luthier.data.records import (
     RowError,
 )
 from luthier.data.rendering import Renderer
-from luthier.data.template_files import load_template, template_names
+from luthier.data.template_files import load_template, template_list, template_names
 from luthier.data.templating import has_generation_tags
 from luthier.foundation.errors import DataError
 
@@ -131,3 +133,15 @@ def test_templates(name: str, byte_tokenizer) -> None:
     assert len(trained) == 1 and trained[0].endswith(tuple(stops)) and "Hi there" in trained[0]
     # what chat feeds before the answer is what training saw before it
     assert "".join(piece.text for piece in pieces).startswith(renderer.prompt_text(messages[:1]) + trained[0])
+
+
+def test_help_lists_the_formats_and_marks_unverified_templates() -> None:
+    from typer.testing import CliRunner
+
+    from luthier.cli import app
+
+    shown = explain("data.template").text() + listing() + json.dumps(schema())
+    assert shown.count("falcon (unverified)") == 3
+    page = CliRunner().invoke(app, ["data", "show", "--help"]).output
+    assert " ".join(template_list().split()) in " ".join(page.split())
+    assert ", ".join(FORMATS.names()) in " ".join(explain("data.train.0.format").text().split())
