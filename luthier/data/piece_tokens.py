@@ -8,8 +8,8 @@ every piece; there the pieces are tokenized as one text, and a token belongs to 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,12 +40,11 @@ class Piece:
 Encoding = tuple[list[int], list[float]]
 
 
-class Place(NamedTuple):
-    """Where a token stands: in which piece, and at which characters of all pieces' text joined."""
+class TokenCount(NamedTuple):
+    """Of the tokens of a text, at a position in it: how many end by there, and how many start before it."""
 
-    piece: int
-    start: int
-    end: int
+    ended: int
+    started: int
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -121,27 +120,26 @@ class PieceTokenizer:
             found.extend(self._encode(chunk))
         return found
 
-    def places(self, pieces: Sequence[Piece]) -> list[Place]:
-        """Where each token of `encode([pieces])` stands.
-
-        A tokenizer without character offsets says of a token only in which piece it is: its characters are all of
-        the piece's.
-        """
-        if not self.splits:
-            offsets = self._offsets(["".join(piece.text for piece in pieces)])[0]
-            owners = _owners(pieces, offsets)
-            return [Place(owner, *offset) for owner, offset in zip(owners, offsets, strict=True)]
+    def count_tokens(self, pieces: Sequence[Piece], positions: Sequence[int]) -> list[TokenCount]:
+        """The tokens of `encode([pieces])` at some positions (characters) of the pieces' joined text."""
         texts = [piece.text for piece in pieces]
-        if self._tokenizer.is_fast:
-            of_texts = self._offsets(texts)
-        else:
-            of_texts = [[(0, len(text))] * len(ids) for text, ids in zip(texts, self._text_ids(texts), strict=True)]
-        starts = accumulate(map(len, texts), initial=0)
-        return [
-            Place(index, before + start, before + end)
-            for index, (before, offsets) in enumerate(zip(starts, of_texts, strict=False))
-            for start, end in offsets
-        ]
+        if not self._tokenizer.is_fast:
+            return [self._count_apart(texts, position) for position in positions]
+        texts = texts if self.splits else ["".join(texts)]
+        befores = accumulate(map(len, texts), initial=0)
+        of_texts = zip(befores, self._with_offsets(texts)["offset_mapping"], strict=False)
+        offsets = [(before + start, before + end) for before, found in of_texts for start, end in found]
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        return [TokenCount(bisect_right(ends, position), bisect_left(starts, position)) for position in positions]
+
+    def _count_apart(self, texts: Sequence[str], position: int) -> TokenCount:
+        """The same without character offsets: by the tokens of what stands before the position."""
+        before: list[str] = []
+        for text in texts:
+            before.append(text[:position])
+            position -= len(before[-1])
+        count = sum(map(len, self._text_ids([text for text in before if text])))
+        return TokenCount(count, count)
 
     def _encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoding]:
         encodings = self._apart(conversations) if self.splits else self._jointly(conversations)
@@ -169,11 +167,9 @@ class PieceTokenizer:
         encoded = self._with_offsets(texts)
         found = []
         for pieces, ids, offsets in zip(conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            found.append((list(ids), [pieces[owner].weight or 0.0 for owner in _owners(pieces, offsets)]))
-        return found
-
-    def _offsets(self, texts: list[str]) -> list[list[tuple[int, int]]]:
-        found: list[list[tuple[int, int]]] = self._with_offsets(texts)["offset_mapping"]
+            ends = list(accumulate(len(piece.text) for piece in pieces))
+            owners = (min(bisect_right(ends, max(start, end - 1)), len(pieces) - 1) for start, end in offsets)
+            found.append((list(ids), [pieces[owner].weight or 0.0 for owner in owners]))
         return found
 
     def _with_offsets(self, texts: list[str]) -> Mapping[str, Any]:
@@ -192,9 +188,3 @@ class PieceTokenizer:
         ids = list(chain.from_iterable(self._text_ids(_PROBE)))
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return bool(text == "".join(_PROBE))
-
-
-def _owners(pieces: Sequence[Piece], offsets: Iterable[tuple[int, int]]) -> list[int]:
-    """The piece of each token's last character."""
-    ends = list(accumulate(len(piece.text) for piece in pieces))
-    return [min(bisect_right(ends, max(start, end - 1)), len(pieces) - 1) for start, end in offsets]

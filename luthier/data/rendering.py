@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from luthier.data.piece_tokens import Encoding, Piece, PieceTokenizer, Place, control_pattern
+from luthier.data.piece_tokens import Encoding, Piece, PieceTokenizer, TokenCount, control_pattern
 from luthier.data.records import Message, RowError, Tools
 from luthier.data.template_files import Template, load_template, template_names
 from luthier.data.templating import compile_template, has_generation_tags, render_spans
@@ -134,9 +134,9 @@ class Renderer:
             for encoding in self._pieces.encode([_until_last(p) for p in conversations])
         ]
 
-    def places(self, pieces: Sequence[Piece]) -> list[Place]:
-        """Where each token of the pieces stands, for cutting; those `encode_pieces` gives are the first of them."""
-        return self._pieces.places(pieces)
+    def count_tokens(self, pieces: Sequence[Piece], positions: Sequence[int]) -> list[TokenCount]:
+        """How many of the pieces' tokens stand before each of some characters of their text, for cutting."""
+        return self._pieces.count_tokens(pieces, positions)
 
     def holds_control_tokens(self, messages: Sequence[Message]) -> bool:
         """Whether a content spells out a special token, which the tokenizer will take for that token."""

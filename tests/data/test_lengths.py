@@ -301,6 +301,19 @@ def test_labelled_texts_are_cut_at_either_end(byte_tokenizer, side: str, kept: s
     assert [example.truncated for example in encoded.examples] == [True, False]
 
 
+def test_a_tokenizer_without_character_offsets() -> None:
+    """ByT5's is written in Python; each byte is a token."""
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    talk = (Message("system", "Brief"), user("~" * 30 + "`" * 30), assistant("^" * 5))
+    around = ("Brief\n\n### Instruction:\n", "\n\n### Response:")
+    for over_length, kept in (("truncate", "~" * 20), ("truncate_left", "`" * 20)):
+        cutoff = len("".join(around)) + 20 + 5 + 1
+        cut = encode(tokenizer, *talk, template="alpaca", cutoff_length=cutoff, over_length=over_length)
+        assert texts(tokenizer, cut) == [f"{around[0]}{kept}{around[1]}⟦^^^^^</s>⟧"]
+
+
 # what holds for any conversation: sizes of the system prompt (0: none) and of question and answer of each exchange
 SIZES = st.lists(st.tuples(st.integers(1, 25), st.integers(1, 25)), min_size=1, max_size=4)
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=4)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from luthier.config.sections import PluginOptions
-from luthier.data.encoders._turn_tokens import TurnTokens, share_of_room, turn_tokens
+from luthier.data.encoders._turn_tokens import TurnPlaces, TurnTokens, share_of_room, turns_in_tokens
 from luthier.data.examples import TokenSequence
 from luthier.data.piece_tokens import Encoding, Piece
 from luthier.data.records import Conversation, LabelledConversation, Message, Pair
@@ -249,18 +249,19 @@ class Cutter(Generic[Talk]):
 
     def _turn(self, rendered: Rendered, messages: Sequence[Message], length: int) -> TurnTokens:
         """A sequence of `length` tokens as one turn: all up to the first answer, and what follows."""
-        answer = rendered.answers[0] if rendered.answers else len(rendered.pieces)
-        places = self._renderer.places(rendered.pieces)[:length]
-        return turn_tokens(rendered.pieces, places, messages, 0, answer, len(rendered.pieces))
+        pieces = rendered.pieces
+        answer = rendered.answers[0] if rendered.answers else len(pieces)
+        place = TurnPlaces.of(pieces, messages, 0, answer, len(pieces))
+        return turns_in_tokens(self._renderer, pieces, [place], length)[0]
 
     def _turns(self, rendered: Rendered, messages: Sequence[Message], length: int) -> list[TurnTokens]:
         """A sequence of `length` tokens as its turns, one for each answer."""
-        places = self._renderer.places(rendered.pieces)[:length]
-        found, first, before = [], 0, 0
+        places, first, before = [], 0, 0
         for answer, end in zip(rendered.answers, _answer_ends(messages), strict=True):
             source = messages[before : end - 1]
-            found.append(turn_tokens(rendered.pieces, places, source, first, answer, answer + 1))
+            places.append(TurnPlaces.of(rendered.pieces, source, first, answer, answer + 1))
             first, before = answer + 1, end
+        found = turns_in_tokens(self._renderer, rendered.pieces, places, length)
         return [turn for turn in found if turn.answer]
 
 

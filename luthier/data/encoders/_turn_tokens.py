@@ -7,12 +7,16 @@ in which the model will be asked. An answer keeps its beginning.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, NamedTuple
 
-from luthier.data.piece_tokens import Piece, Place
+from luthier.data.piece_tokens import Piece
 from luthier.data.records import Message
+
+if TYPE_CHECKING:
+    from luthier.data.rendering import Renderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +55,37 @@ class TurnTokens:
         return [*self.head, *body, *self.tail, *self.answer[:targets]]
 
 
-def turn_tokens(
-    pieces: Sequence[Piece], places: Sequence[Place], messages: Sequence[Message], first: int, answer: int, end: int
-) -> TurnTokens:
-    """The turn in `pieces[first:end]`, whose answer begins with piece `answer`.
+class TurnPlaces(NamedTuple):
+    """A turn in the text of a sequence, in characters: its source, what of it may be cut, and its answer."""
 
-    Args:
-        places: where each token stands.
-        messages: those of the turn's source, in their order.
-    """
-    owned = [place.piece for place in places]
-    start, stop, last = (bisect_left(owned, piece) for piece in (first, answer, end))
-    before = sum(len(piece.text) for piece in pieces[:first])
-    text = "".join(piece.text for piece in pieces[first:answer])
-    low, high = (before + place for place in _cuttable(text, messages))
-    inside = [index for index in range(start, stop) if places[index].end > low and places[index].start < high]
-    body = range(inside[0], inside[-1] + 1) if inside else range(stop, stop)
-    return TurnTokens(range(start, body.start), body, range(body.stop, stop), range(stop, last))
+    start: int
+    cut_from: int
+    cut_to: int
+    answer: int
+    end: int
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], messages: Sequence[Message], first: int, answer: int, end: int) -> TurnPlaces:
+        """The turn in `pieces[first:end]`, whose answer begins with piece `answer`; `messages` are its source's."""
+        lengths = list(accumulate((len(piece.text) for piece in pieces), initial=0))
+        low, high = _cuttable("".join(piece.text for piece in pieces[first:answer]), messages)
+        start = lengths[first]
+        return cls(start, start + low, start + high, lengths[answer], lengths[end])
+
+
+def turns_in_tokens(
+    renderer: Renderer, pieces: Sequence[Piece], turns: Sequence[TurnPlaces], length: int
+) -> list[TurnTokens]:
+    """Turns of a sequence of `length` tokens, which may end before its pieces do."""
+    counted = iter(renderer.count_tokens(pieces, [position for turn in turns for position in turn]))
+    found = []
+    for _ in turns:
+        start, cut_from, cut_to, answer, end = islice(counted, len(TurnPlaces._fields))
+        low = min(cut_from.ended, answer.ended)
+        high = min(max(cut_to.started, low), answer.ended)
+        source = (range(start.ended, low), range(low, high), range(high, answer.ended))
+        found.append(TurnTokens(*source, range(answer.ended, min(end.ended, length))))
+    return found
 
 
 def share_of_room(source: int, target: int, room: int) -> tuple[int, int]:
