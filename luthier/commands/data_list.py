@@ -41,9 +41,8 @@ def list_sets(words: Sequence[str], console: Console) -> ListedSets:
         )
     for item in found:
         _print(item, console)
-    unread = sum(not item.checked for item in found)
-    told = f"{len(found)} sets; the licences with (?), {unread}, were not read anew for this list: look at the cards."
-    console.print(told, soft_wrap=True)
+    if not all(item.checked for item in found):
+        console.print("(?): this licence was not read anew for the list; look at the set's card.", soft_wrap=True)
     return ListedSets(tuple(found))
 
 

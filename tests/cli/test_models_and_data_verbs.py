@@ -80,5 +80,5 @@ def test_show_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypatch
     output = capsys.readouterr()
     assert json.loads(output.out)["split"] == "test"
     assert output.err == "rows\n"
-    options = {"rows": 5, "split": "test", "trust_remote_code": False}
+    options = {"rows": 5, "split": "test", "page": None, "trust_remote_code": False}
     assert asked == [(None, ["model=m", "data.train=a"], options)]
