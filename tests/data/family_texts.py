@@ -43,6 +43,8 @@ TURNS = [
 QUESTION = Message("user", "Another question")
 ELSEWHERE = {"alpaca", "chatml", "llama2", "llama3"}  # in EXPECTED
 WITHOUT_SYSTEM = {"falcon", "gemma"}
+# these write the last answer, or what follows it, in another way than before, so without tags turns can't be told apart
+LAST_IS_SPECIAL = {"baichuan2", "deepseek-r1", "internlm2", "qwen3", "qwen3-nothink"}
 WITH_TOOLS = {"llama3.1", "llama4", "mistral", "qwen2.5", "qwen3", "qwen3-nothink"}
 
 

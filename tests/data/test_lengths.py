@@ -18,12 +18,9 @@ from luthier.data.examples import Encoded, TokenSequence
 from luthier.data.records import Conversation, Labelled, LabelledConversation, Message, Origin, Pair, ToolCall
 from luthier.data.rendering import Renderer
 from luthier.data.template_files import template_names
+from tests.data.family_texts import LAST_IS_SPECIAL, WITHOUT_SYSTEM
 
 ORIGIN = Origin("f.json", 1)
-# these know no system prompt
-WITHOUT_SYSTEM = ("falcon", "gemma")
-# these write the last answer in another way than the ones before it: what remains is not part of what there was
-LAST_IS_SPECIAL = ("baichuan2", "deepseek-r1", "qwen3", "qwen3-nothink")
 
 
 def user(text: str) -> Message:
@@ -370,7 +367,7 @@ def test_what_holds_for_every_cut(
         (sequence,) = example.sequences
         text = tokenizer.decode(list(sequence.input_ids))
         assert 0 < example.tokens <= cutoff and (SPLIT in encoded.findings or example.truncated)
-        if template not in LAST_IS_SPECIAL:
+        if template not in LAST_IS_SPECIAL:  # else what remains is no part of what there was
             assert is_part_of(text, whole) and is_part_of(trained_text(tokenizer, sequence), trained)
         if example.targets and messages[0].role == "system":
             assert messages[0].content in text

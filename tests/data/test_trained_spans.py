@@ -17,12 +17,20 @@ from luthier.data.examples import TokenSequence
 from luthier.data.records import Conversation, Message, Origin, ToolCall
 from luthier.data.rendering import Renderer
 from luthier.data.template_files import load_template, template_names
-from tests.data.family_texts import EXPECTED, FAMILIES, SYSTEM, TOOL, TOOL_TEXTS, TURNS, WITH_TOOLS, WITHOUT_SYSTEM
+from tests.data.family_texts import (
+    EXPECTED,
+    FAMILIES,
+    LAST_IS_SPECIAL,
+    SYSTEM,
+    TOOL,
+    TOOL_TEXTS,
+    TURNS,
+    WITH_TOOLS,
+    WITHOUT_SYSTEM,
+)
 
 TWO = {name: expected.two for name, expected in FAMILIES.items()}
 TWO |= {name: EXPECTED[name]["system, two turns, spaces"] for name in set(template_names()) - set(FAMILIES)}
-# these write the last answer, or what follows it, in another way than before, so without tags turns can't be told apart
-LAST_IS_SPECIAL = {"baichuan2", "deepseek-r1", "internlm2", "qwen3", "qwen3-nothink"}
 Spans = list[tuple[str, float]]
 
 
