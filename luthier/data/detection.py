@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from luthier.config.data_section import DataEntry
 from luthier.config.plugins import FORMATS, SOURCES
 from luthier.data.columns import FormatOptions, fields_found, suggest
+from luthier.data.outside_formats import check_module, guarded
 from luthier.data.records import RawRow, Record
 from luthier.foundation.errors import DataError
 
@@ -78,8 +79,10 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
     sample = sample_of(rows)
     if entry.format != "auto":
         module = FORMATS.load(entry.format)
+        if _is_outside(module):
+            check_module(module)
         options = _options(module, entry)
-        found = module.detect(sample, options)
+        found = module.detect(sample, options) if hasattr(module, "detect") else None
         return _chosen(module, found[0] if found else options, "named in the config")
     candidates = [candidate for name in FORMATS.names() if (candidate := _candidate(name, entry, sample))]
     strong = [candidate for candidate in candidates if not getattr(candidate[0], "FALLBACK", False)]
@@ -138,7 +141,13 @@ def _options(module: ModuleType, entry: DataEntry) -> FormatOptions:
 def _chosen(module: ModuleType, options: FormatOptions, reason: str) -> ChosenFormat:
     convert = module.build(options)
     convert_all = module.build_all(options) if hasattr(module, "build_all") else lambda row: [convert(row)]
+    if _is_outside(module):
+        convert_all = guarded(convert_all, module)
     return ChosenFormat(options.name, reason, options, module.RECORD, convert, convert_all)
+
+
+def _is_outside(module: ModuleType) -> bool:
+    return not module.__name__.startswith(f"{FORMATS.package}.")
 
 
 def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:

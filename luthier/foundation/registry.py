@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +65,14 @@ class Registry:
         )
 
     def _load_outside(self, name: str) -> ModuleType:
+        if os.getcwd() not in sys.path:  # the path of a console script lacks the current folder
+            sys.path.append(os.getcwd())
         try:
             module = importlib.import_module(name)
         except Exception as error:  # whatever somebody else's module raises while it is imported
             raise UserError(
                 f"the {self.kind} {name!r} could not be imported: {type(error).__name__}: {error}.",
-                "A dotted path must name an importable Python module; check PYTHONPATH.",
+                "A dotted path must name a Python module that is installed or stands in the current folder.",
             ) from error
         missing = [part for part in ("Options", "build") if not hasattr(module, part)]
         if missing:
