@@ -338,8 +338,7 @@ def _nothing_to_learn(split: str, report: SplitReport) -> DataError:
     """Why a split has no example with a target."""
     if report.dropped == report.records:
         return DataError(
-            f"every row of the {split} data is longer than data.cutoff_length (the longest has {report.longest} tokens), "
-            "and data.over_length is drop.",
+            f"every row of the {split} data is longer than data.cutoff_length, and left out.",
             "Raise data.cutoff_length.",
         )
     found = (
