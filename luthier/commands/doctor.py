@@ -24,12 +24,15 @@ LITTLE_DISK_BYTES = 5 * 1024**3
 LITTLE_MEMORY_BYTES = 4 * 1024**3
 
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "huggingface_hub")
+# package: the extra that brings it, and what it is for
 EXTRAS = {
-    "modelscope": "models from ModelScope",
-    "tensorboard": "training.report_to: tensorboard",
-    "wandb": "training.report_to: wandb",
-    "swanlab": "training.report_to: swanlab",
-    "mlflow": "training.report_to: mlflow",
+    "modelscope": ("modelscope", "models from ModelScope"),
+    "tensorboard": ("tensorboard", "training.report_to: tensorboard"),
+    "wandb": ("wandb", "training.report_to: wandb"),
+    "swanlab": ("swanlab", "training.report_to: swanlab"),
+    "mlflow": ("mlflow", "training.report_to: mlflow"),
+    "rensa": ("check", "near duplicates in data check"),
+    "py3langid": ("check", "languages in data check"),
 }
 
 Level = Literal["good", "note", "problem"]
@@ -186,9 +189,9 @@ def library_findings() -> list[Finding]:
         found.append(
             Finding(f"library.{name}", version or "missing", meaning, "good" if version else "problem", version)
         )
-    for name, purpose in EXTRAS.items():
+    for name, (extra, purpose) in EXTRAS.items():
         version = _version(name)
-        meaning = purpose if version else f'for {purpose}: pip install "luthier[{name}]"'
+        meaning = purpose if version else f'for {purpose}: pip install "luthier[{extra}]"'
         found.append(Finding(f"extra.{name}", version or "absent", meaning, "good" if version else "note", version))
     return found
 

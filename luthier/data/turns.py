@@ -14,6 +14,7 @@ from luthier.data.tool_calls import tool_calls
 TRAILING_USER = "last user turn without an answer removed"
 TRAILING_TOOL = "last tool turn without an answer removed"
 EMPTY_ANSWER = "empty answer (context only)"
+NO_ASSISTANT_TURN = "has no assistant turn to learn from"
 
 
 def conversation(
@@ -45,7 +46,7 @@ def conversation(
     prompt = own or system or default_system or ""
     if not any(turn.role == "assistant" for turn in turns):
         found = ", ".join(turn.role for turn in turns) or "no turns"
-        raise RowError(f"has no assistant turn to learn from (found: {found}).")
+        raise RowError(f"{NO_ASSISTANT_TURN} (found: {found}).")
     first = 1 + bool(own)
     _check_order(turns, first)
     notes = _remove_unanswered(turns)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from luthier import cli
+from luthier.config.stage_encoders import STAGE_ENCODERS
 from luthier.data.checking.findings import FINDINGS
 from tests.tiny import tiny_tokenizer
 
@@ -150,6 +151,46 @@ def test_bad_rows_never_stop_it(folder: Path, capsys: pytest.CaptureFixture[str]
     path = f"data.train={lines(folder / 'a.jsonl', GOOD)}"
     checked(capsys, path, "output_dir=out")
     assert (folder / "out" / "check" / "rejected.jsonl").read_text() == ""
+
+
+def test_rows_rejected_for_want_of_an_answer_are_that_finding_too(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = [*GOOD, {"instruction": "Why?", "output": None}, {"instruction": "Why?"}]
+    path = f"data.train={lines(folder / 'a.jsonl', [*rows, {'instruction': '', 'output': 'So.'}])}"
+    value = checked(capsys, path, "--fail-on", "no_answer", status=3)
+    assert [item["row"] for item in value["findings"]["no_answer"]["examples"]] == [5, 6]
+    assert value["findings"]["rejected"]["rows"] == 3
+    turns = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    asked = {"messages": turns[0]["messages"][:1]}
+    value = checked(capsys, f"data.train={lines(folder / 'm.jsonl', [*turns, asked])}")
+    assert [item["row"] for item in value["findings"]["no_answer"]["examples"]] == [2]
+
+
+PAIR = {"instruction": "Why?", "input": "", "chosen": "So it is.", "rejected": "Because of that."}
+JUDGED = {"prompt": "Why?", "completion": "So it is.", "label": True}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "sft": GOOD,
+    "pretrain": [{"text": "The Luthier workshop makes lutes."}, {"text": "A lute has a round back."}],
+    **{stage: [PAIR, {**PAIR, "instruction": "How?"}] for stage in ("reward", "dpo", "orpo", "simpo")},
+    "kto": [JUDGED, {**JUDGED, "prompt": "How?", "label": False}],
+    "ppo": GOOD,
+    "grpo": GOOD,
+    "classification": [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}],
+}
+
+
+@pytest.mark.parametrize("stage", STAGE_ENCODERS)
+def test_every_stage(folder: Path, capsys: pytest.CaptureFixture[str], stage: str) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', ROWS[stage])}"
+    value = checked(capsys, f"stage={stage}", path, "--fail-on", "any")
+    train = value["splits"]["train"]
+    assert train["rows"] == len(ROWS[stage]) and train["tokens"] > 0
+    assert train["examples"] == (1 if stage == "pretrain" else len(ROWS[stage]))
+    assert sum(bar["rows"] for bar in train["lengths"]["histogram"]) == len(ROWS[stage])
+    assert (train["targets"] > 0) == (stage not in ("ppo", "grpo", "classification"))
+    assert check(f"stage={stage}", path) == 0
+    assert ("trained tokens" in capsys.readouterr().out) == (train["targets"] > 0)
 
 
 def test_only_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

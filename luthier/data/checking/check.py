@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.config.data_section import DataConfig, DataEntry
+from luthier.config.plugins import FORMATS
 from luthier.data.checking import answers, control_tokens, duplicates, languages, near_duplicates, privacy
 from luthier.data.checking.findings import Hit
 from luthier.data.checking.lengths import Lengths
@@ -21,6 +22,7 @@ from luthier.data.preparing import SPLITS, ChosenEncoder, LoadedRecords, choose_
 from luthier.data.reading import read_files
 from luthier.data.records import Document, Record, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
+from luthier.data.turns import NO_ASSISTANT_TURN
 from luthier.foundation.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from luthier.data.rendering import Renderer
 
 ROWS_AT_ONCE = 1000
+NO_FORMAT = "none"
+# parts that hold an answer in formats without turns
+ANSWERS = ("output", "completion")
 
 
 class Bar(Protocol):
@@ -103,7 +108,10 @@ def read_rows(data: DataConfig, seed: int, accepts: type) -> tuple[LoadedRecords
         if isinstance(asked, list):
             entries = [_entry(entry, name, index, seed, accepts) for index, entry in enumerate(asked)]
             loaded.add(name, entries)
-            hits += [Hit("rejected", name, item.origin, item.reason) for entry in entries for item in entry.rejected]
+            for entry, found in zip(asked, entries, strict=True):
+                hits += [Hit("rejected", name, item.origin, item.reason) for item in found.rejected]
+                unanswered = [item for item in found.rejected if _unanswered(item, entry, found.report.format)]
+                hits += [Hit("no_answer", name, item.origin, item.reason) for item in unanswered]
     shares = {
         name: getattr(data, name) for name in ("test", "validation") if isinstance(getattr(data, name), (int, float))
     }
@@ -123,9 +131,17 @@ def _entry(entry: DataEntry, split: str, index: int, seed: int, accepts: type) -
         located = locate(entry)  # a file that is not there, or is damaged, is no matter of its rows: raises again
         rows = read_files(located)
         reason = f"{error.problem} {error.remedy}".strip()
-        source = SourceReport(located.shown, split, "none", "see the rejected rows", (), len(rows), len(rows), 0, 0)
+        source = SourceReport(located.shown, split, NO_FORMAT, "see the rejected rows", (), len(rows), len(rows), 0, 0)
         source.rejected[reason] = len(rows)
         return LoadedEntry([], [Rejected(row.origin, reason, row.values) for row in rows], source, located)
+
+
+def _unanswered(item: Rejected, entry: DataEntry, format_name: str) -> bool:
+    """Whether a row was rejected for want of an answer: no assistant turn, or a required answer missing or null."""
+    if NO_ASSISTANT_TURN in item.reason:
+        return True
+    required = FORMATS.load(format_name).Options.REQUIRED if format_name in FORMATS.names() else ()
+    return any(item.values.get(entry.columns.get(part, part)) is None for part in ANSWERS if part in required)
 
 
 def _encode(checked: Checked, split: str, records: Sequence[Record], chosen: ChosenEncoder, data: DataConfig) -> None:
