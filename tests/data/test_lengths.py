@@ -201,6 +201,15 @@ def test_the_last_answer_is_kept_where_it_alone_is_learnt(byte_tokenizer) -> Non
     assert judged.examples[0].extras == {"label": 1.0} and judged.findings == {TURNS_LEFT_OUT: 1, CUT_INSIDE: 1}
 
 
+def test_truncating_keeps_something_to_learn(byte_tokenizer) -> None:
+    """Where the turns at the beginning are context only, the last exchanges are kept instead; behind them nothing is."""
+    talk = (user("~~"), assistant("^^", 0.0), user("``"), assistant("^"), user("~" * 9), assistant("^" * 9, 0.0))
+    cut = encode(byte_tokenizer, *talk, cutoff_length=20)
+    assert texts(byte_tokenizer, cut) == [f"{HEAD}``{TAIL}⟦^<|im_end|>⟧"] and cut.findings == {TURNS_LEFT_OUT: 1}
+    nothing = encode(byte_tokenizer, *talk[:2], *talk[-2:], cutoff_length=20)
+    assert not nothing.examples[0].targets and CUT_BEFORE_ANSWER not in nothing.findings
+
+
 def test_train_on_all_counts_the_question_too(byte_tokenizer) -> None:
     cut = encode(byte_tokenizer, user("~" * 50), assistant("^^"), cutoff_length=30, train_on="all")
     assert texts(byte_tokenizer, cut) == [f"<|im_start|>⟦user\n{'~' * 16}{TAIL}^^<|im_end|>\n⟧"]

@@ -125,10 +125,14 @@ class Cutter(Generic[Talk]):
         self._encoded = {_key(record): list(encodings)}
 
     def truncate(self, record: Talk) -> Shortened:
-        """The turns up to the last answer that fits; or, of what learns the end, the last exchanges."""
-        if self._learns_last:
-            return self._made(record, self._last_exchanges(record))
-        return self._made(record, self._first_turns(self._up_to_last_trained(record)))
+        """The turns up to the last answer that fits; or the last exchanges, where only they have something to learn."""
+        if not self._learns_last:
+            useful = self._up_to_last_trained(record)
+            made = self._made(record, self._first_turns(useful))
+            if any(sequence.targets for sequence in made.sequences) or useful is record:
+                return made
+            record = useful
+        return self._made(record, self._last_exchanges(record))
 
     def truncate_left(self, record: Talk) -> Shortened:
         """The system prompt and the last exchanges, as many as fit."""
