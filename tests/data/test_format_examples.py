@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from luthier.cli import main
 from luthier.config.data_section import DataEntry
 from luthier.config.loading import load
 from luthier.config.plugins import ENCODERS, FORMATS
@@ -43,3 +46,21 @@ def test_the_configs_load(path: Path) -> None:
 
 def test_every_example_has_a_config() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("config", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_rows_are_shown_as_a_user_would(
+    config: Path, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder that holds nothing but the examples, with another model."""
+    shutil.copytree(FOLDER, tmp_path / "examples" / "formats")
+    monkeypatch.chdir(tmp_path)
+    status = main(["data", "show", f"examples/formats/{config.name}", f"model={tiny_llama}", "--json"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    shown = json.loads(printed.out.splitlines()[-1])
+    (source,) = shown["sources"]
+    assert source["rows_kept"] == source["rows_read"] == 3 and not shown["left_out"]
+    assert f"format {config.stem.removesuffix('_tools')} (" in printed.err
+    assert len(shown["examples"]) == (1 if source["format"] == "text" else 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"examples"}
