@@ -261,7 +261,7 @@ def test_lengths() -> None:
 
 
 def test_names_of_findings() -> None:
-    assert checked_names(["near-duplicates", "ANY", "secrets"]) == ("near_duplicates", "any", "secrets")
+    assert checked_names(["near-duplicates, ANY", "secrets"]) == ("near_duplicates", "any", "secrets")
     with pytest.raises(UserError, match=r"no finding named 'duplicate'.*\n.*Did you mean duplicates"):
         checked_names(["duplicate"])
 

@@ -72,13 +72,13 @@ def seen_from(other: Origin, here: Origin) -> str:
 
 
 def checked_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of findings as `FINDINGS` has them; a hyphen may stand for an underscore.
+    """Names of findings as `FINDINGS` has them; a hyphen may stand for an underscore, a comma between names.
 
     Raises:
         UserError: no such finding; the nearest are named.
     """
     found = []
-    for name in names:
+    for name in (part for text in names for part in text.split(",")):
         known = name.strip().lower().replace("-", "_")
         if known not in FINDINGS and known != ANY:
             close = nearest(known, [*FINDINGS, ANY])
