@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from luthier.foundation.errors import ModelError
 from luthier.model.quiet import quiet_bars
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from luthier.config.sections import MethodOptions
 
@@ -26,6 +28,8 @@ class Apply:
         base_name: what an adapter names as its base: a hub id, or the folder's path.
         revision: the base's revision on its hub.
         pure_bf16: keep trainable weights in bfloat16.
+        total_steps: optimizer steps of the run, for methods that follow a schedule.
+        tokenizer: for methods that read a text of the user's.
     """
 
     seed: int
@@ -33,29 +37,69 @@ class Apply:
     base_name: str = ""
     revision: str | None = None
     pure_bf16: bool = False
+    total_steps: int = 1
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
-class Method(Protocol):
+METHOD_STATE = "method_state.safetensors"
+
+
+class Method(ABC):
     """A training method.
 
-    `saves` says what its folder holds: "model" (all weights, loads in plain transformers) or "adapter" (peft's format,
-    loads on top of the base).
+    `saves` says what its folder holds: "model" (all weights, loads in plain transformers) or "adapter" (loads on top of
+    the base). What most methods have no need of has an answer here.
     """
 
     options: MethodOptions
     saves: Literal["model", "adapter"]
 
+    @abstractmethod
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
         """Mark or add what is trained; returns the model to train. Raises ModelError for names that match nothing."""
-        ...
 
+    @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the trained weights into an existing folder; safetensors and JSON only."""
-        ...
 
+    @abstractmethod
     def load(self, model: nn.Module, folder: Path) -> None:
-        """Put the weights that `save` wrote back into a model that `apply` made, to the same bits."""
-        ...
+        """Put the weights of a checkpoint back into a model that `apply` made, to the same bits."""
+
+    def state(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What going on needs and the saved model does not hold: an encoder that is left out of it, running means."""
+        return {}
+
+    def learning_rate_ratio(self, parameter: str) -> float:
+        """How many times the learning rate a parameter learns with, by its name."""
+        return 1.0
+
+    def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
+        """What the method does during training."""
+        return []
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar that is added to every step's loss."""
+        return None
+
+
+def save_for_resuming(method: Method, model: nn.Module, folder: Path) -> None:
+    """Write the method's state beside what `save` wrote."""
+    from safetensors.torch import save_file
+
+    state = method.state(model)
+    if state:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / METHOD_STATE)
+
+
+def refuse_new_tokens(name: str, how: Apply) -> None:
+    """Raise ModelError for a method that can't train the embedding rows which a run added."""
+    if how.new_token_ids:
+        raise ModelError(
+            f"this run adds {len(how.new_token_ids)} tokens to the vocabulary, whose embedding rows must learn, and method "
+            f"{name} does not train embeddings.",
+            "Use method: lora, or a data.template whose special tokens the tokenizer has.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pydantic import Field
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.foundation.registry import nearest
-from luthier.model.method import Apply, load_whole_model, save_whole_model, trainable_to_float32
+from luthier.model.method import Apply, Method, load_whole_model, save_whole_model, trainable_to_float32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ class Options(MethodOptions):
     recommended_learning_rate: ClassVar[float] = 5e-5
 
 
-class Freeze:
+class Freeze(Method):
     """Trains whole layers and named modules."""
 
     saves: Literal["model"] = "model"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.config.sections import MethodOptions
-from luthier.model.method import Apply, load_whole_model, save_whole_model, trainable_to_float32
+from luthier.model.method import Apply, Method, load_whole_model, save_whole_model, trainable_to_float32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ class Options(MethodOptions):
     recommended_learning_rate: ClassVar[float] = 2e-5
 
 
-class Full:
+class Full(Method):
     """Trains all parameters."""
 
     saves: Literal["model"] = "model"

@@ -1,25 +1,37 @@
 """LoRA: low-rank updates beside frozen weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685), by peft.
 
 With use_rslora the update is scaled by alpha / sqrt(rank) (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), with
-use_dora its magnitude is learnt apart from its direction (Liu et al. 2024, https://arxiv.org/abs/2402.09353).
+use_dora its magnitude is learnt apart from its direction (Liu et al. 2024, https://arxiv.org/abs/2402.09353), with
+lora_plus_ratio its second factor learns faster than its first (Hayou et al. 2024, https://arxiv.org/abs/2402.12354).
+init: pissa starts from the weight's largest singular values (Meng et al. 2024, https://arxiv.org/abs/2404.02948), init:
+olora from its QR decomposition (Buyukakyuz 2024, https://arxiv.org/abs/2406.01775).
 """
 
 from __future__ import annotations
 
-import re
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
-from luthier.model.method import Apply, trainable_to_float32
-from luthier.model.quiet import quiet_peft
+from luthier.model.method import Apply
+from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
+from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_targets, has_conv1d
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+FROM_THE_WEIGHT = ("pissa", "pissa_niter_16", "olora")  # these take the start of the update out of the base's weight
+NOT_HERE = {
+    "eva": "it reads activations of the base on the run's rows before the first step, which luthier does not do",
+    "loftq": "it mends the error of a quantized base, and the base here is not quantized",
+}
 
 
 class Options(MethodOptions):
@@ -30,21 +42,34 @@ class Options(MethodOptions):
     alpha: float = Field(16, gt=0, description="The update is scaled by alpha / rank (peft: lora_alpha).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input (peft: lora_dropout).")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
-    target_modules: str | Annotated[list[str], Field(min_length=1)] = Field(
-        "all-linear",
+    target_modules: TargetModules = Field(
+        ALL_LINEAR,
         description="Modules that get an update: all-linear (the head excepted), names, or a regular expression.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank).")
     use_dora: bool = Field(False, description="Learn magnitude and direction apart.")
-    init: Literal["default", "gaussian", "orthogonal"] = Field(
+    lora_plus_ratio: float = Field(
+        1.0,
+        ge=1,
+        description="LoRA+: the second factor learns this many times as fast as learning_rate (16 in the paper); 1: off.",
+    )
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = Field(
         "default",
-        description="How the first factor starts (the second is zero, except with orthogonal; peft: init_lora_weights).",
+        description="How the factors start: the second is zero with default and gaussian; pissa (pissa_niter_16: faster, "
+        "approximate) and olora start from the weight itself (peft: init_lora_weights).",
     )
     modules_to_save: list[str] = Field(
         default_factory=list, description="Further modules that learn whole, such as lm_head."
     )
 
     recommended_learning_rate: ClassVar[float] = 2e-4
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _say_why_not(cls, value: Any) -> Any:
+        if value in NOT_HERE:
+            raise ValueError(f"init: {value} is not offered: {NOT_HERE[value]}; pissa and olora need neither")
+        return value
 
     @model_validator(mode="after")
     def _even_rank(self) -> Options:
@@ -53,13 +78,15 @@ class Options(MethodOptions):
         return self
 
 
-class Lora:
+class Lora(PeftMethod):
     """Trains low-rank updates; saved in peft's format."""
 
-    saves: Literal["adapter"] = "adapter"
-
     def __init__(self, options: Options) -> None:
-        self.options = options
+        self.options: Options = options
+        self._start: dict[str, Tensor] = {}  # both factors of every update as they were made, where the base gave them
+
+    def check_tokens(self, how: Apply) -> None:
+        """New rows of the embedding learn beside the updates."""
 
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
         """Put the updates beside the target modules.
@@ -67,30 +94,28 @@ class Lora:
         Raises:
             ModelError: target_modules or modules_to_save name something that the model does not have.
         """
-        import torch
-        from peft import get_peft_model
+        tuned = super().apply(model, how)
+        if self.options.init in FROM_THE_WEIGHT:
+            self._start = {name: value.clone() for name, value in _factors(tuned).items()}
+        return tuned
 
-        self._check_names(model)
-        torch.manual_seed(how.seed)
-        try:
-            with quiet_peft():
-                tuned: Any = get_peft_model(model, self._peft_config(model, how))
-        except (ValueError, TypeError) as error:
-            raise ModelError(
-                f"peft can't put LoRA on {type(model).__name__} so: {error}", "Change the method's settings."
-            ) from error
-        tuned.peft_config["default"].base_model_name_or_path = how.base_name
-        tuned.peft_config["default"].revision = how.revision
-        trainable_to_float32(tuned, how.pure_bf16)
-        peft_model: nn.Module = tuned
-        return peft_model
+    def learning_rate_ratio(self, parameter: str) -> float:
+        """LoRA+ (section 4 of its paper): only the second factor learns faster."""
+        return self.options.lora_plus_ratio if ".lora_B." in parameter else 1.0
 
-    def _peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
+    def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
+        """peft's LoraConfig for these options."""
         from peft import LoraConfig
-        from transformers.pytorch_utils import Conv1D
 
         own = self.options
-        convolved = any(isinstance(module, Conv1D) for module in model.modules())
+        check_targets(model, own.target_modules, own.modules_to_save, embeddings=own.init not in FROM_THE_WEIGHT)
+        if own.init == "olora" and has_conv1d(model):
+            raise ModelError(
+                f"method.init is olora, which peft computes wrongly for the Conv1D layers of {type(model).__name__}.",
+                "Use init: pissa.",
+            )
+        # the skeleton that names are checked on has no weights to decompose
+        bare = own.init == "default" or (own.init in FROM_THE_WEIGHT and model.device.type == "meta")
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=own.rank,
@@ -100,12 +125,12 @@ class Lora:
             target_modules=own.target_modules,
             use_rslora=own.use_rslora,
             use_dora=own.use_dora,
-            init_lora_weights=True if own.init == "default" else own.init,
+            init_lora_weights=True if bare else own.init,
             modules_to_save=list(own.modules_to_save) or None,  # peft changes the list it is given
             trainable_token_indices=self._token_rows(model, how),
             # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
             ensure_weight_tying=bool(own.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
-            fan_in_fan_out=convolved,  # GPT-2's Conv1D keeps its weight transposed
+            fan_in_fan_out=has_conv1d(model),
         )
 
     def _token_rows(self, model: PreTrainedModel, how: Apply) -> dict[str, list[int]] | None:
@@ -122,89 +147,59 @@ class Lora:
             names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole
         } or None
 
-    def _check_names(self, model: PreTrainedModel) -> None:
-        modules = dict(model.named_modules())
-        targets = self.options.target_modules
-        problems = [
-            f"method.target_modules names {name!r}"
-            for name in (targets if isinstance(targets, list) else [])
-            if not any(_fits(modules[full]) for full in modules if full == name or full.endswith(f".{name}"))
-        ]
-        if isinstance(targets, str) and targets != "all-linear":
-            try:
-                pattern = re.compile(targets)
-            except re.error as error:
-                raise ModelError(
-                    f"method.target_modules is the regular expression {targets!r}, which is broken: {error}.",
-                    "Give a list of names, a valid expression, or all-linear.",
-                ) from error
-            matched = [full for full in modules if pattern.fullmatch(full)]
-            if not matched or not all(_fits(modules[full]) for full in matched):
-                problems.append(f"method.target_modules is the expression {targets!r}")
-        self._refuse_tied_targets(model)
-        problems += [
-            f"method.modules_to_save names {name!r}"
-            for name in self.options.modules_to_save
-            if not any(full == name or full.endswith(f".{name}") for full in modules)
-        ]
-        if problems:
-            raise ModelError(
-                f"{'; '.join(problems)}, which matches no module of {type(model).__name__} that LoRA can stand beside.",
-                f"Its linear modules are: {', '.join(sorted(_linear_kinds(model)))}; all-linear takes them all.",
-            )
-
-    def _refuse_tied_targets(self, model: PreTrainedModel) -> None:
-        """An update beside one end of a tied weight: merging would put it into both ends, which is another model."""
-        if not model.config.get_text_config().tie_word_embeddings:
-            return
-        ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-        targets = self.options.target_modules
-        for full, module in model.named_modules():
-            if id(module) not in ends or targets == "all-linear":  # which leaves both ends out
-                continue
-            named = (
-                re.fullmatch(targets, full) is not None
-                if isinstance(targets, str)
-                else any(full == name or full.endswith(f".{name}") for name in targets)
-            )
-            if named:
-                raise ModelError(
-                    f"method.target_modules takes in {full}, which {type(model).__name__} ties to its other end: the update "
-                    "would stand beside one of them only, and could not be merged.",
-                    f"Put {full.split('.')[-1]} into method.modules_to_save, which keeps both ends tied.",
-                )
-
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write adapter_model.safetensors and adapter_config.json."""
-        # the base's embedding is never copied into the adapter: new rows are kept by trainable_token_indices
-        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        """Write the update for the base as it was.
+
+        An update that started from the weight was taken out of it: what is written is the trained one minus the one it
+        started as, an update of twice the rank that fits the untouched base (as peft converts PiSSA).
+        """
+        if not self._start:
+            super().save(model, folder)
+            return
+        with _doubled(model, self._start):
+            super().save(model, folder)
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put an adapter's weights back."""
+        if not self._start:
+            super().load(model, folder)
+            return
         from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
 
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-
-
-def _fits(module: nn.Module) -> bool:
-    """Whether LoRA can stand beside a module."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
+        rank = self.options.rank
+        tensors = {
+            name: value[:rank] if ".lora_A." in name else value[:, :rank] if ".lora_B." in name else value
+            for name, value in read_adapter(folder).items()
+        }
+        set_peft_model_state_dict(model, tensors)
 
 
-def _linear_kinds(model: nn.Module) -> set[str]:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
+def _factors(model: nn.Module) -> dict[str, Tensor]:
+    """Both factors of every update, by parameter name."""
+    return {name: value.data for name, value in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
 
-    return {
-        name.split(".")[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and not name.endswith("lm_head")
-    }
+
+@contextmanager
+def _doubled(model: Any, start: dict[str, Tensor]) -> Iterator[None]:
+    """The model with updates B A - B0 A0, written as [B, -B0] [A; A0], and a config that says so."""
+    import torch
+
+    own = model.peft_config["default"]
+    wide = copy.deepcopy(own)
+    wide.r, wide.init_lora_weights = 2 * own.r, True
+    wide.lora_alpha = own.lora_alpha * (2**0.5 if own.use_rslora else 2)  # the scale stays what it was
+    trained = _factors(model)
+    parameters = dict(model.named_parameters())
+    model.peft_config["default"] = wide
+    try:
+        for name, value in trained.items():
+            first = ".lora_A." in name
+            parameters[name].data = torch.cat([value, start[name] if first else -start[name]], dim=0 if first else 1)
+        yield
+    finally:
+        model.peft_config["default"] = own
+        for name, value in trained.items():
+            parameters[name].data = value
 
 
 def build(options: Options) -> Lora:

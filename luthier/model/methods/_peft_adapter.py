@@ -1,0 +1,92 @@
+"""What the methods of peft have in common: made, saved and loaded by peft, in its own format."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.foundation.errors import ModelError
+from luthier.model.method import METHOD_STATE, Apply, Method, refuse_new_tokens, trainable_to_float32
+from luthier.model.quiet import quiet_peft
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+class PeftMethod(Method):
+    """An adapter that peft makes; a subclass gives its config."""
+
+    saves: Literal["adapter"] = "adapter"
+
+    @abstractmethod
+    def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
+        """peft's config for this model. Raises ModelError for names that match nothing."""
+
+    def check_tokens(self, how: Apply) -> None:
+        """Raise ModelError if rows of the embedding must learn and this method can't train them."""
+        refuse_new_tokens(self.options.name, how)
+
+    def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
+        """Put the adapter on a model.
+
+        Raises:
+            ModelError: settings name something that the model does not have, or peft refuses the model.
+        """
+        import torch
+        from peft import get_peft_model
+
+        self.check_tokens(how)
+        config = self.peft_config(model, how)
+        torch.manual_seed(how.seed)
+        try:
+            with quiet_peft():
+                tuned: Any = get_peft_model(model, config)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ModelError(
+                f"peft can't put {self.options.name} on {type(model).__name__} so: {error}",
+                "Change the method's settings.",
+            ) from error
+        tuned.peft_config["default"].base_model_name_or_path = how.base_name
+        tuned.peft_config["default"].revision = how.revision
+        trainable_to_float32(tuned, how.pure_bf16)
+        peft_model: nn.Module = tuned
+        return peft_model
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write adapter_model.safetensors and adapter_config.json."""
+        # the base's embedding is never copied into the adapter: new rows are kept by trainable_token_indices
+        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put an adapter's weights back."""
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, read_adapter(folder))
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter, by peft's names."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
+    return tensors
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """What `Method.state` gave when a checkpoint was written.
+
+    Raises:
+        ModelError: the folder is no checkpoint, so training can't go on from it.
+    """
+    from safetensors.torch import load_file
+
+    if not (folder / METHOD_STATE).is_file():
+        raise ModelError(
+            f"{folder} has no {METHOD_STATE}: it can be used, but training can't go on from it.",
+            "Go on from one of the run's checkpoints.",
+        )
+    tensors: dict[str, Tensor] = load_file(folder / METHOD_STATE)
+    return tensors

@@ -1,0 +1,138 @@
+"""Which modules of a model a method stands beside: names checked, and a family's own names found."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from luthier.foundation.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+TargetModules = str | Annotated[list[str], Field(min_length=1)]
+
+# the projections that make keys and values, and the feed-forward's last one, as the families name them
+KEY_VALUE = ("k_proj", "v_proj", "query_key_value", "c_attn", "W_pack", "qkv_proj", "Wqkv", "key", "value")
+FEED_FORWARD_OUT = (
+    "down_proj", "dense_4h_to_h", "mlp.c_proj", "fc2", "fc_out", "mlp.dense_4h_to_h", "w2", "wo", "out_proj_ffn",
+)  # fmt: skip
+
+
+def check_targets(
+    model: PreTrainedModel, targets: str | list[str], modules_to_save: list[str], *, embeddings: bool
+) -> None:
+    """Refuse names that match nothing, or something that the method can't stand beside.
+
+    Args:
+        embeddings: whether an embedding may be a target too.
+
+    Raises:
+        ModelError: with the names there are.
+    """
+    modules = dict(model.named_modules())
+    problems = [
+        f"method.target_modules names {name!r}"
+        for name in (targets if isinstance(targets, list) else [])
+        if not any(fits(modules[full], embeddings) for full in modules if named(full, name))
+    ]
+    if isinstance(targets, str) and targets != ALL_LINEAR:
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ModelError(
+                f"method.target_modules is the regular expression {targets!r}, which is broken: {error}.",
+                "Give a list of names, a valid expression, or all-linear.",
+            ) from error
+        matched = [full for full in modules if pattern.fullmatch(full)]
+        if not matched or not all(fits(modules[full], embeddings) for full in matched):
+            problems.append(f"method.target_modules is the expression {targets!r}")
+    refuse_tied_targets(model, targets)
+    problems += [
+        f"method.modules_to_save names {name!r}"
+        for name in modules_to_save
+        if not any(named(full, name) for full in modules)
+    ]
+    if problems:
+        raise ModelError(
+            f"{'; '.join(problems)}, which matches no module of {type(model).__name__} that an update can stand beside.",
+            f"Its linear modules are: {', '.join(sorted(linear_kinds(model)))}; all-linear takes them all.",
+        )
+
+
+def refuse_tied_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """An update beside one end of a tied weight: merging would put it into both ends, which is another model."""
+    if not model.config.get_text_config().tie_word_embeddings or targets == ALL_LINEAR:  # which leaves both ends out
+        return
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    for full, module in model.named_modules():
+        if id(module) not in ends:
+            continue
+        chosen = (
+            re.fullmatch(targets, full) is not None
+            if isinstance(targets, str)
+            else any(named(full, name) for name in targets)
+        )
+        if chosen:
+            raise ModelError(
+                f"method.target_modules takes in {full}, which {type(model).__name__} ties to its other end: the update "
+                "would stand beside one of them only, and could not be merged.",
+                f"Put {full.split('.')[-1]} into method.modules_to_save of method lora, which keeps both ends tied.",
+            )
+
+
+def named(full: str, name: str) -> bool:
+    """Whether a dotted name is `name`, or ends with it as whole parts."""
+    return full == name or full.endswith(f".{name}")
+
+
+def fits(module: nn.Module, embeddings: bool) -> bool:
+    """Whether an update can stand beside a module."""
+    from torch import nn
+
+    return is_linear(module) or (embeddings and isinstance(module, nn.Embedding))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A linear map, GPT-2's Conv1D included."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def has_conv1d(model: nn.Module) -> bool:
+    """Whether a model has GPT-2's Conv1D, which keeps its weight transposed (peft: fan_in_fan_out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def linear_kinds(model: nn.Module) -> set[str]:
+    """Last parts of the names of all linear modules, the head excepted."""
+    return {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if is_linear(module) and not name.endswith("lm_head")
+    }
+
+
+def present(model: PreTrainedModel, names: tuple[str, ...], what: str) -> list[str]:
+    """Those of `names` that are linear modules of the model.
+
+    Raises:
+        ModelError: none is.
+    """
+    linear = [full for full, module in model.named_modules() if is_linear(module)]
+    found = [name for name in names if any(named(full, name) for full in linear)]
+    if not found:
+        raise ModelError(
+            f"the {what} of {type(model).__name__} were not found: none of its linear modules is called "
+            f"{', '.join(names)}.",
+            f"Name them in the method's settings; its linear modules are: {', '.join(sorted(linear_kinds(model)))}.",
+        )
+    return found
