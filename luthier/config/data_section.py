@@ -22,7 +22,7 @@ class DataEntry(Section):
     path: Annotated[str, AfterValidator(expand_user)] = Field(
         description="A JSON, JSONL, CSV, TSV, Parquet, Arrow or text file (text types also .gz or .zst), a folder of files "
         "of one type, a pattern such as data/*.jsonl, a folder that datasets' save_to_disk wrote, or a data set of the "
-        "Hugging Face Hub (owner/name, huggingface:name), or one of LLaMA-Factory's registry (dataset_info.json#name)."
+        "Hugging Face Hub (owner/name, huggingface:name) or of ModelScope (modelscope:owner/name), or one of LLaMA-Factory's registry (dataset_info.json#name)."
     )
     format: str = Field(
         "auto",
@@ -81,6 +81,9 @@ class DataConfig(Section):
     train: Entries = Field(description="Training rows: a path, a mapping, or a list of them.")
     validation: Split | None = Field(
         None, description="A share (0.1) or a count (100) of the training rows, or a list like train."
+    )
+    evaluate_each: bool = Field(
+        False, description="Keep the entries of validation apart, each a set of its own with a loss of its own."
     )
     test: Split | None = Field(None, description="Like validation; scored once, after training, into run.json.")
     template: str = Field(
@@ -170,6 +173,12 @@ class DataConfig(Section):
             problems.append("preprocessing_num_workers has no effect with streaming: remove it")
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _each_of_several(self) -> DataConfig:
+        if self.evaluate_each and not isinstance(self.validation, list):
+            raise ValueError("evaluate_each needs validation to be a list of entries: there is nothing to keep apart")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """LLaMA-Factory's registry of data sets, read as it is: the path `data/dataset_info.json#name` is its entry `name`.
 
 What the entry in luthier's config sets itself goes before what the registry says. Differences to LLaMA-Factory: an
-entry with both a hub's address and a file is taken from the hub, as there; scripts, and files behind a cloud address,
+entry with both a hub's address and a file is taken from the hub, as there (from ModelScope where it is the only hub, or
+USE_MODELSCOPE_HUB=1); scripts, and files behind a cloud address,
 are refused; num_samples larger than the data takes every row once, where LLaMA-Factory repeats some.
 """
 
@@ -17,6 +18,8 @@ from pydantic import Field, ValidationError
 from luthier.config.data_section import DataEntry
 from luthier.config.sections import Section
 from luthier.data.hub_sets import PREFIX
+from luthier.data.modelscope_sets import PREFIX as MODELSCOPE
+from luthier.data.modelscope_sets import preferred
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_file
 from luthier.foundation.registry import nearest
@@ -112,14 +115,16 @@ def _read(file: Path) -> Mapping[str, Any]:
 def _rows(found: Registered, folder: Path, place: str) -> dict[str, Any]:
     """Where the rows are and which of them are taken."""
     sampled = {} if found.num_samples is None else {"max_samples": found.num_samples}
-    if found.hf_hub_url is not None:
-        within = {"subset": found.subset, "folder": found.folder}
-        return {"path": PREFIX + found.hf_hub_url, "split": found.split, **within, **sampled}
+    hub = None if found.hf_hub_url is None else PREFIX + found.hf_hub_url
+    if found.ms_hub_url is not None and (hub is None or preferred()):
+        hub = MODELSCOPE + found.ms_hub_url
+    if hub is not None:
+        return {"path": hub, "split": found.split, "subset": found.subset, "folder": found.folder, **sampled}
     if found.file_name is None:
-        given = [key for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name") if getattr(found, key)]
+        given = [key for key in ("om_hub_url", "script_url", "cloud_file_name") if getattr(found, key)]
         raise DataError(
-            f"{place} has {' and '.join(given) or 'no address'}, and neither hf_hub_url nor file_name.",
-            "Only these two are read: download the data and name it with file_name.",
+            f"{place} has {' and '.join(given) or 'no address'}, and none of hf_hub_url, ms_hub_url and file_name.",
+            "Only these are read: download the data and name it with file_name.",
         )
     for key in ("subset", "folder"):
         if getattr(found, key) is not None:

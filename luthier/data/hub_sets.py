@@ -1,4 +1,6 @@
-"""Data sets of the Hugging Face Hub or a mirror (HF_ENDPOINT), through `datasets`: the Arrow files of its cache.
+"""Data sets of a hub, through `datasets`: the Arrow files of its cache.
+
+The Hugging Face Hub or a mirror (HF_ENDPOINT); ModelScope's sets are downloaded by modelscope_sets first.
 
 HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and HF_DATASETS_CACHE mean what they mean to that library. Where the hub
 can't be reached, a set that was loaded before comes from the cache.
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.data.modelscope_sets import PREFIX as MODELSCOPE
+from luthier.data.modelscope_sets import preferred, snapshot
 from luthier.data.records import Origin, RawRow
 from luthier.foundation.errors import DataError
 
@@ -22,10 +26,28 @@ PATIENCE_SECONDS = 8
 
 
 def hub_id(path: str) -> str | None:
-    """The hub id that a path is (`owner/name`, or anything after `huggingface:`), or None."""
+    """The hub id that a path is (`owner/name`, anything after `huggingface:`, or one of ModelScope's), or None."""
     if path.startswith(PREFIX):
         return path.removeprefix(PREFIX)
-    return path if ID.fullmatch(path) else None
+    if path.startswith(MODELSCOPE):
+        return path
+    if not ID.fullmatch(path):
+        return None
+    return MODELSCOPE + path if preferred() else path
+
+
+def modelscope_id(name: str) -> str | None:
+    """`owner/name` of a hub id that is ModelScope's, else None.
+
+    Raises:
+        DataError: it is no owner/name.
+    """
+    if not name.startswith(MODELSCOPE):
+        return None
+    own = name.removeprefix(MODELSCOPE)
+    if not ID.fullmatch(own):
+        raise DataError(f"{own!r} is no id of a data set on ModelScope.", "Write it as modelscope:owner/name.")
+    return own
 
 
 def hub_files(name: str, subset: str | None, split: str, folder: str | None) -> tuple[Path, ...]:
@@ -34,12 +56,14 @@ def hub_files(name: str, subset: str | None, split: str, folder: str | None) -> 
     Raises:
         DataError: no such set, subset or split; not reachable and not cached; a set that needs its own script.
     """
-    reachable = _find(name)
+    modelscope = modelscope_id(name)
+    reachable = modelscope is not None or _find(name)
+    source = str(snapshot(modelscope)) if modelscope is not None else name
     import datasets
 
     try:
         with _offline(not reachable):
-            loaded: Any = datasets.load_dataset(name, subset, split=split, data_dir=folder)
+            loaded: Any = datasets.load_dataset(source, subset, split=split, data_dir=folder)
     except Exception as error:  # the library raises classes of many kinds; each says what the hub or the files lack
         where = "" if reachable else " (the hub can't be reached, so only the cache was looked at)"
         first = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -73,7 +73,7 @@ def locate(entry: DataEntry) -> Located:
 
 
 def hub_name(entry: DataEntry) -> str | None:
-    """The id of the Hugging Face Hub's data set that an entry names, None where it names files."""
+    """The id of the hub's data set that an entry names (with `modelscope:` where it is that hub's), None where it names files."""
     path = Path(entry.path)
     return None if path.exists() or path.suffix.lower() in _known() else hub_id(entry.path)
 
@@ -83,10 +83,6 @@ def _known() -> set[str]:
 
 
 def _refuse_hub_settings(entry: DataEntry) -> None:
-    if entry.path.startswith("modelscope:"):
-        raise DataError(
-            f"{entry.path}: data sets of ModelScope are not loaded by their id.", "Download it and name its files."
-        )
     for setting in ("subset", "folder"):
         if getattr(entry, setting) is not None:
             raise DataError(

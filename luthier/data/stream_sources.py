@@ -10,7 +10,7 @@ from typing import Any
 from luthier.config.data_section import DataEntry
 from luthier.config.split_slices import SplitSlice
 from luthier.data.dataset_info import resolve
-from luthier.data.hub_sets import stream_hub_set
+from luthier.data.hub_sets import modelscope_id, stream_hub_set
 from luthier.data.locating import hub_name, locate
 from luthier.data.reading import iterate_file
 from luthier.data.records import Origin, RawRow
@@ -51,6 +51,8 @@ def open_entry(entry: DataEntry) -> RowStream:
     """
     entry = resolve(entry)
     name = hub_name(entry)
+    if name is not None and modelscope_id(name) is not None:
+        name = None  # ModelScope's sets are downloaded, and read as files
     if name is not None:
         split = SplitSlice.parse(entry.split).name if entry.split else None
         opened = stream_hub_set(name, entry.subset, split or "train", entry.folder)

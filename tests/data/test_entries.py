@@ -90,8 +90,8 @@ def test_slices_beyond_the_rows_and_splits_that_are_not_there(write, tmp_path: P
         taken(path, subset="x")
     with pytest.raises(DataError, match=r"folder is 'x', which has no effect on local files"):
         taken(path, folder="x")
-    with pytest.raises(DataError, match=r"data sets of ModelScope are not loaded"):
-        taken("modelscope:owner/name")
+    with pytest.raises(DataError, match=r"'name' is no id of a data set on ModelScope"):
+        taken("modelscope:name")
 
 
 def test_slices_of_saved_sets(tmp_path: Path) -> None:

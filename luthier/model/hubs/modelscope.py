@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError, import_extra
 from luthier.foundation.files import is_disk_full, write_text
+from luthier.foundation.network import unreachable
 from luthier.model.hub import CHECKSUMS, FetchRequest, Hub, check_endpoint, wanted_files
 
 DEFAULT_ENDPOINT = "https://modelscope.cn"
-REACH_SECONDS = 5.0
 ADVICE = (
     "Running the same command again goes on where it stopped. Or take the model from Hugging Face (huggingface:OWNER/NAME) or "
     "its mirror (HF_ENDPOINT=https://hf-mirror.com), or name a folder that has the files."
@@ -91,22 +88,6 @@ class ModelScope:
             raise HubError(f"{why}, and {request.name} is not wholly in {folder}.", ADVICE)
         print(f"{why}; using the copy of {request.name} in {folder}.", file=sys.stderr)
         return folder
-
-
-def unreachable(endpoint: str) -> str | None:
-    """Why a hub's port can't be reached; None if it can, or if a proxy stands between.
-
-    The client tries again for up to a minute, so the question is put first.
-    """
-    parts = urlsplit(endpoint)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-        return None
-    try:
-        socket.create_connection((host, port), timeout=REACH_SECONDS).close()
-    except OSError as error:
-        return str(error)
-    return None
 
 
 def explain(error: Exception, request: FetchRequest, endpoint: str) -> HubError:
