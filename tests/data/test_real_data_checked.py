@@ -34,9 +34,12 @@ SETS: list[tuple[str, str, dict[str, Any], int, int, dict[str, int]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "stage", "settings", "rows", "examples", "findings"), SETS, ids=[item[0] for item in SETS]
-)
+# these take longest with a tokenizer that knows few words, and are each of a kind with another set
+SLOW = ("preference/dpo_zh_demo.json", "pretrain/wiki_demo.txt")
+CASES = [pytest.param(*item, id=item[0], marks=[pytest.mark.slow] * (item[0] in SLOW)) for item in SETS]
+
+
+@pytest.mark.parametrize(("name", "stage", "settings", "rows", "examples", "findings"), CASES)
 def test_no_row_is_rejected(
     shared_data: Path,
     tokenizer_folder: Path,
