@@ -12,11 +12,11 @@ from luthier.config.plugins import HUBS
 from luthier.foundation.errors import HubError, ModelError, UserError
 from luthier.foundation.files import HASH_BLOCK_BYTES, home, sha256_of
 from luthier.model.aliases import ALIASES
-from luthier.model.hub import CHECKSUMS, FetchRequest
+from luthier.model.hub import CHECKSUMS, MANIFEST, FetchRequest
 from luthier.model.inspection import check_folder, check_safetensors, is_model_folder
 from luthier.model.resolving import load_hub, locate
 
-OWN_FILES = (CHECKSUMS, ".gitattributes", "CACHEDIR.TAG")
+OWN_FILES = (CHECKSUMS, MANIFEST, ".gitattributes", "CACHEDIR.TAG")
 LARGEST_JOBS = 64
 
 

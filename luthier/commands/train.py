@@ -106,6 +106,7 @@ def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: boo
     from luthier.training.callbacks import make_callbacks
     from luthier.training.checkpoints import Checkpoints
     from luthier.training.exhaustion import memory_explained
+    from luthier.training.interruption import ended_early
     from luthier.training.saving import restore
 
     config, folder, again = setup.config, claim.folder, resuming(claim.command)
@@ -116,7 +117,7 @@ def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: boo
     if taken["finished"] is not None:
         return TrainResult(**taken["finished"])
     noted = _end_noted(folder) if engine.rank == 0 else nullcontext()
-    with noted, memory_explained(config, checkpoints.folder, again):
+    with noted, ended_early(), memory_explained(config, checkpoints.folder, again):
         run = assemble(setup, folder, engine, checkpoints, callbacks, again, trust_remote_code=trust_remote_code)
         if taken["step"] is not None:
             checkpoint = checkpoints.at(taken["step"])

@@ -76,7 +76,7 @@ class MissingExtraError(UserError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed.",
-            f'Install it with: pip install "luthier[{extra}]"',
+            f'Install it with: pip install "luthier[{extra}]"; in a clone of the project: pip install -e ".[{extra}]"',
         )
 
 

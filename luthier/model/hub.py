@@ -12,6 +12,7 @@ from luthier.foundation.errors import HubError
 
 # hashes of a folder's files, as `sha256sum` writes and checks them
 CHECKSUMS = "checksum.sha256"
+MANIFEST = "manifest.json"  # of a checkpoint or an export of ours
 # what a causal language model is loaded from; other frameworks' weights, pickles and code stay where they are
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 UNWANTED = (

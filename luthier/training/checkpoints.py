@@ -25,9 +25,9 @@ from luthier.foundation.files import (
     whole_folder,
     write_json,
 )
+from luthier.model.hub import MANIFEST
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 REPLACED = ".replaced"
 STEP_NAME = re.compile(r"step-(\d{8,})$")
 

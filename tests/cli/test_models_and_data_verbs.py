@@ -11,6 +11,7 @@ import pytest
 from luthier import cli
 from luthier.commands import data, models
 from luthier.foundation.errors import HubError
+from luthier.training.checkpoints import seal
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -65,6 +66,17 @@ def test_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path, listed: byte
         (tmp_path / "checksum.sha256").write_text(f"{hashlib.sha256(listed).hexdigest()}  file.txt\n")
     assert cli.main(["models", "verify", str(tmp_path), "--json"]) == status
     assert last_json(capsys)["ok"] is (status == 0)
+
+
+def test_verify_reads_a_checkpoints_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"learnt")
+    seal(tmp_path, {"step": 3})
+    assert cli.main(["models", "verify", str(tmp_path), "--json"]) == 0
+    assert last_json(capsys)["good"] == 1
+    weights.write_bytes(b"learnT")
+    assert cli.main(["models", "verify", str(tmp_path), "--json"]) == 2
+    assert last_json(capsys)["bad"] == 1
 
 
 def test_show_passes_its_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

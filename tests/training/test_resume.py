@@ -148,6 +148,22 @@ def test_twenty_kills_at_random_moments(
     assert traces(tmp_path / f"run-{finished}") == unbroken
 
 
+def test_a_sigterm_while_weights_are_read_ends_the_run_noted(
+    tiny_llama: Path, module_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import luthier.commands.assembly as assembly
+
+    def reading(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(assembly, "_base_model", reading)
+    with pytest.raises(Interrupted, match="stopped before the first step") as stopped:
+        luthier.train(settings(tiny_llama, module_rows, tmp_path / "run"))
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_names_the_command(
     number: signal.Signals, unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path

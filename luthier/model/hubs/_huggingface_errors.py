@@ -13,11 +13,20 @@ from luthier.model.hub import FetchRequest
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-MIRROR_ADVICE = (
-    "Use a mirror (HF_ENDPOINT=https://hf-mirror.com), ModelScope (modelscope:OWNER/NAME), or the built-in model "
-    "smollm2-135m; behind a proxy set HTTPS_PROXY. With the files at hand, name their folder; with a filled cache, set "
-    "HF_HUB_OFFLINE=1."
-)
+MIRROR = "https://hf-mirror.com"
+
+
+def other_ways(endpoint: str) -> str:
+    """What to do where an endpoint does not give a model: another way to it."""
+    other = (
+        "the hub itself (unset HF_ENDPOINT and model.endpoint)"
+        if MIRROR in endpoint
+        else f"a mirror (HF_ENDPOINT={MIRROR})"
+    )
+    return (
+        f"Use {other}, ModelScope (modelscope:OWNER/NAME), or the built-in model smollm2-135m; behind a proxy set "
+        "HTTPS_PROXY. With the files at hand, name their folder; with a filled cache, set HF_HUB_OFFLINE=1."
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -53,7 +62,7 @@ def unreachable(cause: Exception | None, request: FetchRequest, endpoint: str) -
     if request.to is not None:
         return HubError(
             f"{endpoint} can't be reached ({first_line(cause)}), so {request.name}{revision} can't be put into {request.to}.",
-            f"Running the same command again goes on where it stopped. {MIRROR_ADVICE}",
+            f"Running the same command again goes on where it stopped. {other_ways(endpoint)}",
         )
     root: BaseException = cause
     while root.__cause__ is not None:
@@ -61,7 +70,7 @@ def unreachable(cause: Exception | None, request: FetchRequest, endpoint: str) -
     return HubError(
         f"{endpoint} can't be reached ({type(root).__name__}: {first_line(root)}), and {request.name}{revision} is not wholly "
         f"in the cache{where}.",
-        f"{did_you_mean(request.name)}Running the same command again goes on where it stopped. {MIRROR_ADVICE}",
+        f"{did_you_mean(request.name)}Running the same command again goes on where it stopped. {other_ways(endpoint)}",
     )
 
 
@@ -69,7 +78,7 @@ def no_hub(error: Exception, endpoint: str) -> HubError:
     """Something answers, but not as a hub does."""
     return HubError(
         f"{endpoint} answers, but not as a Hugging Face Hub does ({type(error).__name__}: {first_line(error)}).",
-        f"Check HF_ENDPOINT and the proxy. {MIRROR_ADVICE}",
+        f"Check HF_ENDPOINT and the proxy. {other_ways(endpoint)}",
     )
 
 
@@ -82,7 +91,7 @@ def broken_off(error: OSError, request: FetchRequest, endpoint: str) -> HubError
         )
     return HubError(
         f"fetching {request.name} from {endpoint} broke off: {first_line(error)}",
-        f"Running the same command again goes on where it stopped. {MIRROR_ADVICE}",
+        f"Running the same command again goes on where it stopped. {other_ways(endpoint)}",
     )
 
 
@@ -122,5 +131,5 @@ def explain(error: HfHubHTTPError, request: FetchRequest, endpoint: str) -> HubE
             "Run the same command later: it goes on where it stopped. With an access token the limit is higher.",
         )
     if status >= 500:
-        return HubError(f"{endpoint} is out of order (status {status}).", f"Try again later. {MIRROR_ADVICE}")
-    return HubError(f"{endpoint} answers with status {status}: {first_line(error)}", MIRROR_ADVICE)
+        return HubError(f"{endpoint} is out of order (status {status}).", f"Try again later. {other_ways(endpoint)}")
+    return HubError(f"{endpoint} answers with status {status}: {first_line(error)}", other_ways(endpoint))

@@ -108,7 +108,7 @@ class HuggingFace:
                 time.sleep(wait)
                 continue
             if info.sha is None:
-                raise HubError(f"{api.endpoint} names no commit for {request.name}.", errors.MIRROR_ADVICE)
+                raise HubError(f"{api.endpoint} names no commit for {request.name}.", errors.other_ways(api.endpoint))
             return info.sha
         raise AssertionError("the last attempt returns or raises")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError
-from luthier.model.hub import CHECKSUMS, FetchRequest, Hub
+from luthier.model.hub import CHECKSUMS, MANIFEST, FetchRequest, Hub
 
 
 class Options(PluginOptions):
@@ -52,15 +53,16 @@ class LocalFolder:
         return folder.absolute()
 
     def expected_hashes(self, folder: Path) -> Mapping[str, str]:
-        """The lines of `checksum.sha256` (as `sha256sum` writes them), if the folder has one.
+        """What a checkpoint's manifest.json says, and the lines of `checksum.sha256` (as `sha256sum` writes them), where
+        the folder has these.
 
         Raises:
             HubError: a line that is no checksum.
         """
+        hashes = _of_manifest(folder / MANIFEST)
         source = folder / CHECKSUMS
         if not source.is_file():
-            return {}
-        hashes = {}
+            return hashes
         for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip() or line.startswith("#"):
                 continue
@@ -72,6 +74,15 @@ class LocalFolder:
                 )
             hashes[name] = f"sha256:{digest.lower()}"
         return hashes
+
+
+def _of_manifest(path: Path) -> dict[str, str]:
+    """The hashes in a checkpoint's or an export's manifest; none where a file of this name is something else."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {str(name): f"sha256:{facts['sha256']}" for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def build(options: Options) -> Hub:
