@@ -7,9 +7,8 @@ once, which says it as if there were no blocks.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,11 +24,12 @@ from luthier.foundation.errors import LuthierError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.data.encoding_processes import EncodingProcesses
     from luthier.data.rendering import Renderer
 
 BLOCK_RECORDS = 500
-# up to here one process is done before others have started, which takes a second or two
-RECORDS_FOR_ONE_PROCESS = 4000
+# up to here (some 4,000 rows) one process is done before others have started, which takes a second or two
+BYTES_FOR_ONE_PROCESS = 3_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +156,18 @@ class EncodedBlock:
     untrained: list[Rejected]
 
 
-EncodeBlocks = Callable[[Iterable[Sequence[Record]]], Iterator[EncodedBlock | None]]
-
-
 class BlockEncoder:
     """Encodes sets of records block by block.
 
     Args:
-        elsewhere: encodes blocks in other processes, in order; None for a block that they could not encode.
+        chosen: the task's encoder, as this process has it.
+        processes: others that help; None: this one does all.
     """
 
-    def __init__(self, task: EncodingTask, chosen: ChosenEncoder, elsewhere: EncodeBlocks | None) -> None:
+    def __init__(self, task: EncodingTask, chosen: ChosenEncoder, processes: EncodingProcesses | None) -> None:
         self._task = task
         self._chosen = chosen
-        self._elsewhere = elsewhere
+        self._elsewhere = processes.prepare(task) if processes is not None else None
 
     def __call__(self, records: Sequence[Record]) -> Iterator[EncodedBlock]:
         """The blocks of a set, in order.
@@ -190,28 +188,30 @@ class BlockEncoder:
             raise
 
 
-def block_encoder(
-    task: EncodingTask, chosen: ChosenEncoder, records: int, asked: int | None
-) -> AbstractContextManager[BlockEncoder]:
-    """An encoder of blocks that uses as many processes as are asked for and of use; they end with the context.
+def encoding_processes(
+    chosen: ChosenEncoder, size: int, asked: int | None
+) -> AbstractContextManager[EncodingProcesses | None]:
+    """As many other processes as are asked for and of use; they end with the context.
+
+    They start before the rows are read, which takes this process as long as it takes them to be ready.
 
     Args:
-        records: how many there are to encode, in all sets.
-        asked: data.preprocessing_num_workers; None: as many as there are cores, for large sets.
+        size: bytes of the data files.
+        asked: data.preprocessing_num_workers; None: as many as there are cores, for large files.
     """
-    count = process_count(records, asked)
+    count = process_count(size, asked)
     if count == 1 or chosen.joins_records:
-        return nullcontext(BlockEncoder(task, chosen, None))
+        return nullcontext()
     from luthier.data.encoding_processes import EncodingProcesses
 
-    return EncodingProcesses(task, chosen, count)
+    return EncodingProcesses(count)
 
 
-def process_count(records: int, asked: int | None) -> int:
-    """Processes that encode `records`: those asked for, or the cores; no more than there are blocks."""
+def process_count(size: int, asked: int | None) -> int:
+    """Processes that encode what is in files of `size` bytes: those asked for, or the cores."""
     if asked is None:
-        asked = available_cores() if records > RECORDS_FOR_ONE_PROCESS else 1
-    return max(1, min(asked, math.ceil(records / BLOCK_RECORDS)))
+        return available_cores() if size > BYTES_FOR_ONE_PROCESS else 1
+    return asked
 
 
 def available_cores() -> int:

@@ -68,6 +68,7 @@ def describe_data(
         "template": template,
         "encoder": encoder,
         "encoder_options": dict(sorted(encoder_options.items())),
+        **({"evaluate_each": True} if data.evaluate_each else {}),
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.data_section import DataConfig
@@ -15,16 +17,18 @@ from luthier.config.schema import RunConfig
 from luthier.data.cache import Sink, from_cache, in_memory
 from luthier.data.cache_entries import Request
 from luthier.data.encoder_settings import encoder_settings
+from luthier.data.encoding import BlockEncoder, EncodingTask, encoding_processes
 from luthier.data.encoding import ChosenEncoder as ChosenEncoder
-from luthier.data.encoding import EncodingTask, block_encoder
 from luthier.data.entries import LoadedEntry, load_entry
+from luthier.data.examples import TokenizedExample
 from luthier.data.fingerprints import cache_key, data_fingerprint, describe_data, tokenizer_fingerprint
 from luthier.data.locating import Located, locate
 from luthier.data.mixing import interleave
 from luthier.data.records import Record, Rejected
 from luthier.data.rejecting import refuse
 from luthier.data.report import DataReport, SourceReport, SplitReport
-from luthier.data.token_arrays import StoredExamples, token_dtype
+from luthier.data.sources._compressed import inner_path
+from luthier.data.token_arrays import ExamplesPart, StoredExamples, token_dtype
 from luthier.data.training_stream import TrainingStream, open_stream
 from luthier.foundation.errors import DataError
 from luthier.foundation.progress import progress_bar, say
@@ -49,6 +53,7 @@ class PreparedData:
         rejected: rows left out: invalid ones under `invalid_rows: reject`, too long ones, ones with nothing to learn.
         fingerprint: sha256 over everything that changes the tokens or their order.
         stream: gives the training examples in place of `train`, under `data.streaming`.
+        validation_sets: the entries of validation, each by a name of its own, under `data.evaluate_each`.
     """
 
     train: StoredExamples
@@ -58,6 +63,7 @@ class PreparedData:
     rejected: Sequence[Rejected]
     fingerprint: str
     stream: TrainingStream | None = None
+    validation_sets: Mapping[str, Sequence[TokenizedExample]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -120,11 +126,12 @@ def prepare(
     stamps = _stamps(located)
 
     def build(open_split: Callable[[str], Sink]) -> tuple[DataReport, list[Rejected]]:
-        final, loaded = choose_and_load(config, tokenizer, encoder, given, chosen.renderer, located)
-        task = EncodingTask(
-            encoder, final.options, tokenizer, data.template if template else None, dtype, data.cutoff_length
-        )
-        _encode(data, task, final, loaded, open_split)
+        size = sum(size for size, _ in stamps)
+        with encoding_processes(chosen, size, data.preprocessing_num_workers) as processes:
+            final, loaded = choose_and_load(config, tokenizer, encoder, given, chosen.renderer, located)
+            named = data.template if template else None
+            task = EncodingTask(encoder, final.options, tokenizer, named, dtype, data.cutoff_length)
+            _encode(data, BlockEncoder(task, final, processes), loaded, open_split)
         if _stamps(located) != stamps:
             raise DataError(
                 "the data files were written to while they were read.", "Start again when they are complete."
@@ -135,41 +142,77 @@ def prepare(
     # a stream without sets beside it leaves nothing to keep
     sets = from_cache(request, dtype, build, say) if data.cache and located else in_memory(request, dtype, build)
     train, validation, test = (sets.splits.get(name, StoredExamples.empty()) for name in SPLITS)
-    return PreparedData(train, validation, test, sets.report, sets.rejected, data_fingerprint(described), stream)
+    each = _sets_by_name(data.validation, validation, sets.report) if data.evaluate_each else {}
+    fingerprint = data_fingerprint(described)
+    return PreparedData(train, validation, test, sets.report, sets.rejected, fingerprint, stream, each)
 
 
-def _encode(
-    data: DataConfig,
-    task: EncodingTask,
-    chosen: ChosenEncoder,
-    loaded: LoadedRecords,
-    open_split: Callable[[str], Sink],
-) -> None:
+def _encode(data: DataConfig, encode: BlockEncoder, loaded: LoadedRecords, open_split: Callable[[str], Sink]) -> None:
     """Send the records of every split through the encoder, let go of them, and add what became of them to the report."""
     count = sum(map(len, loaded.splits.values()))
-    with (
-        block_encoder(task, chosen, count, data.preprocessing_num_workers) as encode,
-        progress_bar("tokenizing", count, unit="rows") as bar,
-    ):
+    with progress_bar("tokenizing", count, unit="rows") as bar:
         for name in loaded.splits:
             sink = open_split(name)
             reports: list[SplitReport] = []
             refused: list[Rejected] = []
             too_long: list[Rejected] = []
             untrained: list[Rejected] = []
-            for block in encode(loaded.splits[name]):
-                sink.add(block.tokens)
-                reports.append(block.report)
-                refused += block.refused
-                too_long += block.too_long
-                untrained += block.untrained
-                bar.advance(block.report.records)
+            for source, records in _kept_apart(data, name, loaded):
+                before = len(reports)
+                for block in encode(records):
+                    sink.add(block.tokens)
+                    reports.append(block.report)
+                    refused += block.refused
+                    too_long += block.too_long
+                    untrained += block.untrained
+                    bar.advance(block.report.records)
+                if source is not None:
+                    source.examples = sum(report.examples for report in reports[before:])
             refuse(refused, data.invalid_rows)
             loaded.rejected += [*refused, *too_long, *untrained]
             loaded.report.splits[name] = SplitReport.joined(reports)
             if not loaded.report.splits[name].examples:
                 raise _nothing_to_learn(name, loaded.report.splits[name])
             loaded.splits[name] = []
+
+
+def _kept_apart(
+    data: DataConfig, split: str, loaded: LoadedRecords
+) -> Iterator[tuple[SourceReport | None, Sequence[Record]]]:
+    """The records of a split that go through the encoder together: all, or under evaluate_each those of each entry."""
+    records = loaded.splits[split]
+    if split != "validation" or not data.evaluate_each:
+        yield None, records
+        return
+    done = 0
+    for source in loaded.report.sources:
+        if source.split == split:
+            yield source, records[done : done + source.records]
+            done += source.records
+
+
+def _sets_by_name(
+    entries: Any, validation: StoredExamples, report: DataReport
+) -> dict[str, Sequence[TokenizedExample]]:
+    """The examples of each entry of validation under its file's name, numbered where several have one.
+
+    Raises:
+        DataError: an entry without an example.
+    """
+    sources = [source for source in report.sources if source.split == "validation"]
+    found: dict[str, Sequence[TokenizedExample]] = {}
+    done = 0
+    for entry, source in zip(entries, sources, strict=True):
+        if not source.examples:
+            raise DataError(
+                f"{entry.path} has no example to evaluate on, and data.evaluate_each asks for a loss on it.",
+                "Remove the entry; `luthier data check` shows what became of its rows.",
+            )
+        stem = re.sub(r"\W+", "_", inner_path(Path(entry.path.rpartition("#")[2])).stem).strip("_") or "entry"
+        same = sum(re.fullmatch(rf"{stem}(_\d+)?", name) is not None for name in found)
+        found[f"{stem}_{same + 1}" if same else stem] = ExamplesPart(validation, range(done, done + source.examples))
+        done += source.examples
+    return found
 
 
 def locate_all(data: DataConfig) -> dict[str, list[Located]]:

@@ -29,6 +29,7 @@ class SourceReport:
         records: what they became; a row may hold several.
         rejected: the others, by reason.
         mixed: records of it in the training data that data.mix makes, repeated ones counted again; None: not mixed.
+        examples: to use that came of it; None: not counted apart from the other entries of its split.
     """
 
     path: str
@@ -42,6 +43,7 @@ class SourceReport:
     records: int
     rejected: Counter[str] = field(default_factory=Counter)
     mixed: int | None = None
+    examples: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,6 +58,7 @@ class SourceReport:
             "rows_kept": self.kept,
             "records": self.records,
             "records_mixed": self.mixed,
+            "examples": self.examples,
             "rows_rejected": sum(self.rejected.values()),
             "rejected_by_reason": dict(self.rejected.most_common()),
         }

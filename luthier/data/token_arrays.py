@@ -251,6 +251,26 @@ def _mapped(path: Path, dtype: Any) -> Array:
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
+class ExamplesPart(Sequence[TokenizedExample]):
+    """Consecutive examples of a set."""
+
+    def __init__(self, examples: StoredExamples, part: range) -> None:
+        self._examples = examples
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self._examples[place] for place in self._part[index]]
+        return self._examples[self._part[index]]
+
+
 class MemorySet:
     """Blocks added one by one, as a set in memory."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from typing import Any
 
@@ -12,6 +13,16 @@ from transformers import PreTrainedTokenizerFast
 from luthier.data import encoding, encoding_processes
 from luthier.data.encoding import process_count
 from luthier.data.preparing import prepare
+from luthier.data.records import (
+    Conversation,
+    Document,
+    Labelled,
+    LabelledConversation,
+    Message,
+    Origin,
+    Pair,
+    ToolCall,
+)
 from luthier.foundation.errors import DataError
 from tests.data.test_cache import ROWS, config, content
 
@@ -108,12 +119,26 @@ def test_a_tokenizer_that_cannot_be_sent_is_used_here(byte_tokenizer, write, sta
     whole = in_processes(byte_tokenizer, path, 1)
     tokenizer = refusing(byte_tokenizer)
     tokenizer.not_to_be_pickled = lambda: None
-    assert in_processes(tokenizer, path, 2)[0] == whole[0] and started == [0]
+    assert in_processes(tokenizer, path, 2)[0] == whole[0] and started == [2]
     assert "one process tokenizes" in capsys.readouterr().err
 
 
 def test_how_many_processes_there_are(monkeypatch) -> None:
     monkeypatch.setattr(encoding, "available_cores", lambda: 8)
-    assert [process_count(rows, None) for rows in (10, 4000, 4001, 100_000)] == [1, 1, 8, 8]
-    assert [process_count(rows, 3) for rows in (10, 501, 1001, 100_000)] == [1, 2, 3, 3]
-    assert process_count(100_000, 1) == 1
+    assert [process_count(size, None) for size in (10, 3_000_000, 3_000_001)] == [1, 1, 8]
+    assert [process_count(size, 3) for size in (10, 3_000_001)] == [3, 3]
+
+
+def test_records_travel_as_they_are(byte_tokenizer) -> None:
+    origin = Origin("a", 3)
+    call = ToolCall("f", {"x": [1]}, "id")
+    turn = Message("assistant", "é", 0.5, (call,), "n", "t")
+    tools = ({"type": "function"},)
+    sent: list[Any] = [
+        Conversation((turn,), origin, ("note",), tools),
+        Pair((turn,), (turn,), (turn, turn), origin, (), tools),
+        LabelledConversation((turn,), True, origin),
+        Labelled("t", 1.5, origin, "u"),
+        Document("d", origin),
+    ]
+    assert pickle.loads(pickle.dumps(sent)) == sent

@@ -36,14 +36,16 @@ ENTRY_FIELDS: dict[str, tuple[Any, bool, bool]] = {
 DATA_FIELDS: dict[str, tuple[Any, bool, bool]] = {
     "validation": (2, True, True),
     "test": (2, True, True),
+    "evaluate_each": (True, True, True),
     "invalid_rows": ("reject", True, True),
     "mix": ("interleave_over", True, True),
     "shuffle": (False, True, False),  # the order of each epoch is drawn when it is trained
     "preprocessing_num_workers": (3, False, False),
     "cache": (False, False, False),
 }
-# the template's source and the encoder's options stand for these; see the tests below
+# the template's source and the encoder's options stand for these (see the tests below), and what a stream says of itself
 ELSEWHERE = {"train", "template", "cutoff_length", "over_length", "max_source_length", "max_target_length"}
+ELSEWHERE |= {"streaming", "buffer_size"}
 
 
 @pytest.fixture

@@ -100,6 +100,50 @@ def test_validation_from_a_file(byte_tokenizer, write) -> None:
     assert [source.split for source in prepared.report.sources] == ["train", "validation"]
 
 
+def test_validation_sets_kept_apart(byte_tokenizer, write, tmp_path: Path) -> None:
+    train = str(write("train.json", ROWS[:4]))
+    (tmp_path / "other").mkdir()
+    held = [
+        str(write(name, ROWS[a:b])) for name, a, b in (("a.json", 5, 7), ("b c.json", 7, 12), ("other/a.json", 12, 13))
+    ]
+    for _ in range(2):  # made, and from the cache
+        prepared = made(byte_tokenizer, train, validation=held, evaluate_each=True)
+        assert {name: origins(part) for name, part in prepared.validation_sets.items()} == {
+            "a": [1, 2],
+            "b_c": [1, 2, 3, 4, 5],
+            "a_2": [1],
+        }
+        assert [row for part in prepared.validation_sets.values() for row in part] == list(prepared.validation)
+        assert prepared.validation_sets["b_c"][1:3] == prepared.validation[3:5]
+        assert [source["examples"] for source in prepared.report.as_dict()["sources"]] == [None, 2, 5, 1]
+    together = made(byte_tokenizer, train, validation=held)
+    assert not together.validation_sets and list(together.validation) == list(prepared.validation)
+
+
+def test_documents_of_sets_kept_apart_share_no_block(byte_tokenizer, write) -> None:
+    train, held = str(write("a.txt", "one two")), [str(write(name, "three")) for name in ("b.txt", "c.txt")]
+    lengths = [
+        len(
+            prepare(
+                config(train, template="auto", validation=held, evaluate_each=each), byte_tokenizer, encoder="text"
+            ).validation
+        )
+        for each in (False, True)
+    ]
+    assert lengths == [1, 2]
+
+
+def test_a_set_of_its_own_needs_examples(byte_tokenizer, write) -> None:
+    train, good, mute = (str(write(name, rows)) for name, rows in (
+        ("a.json", message_rows(1)), ("b.json", message_rows(1)), ("c.json", message_rows(0))
+    ))  # fmt: skip
+    assert len(made(byte_tokenizer, train, validation=[good, mute]).validation) == 1
+    with pytest.raises(DataError, match=r"c\.json has no example to evaluate on"):
+        made(byte_tokenizer, train, validation=[good, mute], evaluate_each=True)
+    with pytest.raises(ValueError, match="evaluate_each needs validation to be a list"):
+        config(train, validation=1, evaluate_each=True)
+
+
 def test_max_samples_is_a_seeded_sample(byte_tokenizer, write) -> None:
     path = str(write("a.json", ROWS))
     prepared = made(byte_tokenizer, {"path": path, "max_samples": 8})
