@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.data_section import DataEntry
 from luthier.config.schema import ModelConfig
-from luthier.data.detection import source_of
+from luthier.data.columns import described, fields_found
+from luthier.data.locating import Located, locate
+from luthier.data.reading import iterate_files
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import free_bytes, human_bytes, is_disk_full, need_file
 from luthier.foundation.progress import progress_bar, say
@@ -56,7 +59,8 @@ def train(
     """Make a tokenizer from files.
 
     Args:
-        sources: text, JSONL, CSV, TSV, Parquet, Arrow; read row by row.
+        sources: what an entry of `data.train` may be: files, also compressed ones, folders, patterns, hubs' data sets;
+            read row by row where the type allows (a .json or .tsv file is read whole).
         out: the folder to write; it appears whole or not at all.
         column: the field with the text, where rows have several.
         chat_template: a name in data/templates, whose special tokens are added; "": none.
@@ -67,11 +71,10 @@ def train(
     from luthier.model.tokenizers import training
 
     target = free_folder(out)
-    for source in sources:
-        checked(source)
+    found = [located(source) for source in sources]
     spec, template = with_template(spec, chat_template)
     training.prepared(spec)  # refuses what no text can mend
-    trained = training.train(spec, lambda: watched(sources, column), template)
+    trained = training.train(spec, lambda: watched(found, column), template)
     with telling_of_disk(target):
         training.save(trained, target)
     for note in trained.notes:
@@ -112,54 +115,42 @@ def free_folder(out: str | Path) -> Path:
     return target
 
 
-def checked(source: str | Path) -> Path:
-    """A source's path. Raises DataError if it is missing, empty, a folder, or of no known type."""
-    path = Path(source).expanduser()
-    try:
-        need_file(path, "the source")
-    except UserError as error:
-        raise DataError(error.problem, error.remedy) from error
-    if path.is_dir():
-        found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-        raise DataError(f"the source {str(path)!r} is a folder, which holds {found}.", "Name its files one by one.")
-    source_of(path)
-    return path
-
-
-def watched(sources: Sequence[str | Path], column: str) -> Iterator[str]:
-    """The texts of files one after another, a row in memory at a time; shows how many were read."""
+def watched(sources: Sequence[Located], column: str) -> Iterator[str]:
+    """The texts of sources one after another, a row in memory at a time; shows how many were read."""
     with progress_bar("reading", unit="rows") as bar:
         for source in sources:
-            for text in texts_of(checked(source), column):
+            for text in texts_of(source, column):
                 bar.advance()
                 yield text
     say(f"Read {bar.completed:,.0f} rows; working out the vocabulary.")
 
 
-def texts_of(path: Path, column: str = TEXT) -> Iterator[str]:
-    """The texts of one file; a null is passed over.
+def located(source: str | Path) -> Located:
+    """The files of a source: a file, a folder, a pattern, a hub's data set. Raises DataError as `locate` does."""
+    return locate(DataEntry(path=str(source)))
+
+
+def texts_of(source: Located, column: str = TEXT) -> Iterator[str]:
+    """The texts of a source; a null is passed over.
 
     Raises:
         DataError: damaged, not UTF-8 (with the byte), or a row without the column; names file and row.
     """
-    module = source_of(path)
-    for row in module.build(module.Options(), path):
+    for row in iterate_files(source):
         if column not in row.values:
-            fields = list(row.values)
-            close = nearest(column, fields)
+            close = nearest(column, map(str, row.values))
             raise DataError(
-                f"{row.origin} has no field {column!r}; its fields are {', '.join(map(str, fields)) or 'none'}.",
-                f"Name the one with the text: --column {close[0] if close else (fields or ['NAME'])[0]}.",
+                f"{row.origin} has no field {column!r}; its fields are {fields_found(row.values)}.",
+                f"Name the one with the text: --column {close[0] if close else next(iter(row.values), 'NAME')}.",
             )
         value = row.values[column]
-        if value is None:
-            continue
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             raise DataError(
-                f"{row.origin}: {column} is {repr(value)[:40]} ({type(value).__name__}), not text.",
+                f"{row.origin}: {column} is {described(value)}, not text.",
                 "Name a field that holds text with --column.",
             )
-        yield value
+        if value is not None:
+            yield value
 
 
 @contextmanager
@@ -215,7 +206,7 @@ def show(
         tokenizers: names of models, or folders that `luthier tokenizer train` wrote.
         text: what to follow; None: only the file.
         pair: a second text.
-        file: text, JSONL, CSV, Parquet ...; every text of it is counted.
+        file: what a source of `train` may be; every text of it is counted.
         column: the file's field with the text.
         max_length: longest window in tokens.
         stride: tokens that a window repeats.
@@ -230,7 +221,7 @@ def show(
     from luthier.model.tokenizers.tables import fertility_table, stage_table
 
     refuse_settings_without_effect(tokenizers, text, pair, file, max_length, stride)
-    path = None if file is None else checked(file)
+    source = None if file is None else located(file)
     opened = {name: open_tokenizer(name, trust_remote_code) for name in dict.fromkeys(tokenizers)}
     console = console or Console(highlight=False)
     stages: list[Stages] = []
@@ -239,11 +230,11 @@ def show(
             stages.append(stages_of(name, tokenizer, text, pair, max_length=max_length, stride=stride))
         console.print(stage_table(stages))
     fertility: list[Fertility] = []
-    if path is not None:
-        fertility = fertility_of(opened, texts_of(path, column))
+    if source is not None:
+        fertility = fertility_of(opened, texts_of(source, column))
         if not fertility[0].characters:
-            raise DataError(f"{path} holds no text: every row is empty.", "Name another file, or another --column.")
-        console.print(fertility_table(path.name, fertility))
+            raise DataError(f"{file} holds no text: every row is empty.", "Name another file, or another --column.")
+        console.print(fertility_table(Path(source.shown).name or source.shown, fertility))
     return Shown(tuple(stages), tuple(fertility))
 
 

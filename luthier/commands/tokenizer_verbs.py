@@ -18,7 +18,13 @@ tokenizer_app = typer.Typer(
 
 @tokenizer_app.command("train")
 def tokenizer_train(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCES...", help="Text, JSONL, CSV or Parquet files.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCES...",
+            help="Files (.txt, .jsonl, .csv, .parquet ..., also .gz or .zst), folders, patterns, data sets of a hub (owner/name).",
+        ),
+    ],
     algorithm: Annotated[str, typer.Option(help="bpe, byte-bpe, wordpiece, unigram, word or char.")],
     vocab_size: Annotated[int, typer.Option(min=1, help="Tokens at most, special tokens included.")],
     out: Annotated[str, typer.Option(help="The folder to write.")],
@@ -75,7 +81,9 @@ def tokenizer_show(
         list[str] | None, typer.Option(help="A model or a tokenizer's folder; repeat it to compare several.")
     ] = None,
     pair: Annotated[str | None, typer.Option(help="A second text.")] = None,
-    file: Annotated[str | None, typer.Option(help="Count the tokens of this file.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Count the tokens of a file, a folder, a pattern or a hub's data set.")
+    ] = None,
     column: Annotated[str, typer.Option(help="The file's field with the text.")] = "text",
     max_length: Annotated[int | None, typer.Option(min=1, help="Longest window in tokens.")] = None,
     stride: Annotated[int, typer.Option(min=0, help="Tokens that a window repeats of the one before.")] = 0,

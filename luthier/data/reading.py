@@ -19,10 +19,18 @@ def read_files(located: Located) -> list[RawRow]:
     Raises:
         DataError: a file that is damaged or holds no rows (the place is named).
     """
-    rows = [row for file in located.files for row in _read(file)]
+    return list(_named(located, (row for file in located.files for row in _read(file))))
+
+
+def iterate_files(located: Located) -> Iterator[RawRow]:
+    """The same, read as they are asked for where the files' type allows; a file without rows is passed over."""
+    return _named(located, (row for file in located.files for row in iterate_file(file)))
+
+
+def _named(located: Located, rows: Iterator[RawRow]) -> Iterator[RawRow]:
     if located.named is None:
         return rows
-    return [replace(row, origin=Origin(located.named, number)) for number, row in enumerate(rows, 1)]
+    return (replace(row, origin=Origin(located.named, number)) for number, row in enumerate(rows, 1))
 
 
 def iterate_file(path: Path) -> Iterator[RawRow]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from luthier.config.data_section import DataEntry
@@ -12,8 +12,8 @@ from luthier.config.split_slices import SplitSlice
 from luthier.data.dataset_info import resolve
 from luthier.data.hub_sets import modelscope_id, stream_hub_set
 from luthier.data.locating import hub_name, locate
-from luthier.data.reading import iterate_file
-from luthier.data.records import Origin, RawRow
+from luthier.data.reading import iterate_files
+from luthier.data.records import RawRow
 from luthier.foundation.errors import DataError
 
 
@@ -64,10 +64,7 @@ def open_entry(entry: DataEntry) -> RowStream:
         facts = {"files": [(file.name, file.stat().st_size) for file in located.files]}
 
         def everything() -> Iterator[RawRow]:
-            rows = chain.from_iterable(iterate_file(file) for file in located.files)
-            if located.named is None:
-                return rows
-            return (replace(row, origin=Origin(located.named, number)) for number, row in enumerate(rows, 1))
+            return iterate_files(located)
 
     return RowStream(entry, named, facts, everything, _taken(entry, named, everything, known, hub=name is not None))
 

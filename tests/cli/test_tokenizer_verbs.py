@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier import cli
+from luthier.data import locating
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "我们在河边"]
 
@@ -57,6 +60,40 @@ def test_every_kind_of_file_gives_the_same(corpus: Path, tmp_path: Path, capsys:
     assert len(made) == 1
 
 
+def test_sources_are_those_of_the_data(
+    corpus: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, compressed, saved = tmp_path / "folder", tmp_path / "a.txt.gz", tmp_path / "saved"
+    folder.mkdir()
+    (folder / "README.md").write_text("no data")
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    compressed.write_bytes(gzip.compress(corpus.read_bytes()))
+    table = datasets.Dataset.from_dict({"text": TEXTS})
+    table.save_to_disk(str(saved))
+    asked = []
+
+    def hub(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return tuple(Path(item["filename"]) for item in datasets.load_from_disk(str(saved)).cache_files)
+
+    monkeypatch.setattr(locating, "hub_files", hub)
+    made, counted = set(), []
+    for number, source in enumerate((corpus, folder, f"{folder}/*.txt", compressed, saved, "owner/name")):
+        out = tmp_path / f"out-{number}"
+        assert train("--out", out, source) == 0, capsys.readouterr().err
+        assert last_json(capsys)["texts"] == 3
+        made.add((out / "tokenizer.json").read_text())
+        assert cli.main(["tokenizer", "show", "--file", str(source), "--tokenizer", str(tiny_llama), "--json"]) == 0
+        counted.append(last_json(capsys)["fertility"][0])
+    assert len(made) == 1 and counted == counted[:1] * 6 and counted[0]["texts"] == 3
+    assert asked == [("owner/name", None, "train", None)] * 2
+    (tmp_path / "other.csv").write_text("text\na\n")
+    for source, said in ((tmp_path, "not all of one known type"), (f"{folder}/*.csv", "matches no file")):
+        assert train("--out", tmp_path / "x", source) == 2
+        assert said in last_json(capsys)["error"]
+
+
 def test_options_reach_the_tokenizer(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = "--normalizer nfc,lowercase --pre-tokenizer digits,byte-level --special-tokens <s>,eos=<end> "
@@ -85,7 +122,7 @@ def test_what_can_be_mended_is_2(corpus: Path, tmp_path: Path, capsys: pytest.Ca
         ([tmp_path / "nulls.jsonl"], "no text"),
         ([tmp_path / "latin.txt"], "latin.txt is not UTF-8 text: byte 3 (line 1) is 0xe9"),
         ([tmp_path / "rows.jsonl"], "--column texts"),
-        ([tmp_path / "number.jsonl"], "row 1: text is 7 (int)"),
+        ([tmp_path / "number.jsonl"], "row 1: text is int 7, not text"),
         ([corpus, "--normalizer", "nfck"], "Did you mean 'nfc"),
         ([corpus, "--chat-template", "chatlm"], "chatml"),
     ):

@@ -204,13 +204,13 @@ def test_every_process_makes_the_same() -> None:
 
 MEMORY = """
 import resource, sys
-from luthier.commands.tokenizer import watched
+from luthier.commands.tokenizer import located, watched
 from luthier.model.tokenizers.training import *
 import transformers
 spec = TrainingSpec("byte-bpe", 400)
-train(spec, lambda: watched([sys.argv[1]], "text"))
+train(spec, lambda: watched([located(sys.argv[1])], "text"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-made = train(spec, lambda: watched([sys.argv[2]], "text"))
+made = train(spec, lambda: watched([located(sys.argv[2])], "text"))
 print(made.characters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
