@@ -45,7 +45,7 @@ ELSEWHERE = {"alpaca", "chatml", "llama2", "llama3"}  # in EXPECTED
 WITHOUT_SYSTEM = {"falcon", "gemma"}
 # these write the last answer, or what follows it, in another way than before, so without tags turns can't be told apart
 LAST_IS_SPECIAL = {"baichuan2", "deepseek-r1", "internlm2", "qwen3", "qwen3-nothink"}
-WITH_TOOLS = {"llama3.1", "llama4", "mistral", "qwen2.5", "qwen3", "qwen3-nothink"}
+WITH_TOOLS = {"internlm2", "llama3.1", "llama4", "mistral", "qwen2.5", "qwen3", "qwen3-nothink"}
 
 
 @dataclass(frozen=True)
@@ -410,6 +410,13 @@ TOOL_TEXTS = {
         f"<|header_start|>user<|header_end|>\n\n{LLAMA_TOOLS}3 + 4?<|eot|><|header_start|>assistant<|header_end|>\n\n"
         f'⟦{LLAMA_CALL}<|eot|>⟧<|header_start|>ipython<|header_end|>\n\n"7"<|eom|>'
         "<|header_start|>assistant<|header_end|>\n\n⟦Seven.<|eot|>⟧"
+    ),
+    "internlm2": (  # the source writes arguments that are no text as Python does, in single quotes; and no EOS at the end
+        "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>system name=<|plugin|>\n"
+        '[{"name": "add", "description": "Adds", "parameters": {"type": "object", "properties": {}}}]<|im_end|>\n'
+        "<|im_start|>user\n3 + 4?<|im_end|>\n<|im_start|>assistant\n"
+        '⟦<|action_start|><|plugin|>\n{"name": "add", "arguments": {"a": 3, "b": 4}}<|action_end|><|im_end|>⟧\n'
+        "<|im_start|>environment name=<|plugin|>\n7<|im_end|>\n<|im_start|>assistant\n⟦Seven.<|im_end|>⟧\n</s>"
     ),
     "mistral": (
         '<s>[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "add", "description": "Adds", "parameters": '
