@@ -240,6 +240,7 @@ def _labels(example: TokenizedExample, chosen: ChosenEncoder) -> list[str]:
     found = []
     classes = getattr(chosen.options, "labels", ())
     for name, value in example.extras.items():
-        meaning = f" ({classes[int(value)]})" if name == "label" and classes else ""
-        found.append(f"{name} {value:g}{meaning}")
+        number = f"{value:g}"
+        meaning = classes[int(value)] if name == "label" and classes else number
+        found.append(f"{name} {number}" + (f" ({meaning})" if meaning != number else ""))
     return found

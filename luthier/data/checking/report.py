@@ -24,7 +24,7 @@ EXAMPLES = 3
 SHOWN_REASONS = 10
 SHOWN_LANGUAGES = 8
 BAR_CHARACTERS = 40
-SHOWN_CHARACTERS = 300  # of a reason
+SHOWN_CHARACTERS = 600  # of a reason
 
 
 @dataclass(frozen=True, slots=True)
