@@ -18,7 +18,7 @@ from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.inspection import is_model_folder
 from luthier.model.merging import merge
-from luthier.model.method import count_parameters
+from luthier.model.method import count_parameters, save_for_resuming
 from luthier.model.tokenizers.repair import fit_model
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.callbacks import Bridge
@@ -49,21 +49,11 @@ def assemble(
     tuned = setup.method.apply(model, setup.apply_settings(base_name))
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
-    scorer = Scorer(tuned, config.model.attention, setup.tokenizer.pad_token_id or 0, config.model.router_aux_loss_coef)
-    if scorer.router_loss.possible and config.model.router_aux_loss_coef is None:
-        weight = scorer.router_loss.coefficient
-        say(
-            f"model: a mixture of experts; its load-balancing loss counts {weight:g} times, as its config says"
-            if weight
-            else "model: a mixture of experts; its load-balancing loss is off, as its config says "
-            "(model.router_aux_loss_coef turns it on)"
-        )
-    if scorer.route == "padded" and config.model.attention == "auto":
-        say(f"attention: padded rows, because {scorer.finding.reason}")
+    scorer = _scorer(setup, tuned)
     prepared = engine.prepare(scorer)
-    optimizer = make_optimizer(config, tuned)
+    optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
-    bridge = Bridge(config, setup.schedule, callbacks)
+    bridge = Bridge(config, setup.schedule, [*callbacks, *setup.method.callbacks(tuned)])
     bridge.state.is_world_process_zero = engine.rank == 0
     bridge.state.is_local_process_zero = ranks().local_rank == 0
     bridge.attach(tuned, setup.tokenizer, optimizer, scheduler)
@@ -83,12 +73,37 @@ def assemble(
         rejected=JsonLines(folder / "rejected.jsonl", writes=engine.rank == 0 and setup.data.stream is not None),
         feed=make_feed(setup.data.train, setup.data.stream, setup.schedule, config.training.dataloader_num_workers),
         validation=setup.data.validation,
+        validation_sets=setup.data.validation_sets,
         save_model=lambda place: save_model(setup, tuned, place),
+        save_method_state=lambda place: save_for_resuming(setup.method, tuned, place),
         stop=StopRequest(),
         report=lambda step, values: None,
         say=say,
         resume_command=resume_command,
     )
+
+
+def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
+    """The scorer of a model, and what is worth saying of it."""
+    config = setup.config
+    scorer = Scorer(
+        tuned,
+        config.model.attention,
+        setup.tokenizer.pad_token_id or 0,
+        config.model.router_aux_loss_coef,
+        lambda: setup.method.penalty(tuned),
+    )
+    if scorer.router_loss.possible and config.model.router_aux_loss_coef is None:
+        weight = scorer.router_loss.coefficient
+        say(
+            f"model: a mixture of experts; its load-balancing loss counts {weight:g} times, as its config says"
+            if weight
+            else "model: a mixture of experts; its load-balancing loss is off, as its config says "
+            "(model.router_aux_loss_coef turns it on)"
+        )
+    if scorer.route == "padded" and config.model.attention == "auto":
+        say(f"attention: padded rows, because {scorer.finding.reason}")
+    return scorer
 
 
 def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: bool) -> tuple[Any, str]:

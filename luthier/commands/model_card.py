@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config.loading import dump_yaml
+from luthier.config.plugins import METHODS
 from luthier.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def model_card(config: RunConfig, base: str, state: TrainerState) -> str:
     """What the model is made of and how: base, data, settings, losses."""
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     evaluated = [line["eval_loss"] for line in state.log_history if "eval_loss" in line]
+    saves = METHODS.load(config.method.name).build(config.method).saves
     local = Path(base).is_absolute()
     facts = [
         f"- base model: `{config.model.name if local else base}`",
@@ -27,7 +29,7 @@ def model_card(config: RunConfig, base: str, state: TrainerState) -> str:
         facts.append(f"- training loss: {losses[0]:.4f} at the first line, {losses[-1]:.4f} at the last")
     if evaluated:
         facts.append(f"- evaluation loss: {evaluated[0]:.4f} at first, {evaluated[-1]:.4f} at last")
-    header = ["---", "library_name: peft" if config.method.name == "lora" else "library_name: transformers"]
+    header = ["---", "library_name: peft" if saves == "adapter" else "library_name: transformers"]
     if not local:
         header.append(f"base_model: {base}")  # a hub id; a path on this machine would mean nothing elsewhere
     return "\n".join(

@@ -22,7 +22,7 @@ from luthier.model import loading
 from luthier.model.method import Apply, Method, ParameterCount, count_parameters
 from luthier.model.tokenizers.repair import Repair, fit_model, repair
 from luthier.scoring.probe import probe
-from luthier.training.callbacks import callback_problems
+from luthier.training.callbacks import callback_problems, metric_problems
 from luthier.training.optimization import check_schedule
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
@@ -59,6 +59,8 @@ class Setup:
             base_name=base_name or self.source.base_name,
             revision=None if base_name else self.source.revision,
             pure_bf16=self.config.training.pure_bf16,
+            total_steps=self.schedule.total_steps,
+            tokenizer=self.tokenizer,
         )
 
 
@@ -115,6 +117,9 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     )
     for remark in data.report.remarks():
         say(remark)
+    unknown = metric_problems(config, data.validation_sets)
+    if unknown:
+        raise ConfigError(unknown)
     training = config.training
     sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
     place = {"rank": ranks().rank, "world_size": ranks().world_size}

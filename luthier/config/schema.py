@@ -61,7 +61,7 @@ class RunConfig(Section):
     data: DataConfig = Field(description="The rows to learn from.")
     stage: SerializeAsAny[PluginOptions] = Field(description="What is learnt: sft (default) or pretrain.")
     method: SerializeAsAny[MethodOptions] = Field(
-        description="Which weights learn, and how: lora (default), full, freeze."
+        description="Which weights learn, and how (default lora); docs/methods.md compares them."
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The loop's settings.")
     output_dir: Annotated[str, AfterValidator(expand_user)] = Field("runs/run", description="The run's folder.")

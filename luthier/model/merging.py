@@ -19,7 +19,11 @@ def merge(tuned: Any) -> PreTrainedModel:
     """
     if not hasattr(tuned, "merge_and_unload"):
         if hasattr(tuned, "peft_config"):
-            raise ModelError("this kind of adapter can't be merged into its base.", "Export it with --format adapter.")
+            kind = str(tuned.active_peft_config.peft_type.value).lower()
+            raise ModelError(
+                f"an adapter of {kind} can't be merged into its base: its virtual tokens stand beside the weights, not in them.",
+                "Export it with --format adapter.",
+            )
         return tuned
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged

@@ -5,7 +5,8 @@ Engines wrap it, so data-parallel hooks and sharded parameters see every use of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.probe import Finding, probe
 from luthier.scoring.router import RouterLoss
+from luthier.scoring.virtual_tokens import (
+    has_virtual_tokens,
+    hidden_behind_virtual_tokens,
+    refuse_checkpointed_prefix,
+)
 
 Route = Literal["segmented", "padded"]
 
@@ -27,7 +33,8 @@ class Scores:
 
     Args:
         logp_N: float32 [N], log-probability of each of the batch's targets.
-        auxiliary_loss: a router's loss, a mean over the batch's tokens, in training; None where there is none.
+        auxiliary_loss: a router's loss, a mean over the batch's tokens, and the method's penalty, in training; None where
+            there is neither.
     """
 
     logp_N: Tensor
@@ -49,10 +56,11 @@ class Scorer(nn.Module):
         route: "auto" takes the segmented route where the model's kind passes the probe.
         pad_token_id: fills rows of the padded route; masked out, so any valid id does.
         router_aux_loss_coef: see `luthier.scoring.router.RouterLoss`.
+        penalty: what a training method adds to the loss, see `luthier.model.method.Method.penalty`.
 
     Raises:
         luthier.foundation.errors.ModelError: the segmented route or a router's loss was asked for, and the model can't
-            give it.
+            give it; or gradient checkpointing, which a prefix can't bear.
     """
 
     def __init__(
@@ -61,21 +69,31 @@ class Scorer(nn.Module):
         route: Literal["auto", "segmented", "padded"] = "auto",
         pad_token_id: int = 0,
         router_aux_loss_coef: float | None = None,
+        penalty: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         super().__init__()
         self.model = model
         inner = transformers_model(model)
-        self.finding: Finding = probe(inner.config, type(inner), need_segments=route != "padded")
+        self._virtual = has_virtual_tokens(model)
+        finding = probe(inner.config, type(inner), need_segments=route != "padded" and not self._virtual)
+        if self._virtual:
+            refuse_checkpointed_prefix(model)
+            finding = replace(finding, segmented=False, reason="virtual tokens stand before every row")
+        self.finding: Finding = finding
         self.route: Route = self.finding.choose(route)
         self.pad_token_id = pad_token_id
         self._head = Head(inner, self.finding.plain_head)
         self.router_loss = RouterLoss(inner, router_aux_loss_coef)
+        self._penalty = penalty
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
 
     def forward(self, batch: Batch) -> Scores:
         """The log-probability of every target of a batch, which is on the model's device."""
         hidden_NH, auxiliary_loss = self._hidden(batch)
+        penalty = self._penalty() if self.training else None
+        if penalty is not None:
+            auxiliary_loss = penalty if auxiliary_loss is None else auxiliary_loss + penalty
         return Scores(self._head.target_logp(hidden_NH, batch.targets_N), auxiliary_loss)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -93,6 +111,9 @@ class Scorer(nn.Module):
             hidden: Tensor = output.last_hidden_state[0].index_select(0, batch.source_positions_N)
             return hidden, self.router_loss(output) if router else None
         rows = unroll(batch, self.pad_token_id)
+        if self._virtual:
+            output, hidden_RLH, mask = hidden_behind_virtual_tokens(self.model, rows, **router)
+            return hidden_RLH[rows.row_N, rows.column_N], self.router_loss(output, mask) if router else None
         output = backbone(
             input_ids=rows.input_ids_RL,
             attention_mask=rows.attention_mask_RL,

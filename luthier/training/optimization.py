@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,24 +24,35 @@ def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights that decay, and norms, biases and other vectors that don't."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, learning_rate: float, ratio: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """Weights that decay, and norms, biases and other vectors that don't; apart again for each learning rate.
+
+    Args:
+        ratio: how many times learning_rate a parameter learns with, by its name (see `Method.learning_rate_ratio`).
+    """
     norms = {
         id(parameter)
         for module in model.modules()
         if "norm" in type(module).__name__.lower()
         for parameter in module.parameters(recurse=False)
     }
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model):
         vector = parameter.ndim < 2 or name.endswith("bias") or id(parameter) in norms
-        (kept if vector else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        groups.setdefault((ratio(name), vector), []).append(parameter)
+    return [
+        {
+            "params": groups[times, vector],
+            "weight_decay": 0.0 if vector else weight_decay,
+            "lr": learning_rate * times,
+        }
+        for times, vector in sorted(groups)
+    ]
 
 
-def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
+def make_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], float] = lambda name: 1.0) -> Optimizer:
     """The config's optimizer over the trained parameters.
 
     Raises:
@@ -49,9 +60,9 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
     """
     build = OPTIMIZERS.load(config.training.optim).build
     _refuse_unsavable_state(build, config)
-    optimizer: Optimizer = build(
-        config.training, parameter_groups(model, config.training.weight_decay), config.learning_rate()
-    )
+    rate = config.learning_rate()
+    groups = parameter_groups(model, config.training.weight_decay, rate, ratio)
+    optimizer: Optimizer = build(config.training, groups, rate)
     return optimizer
 
 

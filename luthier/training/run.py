@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,9 +45,10 @@ class Fit:
     """Everything a run needs, and its state.
 
     Args:
+        validation_sets: the parts of `validation` that are measured apart, by name; none unless asked for.
         feed: gives the batches of every step. rejected: where rows of a stream that can't be used are written.
         scorer: as the engine prepared it. model: what is saved and shown to callbacks.
-        save_model: writes model and tokenizer into a folder.
+        save_model: writes model and tokenizer into a folder. save_method_state: what the method needs beside them to go on.
         report: told (step, values) after every step, for the progress display. say: told sentences.
         resume_command: named to the user when the run is interrupted.
     """
@@ -66,7 +67,9 @@ class Fit:
     feed: Feed
     rejected: JsonLines
     validation: Sequence[TokenizedExample]
+    validation_sets: Mapping[str, Sequence[TokenizedExample]]
     save_model: Callable[[Path], None]
+    save_method_state: Callable[[Path], None]
     stop: StopRequest
     report: Callable[[int, dict[str, float]], None]
     say: Callable[[str], None]

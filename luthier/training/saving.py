@@ -37,6 +37,7 @@ def save_checkpoint(run: Fit) -> Path:
 
 def _fill(run: Fit, folder: Path) -> None:
     run.save_model(folder)
+    run.save_method_state(folder)
     tensors, rest = optimizer_state(run.model, run.optimizer)
     save_file(tensors, folder / OPTIMIZER_TENSORS)
     write_json(folder / OPTIMIZER_REST, {**rest, "scheduler": {"last_epoch": run.scheduler.last_epoch}})

@@ -180,7 +180,7 @@ def test_losses_equal_trl(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
 def test_decay_leaves_norms_and_biases_alone() -> None:
     for kind in ("llama", "qwen2", "gpt2"):
         model = tiny_model(kind)
-        decayed, kept = parameter_groups(model, 0.1)
+        decayed, kept = parameter_groups(model, 0.1, 1e-3)
         assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for parameter in kept["params"]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from luthier.config.sections import PluginOptions
 from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
 from luthier.foundation.errors import ModelError, UserError
+from luthier.model.method import METHOD_STATE
 
 
 class Options(PluginOptions):
@@ -17,7 +18,9 @@ class Options(PluginOptions):
 
 
 # what a training run keeps beside the model, of no use to who loads it
-TRAINING_STATE = ("manifest.json", "loop_state.json", "optimizer.json", "optimizer.safetensors", "trainer_state.json")
+TRAINING_STATE = (
+    "manifest.json", "loop_state.json", "optimizer.json", "optimizer.safetensors", "trainer_state.json", METHOD_STATE,
+)  # fmt: skip
 
 
 class Adapter:

@@ -37,7 +37,7 @@ class Freeze(Method):
     saves: Literal["model"] = "model"
 
     def __init__(self, options: Options) -> None:
-        self.options = options
+        self.options: Options = options
 
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
         """Freeze all, then free the chosen.

@@ -1,0 +1,171 @@
+"""AdaLoRA: updates of a rank that is cut where it matters least (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), by
+peft.
+
+Every update starts with initial_rank triplets (a singular value and its two vectors). After a warm-up the least important
+ones are switched off, down to target_rank on average at the final phase; then those that are left are trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from luthier.config.sections import MethodOptions
+from luthier.model.method import Apply
+from luthier.model.methods._peft_adapter import PeftMethod, read_state
+from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_targets, has_conv1d
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, TrainerCallback
+
+MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what peft's allocator remembers of every weight
+SEPARATOR = "|"
+
+
+class Options(MethodOptions):
+    """AdaLoRA's settings, as in peft's AdaLoraConfig."""
+
+    name: str = "adalora"
+    initial_rank: int = Field(12, ge=1, description="Rank that every update starts with (peft: init_r).")
+    target_rank: int = Field(8, ge=1, description="Mean rank at the end (peft: target_r).")
+    alpha: float = Field(16, gt=0, description="The update is scaled by alpha / initial_rank (peft: lora_alpha).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input (peft: lora_dropout).")
+    initial_share: float = Field(0.1, ge=0, lt=1, description="Share of the steps before ranks are cut (peft: tinit).")
+    final_share: float = Field(
+        0.3, ge=0, lt=1, description="Share of the steps at the end, after ranks are cut (peft: tfinal)."
+    )
+    steps_between_cuts: int = Field(10, ge=1, description="Ranks are cut at every so many steps (peft: deltaT).")
+    beta1: float = Field(0.85, gt=0, lt=1, description="Smoothing of the importance.")
+    beta2: float = Field(0.85, gt=0, lt=1, description="Smoothing of its uncertainty.")
+    orthogonality_weight: float = Field(
+        0.5, ge=0, description="Weight of the penalty that keeps singular vectors orthogonal (peft: orth_reg_weight)."
+    )
+    target_modules: TargetModules = Field(
+        ALL_LINEAR,
+        description="Modules that get an update: all-linear (the head excepted), names, or a regular expression.",
+    )
+
+    recommended_learning_rate: ClassVar[float] = 1e-3  # the paper's runs take 5e-4 to 2e-3
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Options:
+        if self.target_rank >= self.initial_rank:
+            raise ValueError(
+                f"target_rank ({self.target_rank}) must be below initial_rank ({self.initial_rank}): there is nothing to "
+                "cut; lora has a fixed rank"
+            )
+        if self.initial_share + self.final_share >= 1:
+            raise ValueError(
+                f"initial_share ({self.initial_share}) and final_share ({self.final_share}) leave no steps to cut ranks in"
+            )
+        return self
+
+
+class AdaLora(PeftMethod):
+    """Trains updates of a budgeted rank; saved in peft's format."""
+
+    def __init__(self, options: Options) -> None:
+        self.options: Options = options
+
+    def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
+        """peft's AdaLoraConfig; shares of the run's steps become counts."""
+        from peft import AdaLoraConfig
+
+        own = self.options
+        check_targets(model, own.target_modules, [], embeddings=False)
+        return AdaLoraConfig(
+            task_type="CAUSAL_LM",
+            init_r=own.initial_rank,
+            target_r=own.target_rank,
+            lora_alpha=own.alpha,  # type: ignore[arg-type, unused-ignore]
+            lora_dropout=own.dropout,
+            tinit=int(own.initial_share * how.total_steps),
+            tfinal=int(own.final_share * how.total_steps),
+            deltaT=own.steps_between_cuts,
+            beta1=own.beta1,
+            beta2=own.beta2,
+            orth_reg_weight=own.orthogonality_weight,
+            total_step=how.total_steps,
+            target_modules=own.target_modules,
+            fan_in_fan_out=has_conv1d(model),
+        )
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """Equation 3 of the paper, as peft has it: the mean over all factors of ||P P^T - I||, times its weight."""
+        import torch
+
+        if not self.options.orthogonality_weight:
+            return None
+        norms = []
+        for name, factor in model.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                product = factor @ factor.T if ".lora_A." in name else factor.T @ factor
+                norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+        return self.options.orthogonality_weight * torch.stack(norms).mean()
+
+    def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
+        """Ranks are cut after every optimizer step, while its gradients are still there."""
+        from transformers import TrainerCallback
+
+        class CutRanks(TrainerCallback):  # type: ignore[misc]
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+                model.base_model.update_and_allocate(state.global_step + 1)  # type: ignore[operator, union-attr]
+
+        return [CutRanks()]
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the adapter with all its triplets, those that were switched off as zeros."""
+        with _unresized(model):
+            super().save(model, folder)
+
+    def state(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What the allocator remembers, and which triplets are on."""
+        import torch
+
+        allocator = _allocator(model)
+        found = {
+            f"{mean}{SEPARATOR}{name}": value for mean in MEANS for name, value in getattr(allocator, mean).items()
+        }
+        pattern: Any = model.peft_config["default"].rank_pattern or {}  # type: ignore[index, union-attr]
+        found |= {f"rank_pattern{SEPARATOR}{name}": torch.tensor(on) for name, on in pattern.items()}
+        # never empty: a checkpoint from before the first step has no means yet
+        return found | {"started": torch.ones(1)}
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put the weights back, and what the allocator remembers."""
+        super().load(model, folder)
+        allocator = _allocator(model)
+        pattern: dict[str, list[bool]] = {}
+        allocator.reset_ipt()
+        for place, value in read_state(folder).items():
+            kind, _, name = place.partition(SEPARATOR)
+            if kind in MEANS:
+                getattr(allocator, kind)[name] = value
+            elif kind == "rank_pattern":
+                pattern[name] = value.tolist()
+        model.peft_config["default"].rank_pattern = pattern or None  # type: ignore[index, union-attr]
+
+
+def _allocator(model: nn.Module) -> Any:
+    return model.base_model.rankallocator  # type: ignore[union-attr]
+
+
+@contextmanager
+def _unresized(model: Any) -> Iterator[None]:
+    """Without the pattern of ranks, by which peft would write smaller tensors that it can't train on."""
+    config = model.peft_config["default"]
+    pattern, config.rank_pattern = config.rank_pattern, None
+    try:
+        yield
+    finally:
+        config.rank_pattern = pattern
+
+
+def build(options: Options) -> AdaLora:
+    """The method for these options."""
+    return AdaLora(options)
