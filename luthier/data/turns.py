@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
-from luthier.data.columns import checked_text, fields_found, is_finite, shown
+from luthier.data.columns import FormatOptions, checked_text, fields_found, is_finite, shown, text_of, value_of
 from luthier.data.layouts import Layout
-from luthier.data.records import Conversation, Message, Origin, Role, RowError, Tools
-from luthier.data.tool_calls import tool_calls
+from luthier.data.records import Conversation, Message, Origin, RawRow, Role, RowError, Tools
+from luthier.data.tool_calls import tool_calls, tool_definitions
 
 TRAILING_USER = "last user turn without an answer removed"
 TRAILING_TOOL = "last tool turn without an answer removed"
 EMPTY_ANSWER = "empty answer (context only)"
 NO_ASSISTANT_TURN = "has no assistant turn to learn from"
+
+# what stands around a row's turns, by the layouts' names, and the usual columns
+AROUND: Mapping[str, str] = {"system": "system", "tools": "tools"}
+
+
+class Around(TypedDict):
+    """What stands around a row's turns, as `conversation` takes it."""
+
+    system: str
+    default_system: str | None
+    tools: Tools
+
+
+def around(row: RawRow, options: FormatOptions) -> Around:
+    """A row's columns `system` and `tools`, and the entry's own system prompt.
+
+    Raises:
+        RowError: a system prompt that is no text, tools that define no function.
+    """
+    return {
+        "system": text_of(row, options, "system"),
+        "default_system": options.system,
+        "tools": tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
+    }
 
 
 def conversation(

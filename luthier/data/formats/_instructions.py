@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from luthier.data.columns import FormatOptions, checked_text, shown, text_of, value_of
 from luthier.data.records import Conversation, Message, RawRow, RowError
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import conversation
+from luthier.data.turns import around, conversation
 
 _DIALOGUE = re.compile(r"\s*Human\s*[:：].*\n\s*Assistant\s*[:：]\s*", re.DOTALL)
 
@@ -41,10 +40,7 @@ def answered(row: RawRow, options: FormatOptions) -> Conversation:
         Message("user", question_of(row, options)),
         Message("assistant", text_of(row, options, "output")),
     ]
-    tools = tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}")
-    return conversation(
-        turns, row.origin, system=text_of(row, options, "system"), default_system=options.system, tools=tools
-    )
+    return conversation(turns, row.origin, **around(row, options))
 
 
 def history_of(row: RawRow, options: FormatOptions) -> list[Message]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from luthier.data.columns import checked_text, described
+from luthier.data.columns import FormatOptions, checked_text, described, value_of
 from luthier.data.layouts import Layout
-from luthier.data.records import Message, Origin, Pair, RowError, Tools
+from luthier.data.records import Message, Origin, Pair, RawRow, RowError, Tools
 from luthier.data.turns import conversation, turn, turns_of
 
 SAME_ANSWERS = "chosen and rejected are the same"
@@ -60,6 +60,25 @@ def answer_of(value: Any, column: str, layout: Layout) -> list[Message]:
     if not answer or answer[-1].role != "assistant":
         raise RowError(f"{where} ends with {answer[-1].role if answer else 'nothing'}, not with an assistant turn.")
     return answer
+
+
+def prompt_of(value: Any, column: str, layout: Layout) -> list[Message]:
+    """A prompt written as text or as a list of turns.
+
+    Raises:
+        RowError: neither.
+    """
+    if isinstance(value, list):
+        return turns_of(value, column, layout)
+    return [Message("user", checked_text(value, f"the field {column!r}"))]
+
+
+def answers_of(row: RawRow, options: FormatOptions, layout: Layout) -> tuple[list[Message], list[Message]]:
+    """The answers chosen and rejected; raises as `answer_of` does."""
+    chosen, rejected = (
+        answer_of(value_of(row, options, part), options.column(part), layout) for part in ("chosen", "rejected")
+    )
+    return chosen, rejected
 
 
 def shared_start(first: Sequence[Message], second: Sequence[Message]) -> int:

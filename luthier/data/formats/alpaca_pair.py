@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import FormatOptions, text_of, value_of
+from luthier.data.columns import FormatOptions
 from luthier.data.formats._instructions import history_of, question_of
-from luthier.data.formats._preferences import answer_of, has_answers, pair
+from luthier.data.formats._preferences import answers_of, has_answers, pair
 from luthier.data.layouts import OPENAI
 from luthier.data.records import Message, Pair, RawRow
-from luthier.data.tool_calls import tool_definitions
+from luthier.data.turns import around
 
 RECORD = Pair
 
@@ -43,17 +43,13 @@ def build(options: Options) -> Callable[[RawRow], Pair]:
 
     def convert(row: RawRow) -> Pair:
         prompt = [*history_of(row, options), Message("user", question_of(row, options))]
-        chosen, rejected = (
-            answer_of(value_of(row, options, part), options.column(part), OPENAI) for part in ("chosen", "rejected")
-        )
+        chosen, rejected = answers_of(row, options, OPENAI)
         return pair(
             prompt,
             chosen,
             rejected,
             row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
+            **around(row, options),
         )
 
     return convert

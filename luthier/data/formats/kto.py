@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import checked_text, fields_found, text_of, value_of
-from luthier.data.formats._preferences import answer_of, is_judgement, judgement
+from luthier.data.columns import fields_found, value_of
+from luthier.data.formats._preferences import answer_of, is_judgement, judgement, prompt_of
 from luthier.data.layouts import OPENAI, SHAREGPT, Layout, TurnOptions
 from luthier.data.records import LabelledConversation, Message, RawRow, RowError
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import conversation, holds_turns, turns_of
+from luthier.data.turns import AROUND, around, conversation, holds_turns, turns_of
 
 RECORD = LabelledConversation
 
@@ -23,8 +22,7 @@ class Options(TurnOptions):
         "prompt": "prompt",
         "completion": "completion",
         "label": "label",
-        "system": "system",
-        "tools": "tools",
+        **AROUND,
     }
     REQUIRED: ClassVar[tuple[str, ...]] = ("label",)
     NEEDS: ClassVar[str] = "label (true or false), and messages, or prompt and completion"
@@ -62,9 +60,7 @@ def build(options: Options) -> Callable[[RawRow], LabelledConversation]:
         checked = conversation(
             _turns(row, options, layout),
             row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
+            **around(row, options),
         )
         return LabelledConversation(checked.messages, label, row.origin, checked.notes, checked.tools)
 
@@ -87,9 +83,6 @@ def _turns(row: RawRow, options: Options, layout: Layout) -> list[Message]:
     prompt, name = value_of(row, options, "prompt"), options.column("prompt")
     if prompt is None:
         raise RowError(f"has neither {column!r} nor {name!r}; fields found: {fields_found(row.values)}.")
-    turns = (
-        turns_of(prompt, name, layout)
-        if isinstance(prompt, list)
-        else [Message("user", checked_text(prompt, f"the field {name!r}"))]
+    return prompt_of(prompt, name, layout) + answer_of(
+        value_of(row, options, "completion"), options.column("completion"), layout
     )
-    return turns + answer_of(value_of(row, options, "completion"), options.column("completion"), layout)

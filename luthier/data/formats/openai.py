@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import text_of, value_of
 from luthier.data.formats._preferences import is_preference
+from luthier.data.formats._turn_lists import converter
 from luthier.data.layouts import OPENAI, Layout, TurnOptions
 from luthier.data.records import Conversation, RawRow
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import conversation, holds_turns, turns_of
+from luthier.data.turns import AROUND, holds_turns
 
 RECORD = Conversation
 
@@ -19,7 +18,7 @@ RECORD = Conversation
 class Options(TurnOptions):
     """Columns of a row of messages."""
 
-    PARTS: ClassVar[Mapping[str, str]] = {"messages": "messages", "system": "system", "tools": "tools"}
+    PARTS: ClassVar[Mapping[str, str]] = {"messages": "messages", **AROUND}
     REQUIRED: ClassVar[tuple[str, ...]] = ("messages",)
     LAYOUT: ClassVar[Layout] = OPENAI
     name: Literal["openai"] = "openai"
@@ -42,15 +41,4 @@ def detect(sample: Mapping[str, Any], options: Options) -> tuple[Options, str] |
 
 def build(options: Options) -> Callable[[RawRow], Conversation]:
     """A function from a row to a conversation, which raises `RowError`."""
-    layout = options.layout()
-
-    def convert(row: RawRow) -> Conversation:
-        return conversation(
-            turns_of(value_of(row, options, "messages"), options.column("messages"), layout),
-            row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
-        )
-
-    return convert
+    return converter(options, "messages")

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import checked_text, text_of, value_of
-from luthier.data.formats._preferences import answer_of, has_answers, pair, shared_start
+from luthier.data.columns import value_of
+from luthier.data.formats._preferences import answers_of, has_answers, pair, prompt_of, shared_start
 from luthier.data.layouts import OPENAI, Layout, TurnOptions
 from luthier.data.records import Message, Pair, RawRow, RowError
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import holds_turns, turns_of
+from luthier.data.turns import AROUND, around, holds_turns
 
 RECORD = Pair
 
@@ -26,8 +25,7 @@ class Options(TurnOptions):
         "prompt": "prompt",
         "chosen": "chosen",
         "rejected": "rejected",
-        "system": "system",
-        "tools": "tools",
+        **AROUND,
     }
     REQUIRED: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     NEEDS: ClassVar[str] = "chosen, rejected, and prompt or messages"
@@ -59,9 +57,7 @@ def build(options: Options) -> Callable[[RawRow], Pair]:
     layout = options.layout()
 
     def convert(row: RawRow) -> Pair:
-        chosen, rejected = (
-            answer_of(value_of(row, options, part), options.column(part), layout) for part in ("chosen", "rejected")
-        )
+        chosen, rejected = answers_of(row, options, layout)
         start = shared_start(chosen, rejected)
         prompt = _prompt(row, options, layout)
         if prompt is None:
@@ -79,9 +75,7 @@ def build(options: Options) -> Callable[[RawRow], Pair]:
             chosen,
             rejected,
             row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
+            **around(row, options),
         )
 
     return convert
@@ -90,8 +84,4 @@ def build(options: Options) -> Callable[[RawRow], Pair]:
 def _prompt(row: RawRow, options: Options, layout: Layout) -> list[Message] | None:
     """The prompt's turns, None where the row has none of its own."""
     value, column = value_of(row, options, "prompt"), options.column("prompt")
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return turns_of(value, column, layout)
-    return [Message("user", checked_text(value, f"the field {column!r}"))]
+    return None if value is None else prompt_of(value, column, layout)

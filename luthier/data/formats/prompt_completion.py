@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import checked_text, text_of, value_of
-from luthier.data.formats._preferences import answer_of, is_preference
+from luthier.data.columns import value_of
+from luthier.data.formats._preferences import answer_of, is_preference, prompt_of
 from luthier.data.layouts import OPENAI, Layout, TurnOptions
-from luthier.data.records import Conversation, Message, RawRow
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import conversation, turns_of
+from luthier.data.records import Conversation, RawRow
+from luthier.data.turns import AROUND, around, conversation
 
 RECORD = Conversation
 
@@ -24,8 +23,7 @@ class Options(TurnOptions):
     PARTS: ClassVar[Mapping[str, str]] = {
         "prompt": "prompt",
         "completion": "completion",
-        "system": "system",
-        "tools": "tools",
+        **AROUND,
     }
     REQUIRED: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     LAYOUT: ClassVar[Layout] = OPENAI
@@ -44,19 +42,12 @@ def build(options: Options) -> Callable[[RawRow], Conversation]:
     layout = options.layout()
 
     def convert(row: RawRow) -> Conversation:
-        prompt, column = value_of(row, options, "prompt"), options.column("prompt")
-        turns = (
-            turns_of(prompt, column, layout)
-            if isinstance(prompt, list)
-            else [Message("user", checked_text(prompt, f"the field {column!r}"))]
-        )
+        turns = prompt_of(value_of(row, options, "prompt"), options.column("prompt"), layout)
         turns += answer_of(value_of(row, options, "completion"), options.column("completion"), layout)
         return conversation(
             turns,
             row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
+            **around(row, options),
         )
 
     return convert

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import text_of, value_of
 from luthier.data.formats._preferences import is_preference
+from luthier.data.formats._turn_lists import converter
 from luthier.data.layouts import SHAREGPT, Layout, TurnOptions
 from luthier.data.records import Conversation, RawRow
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import conversation, holds_turns, turns_of
+from luthier.data.turns import AROUND, holds_turns
 
 RECORD = Conversation
 
@@ -22,7 +21,7 @@ RECORD = Conversation
 class Options(TurnOptions):
     """Columns of a ShareGPT row."""
 
-    PARTS: ClassVar[Mapping[str, str]] = {"conversations": "conversations", "system": "system", "tools": "tools"}
+    PARTS: ClassVar[Mapping[str, str]] = {"conversations": "conversations", **AROUND}
     REQUIRED: ClassVar[tuple[str, ...]] = ("conversations",)
     LAYOUT: ClassVar[Layout] = SHAREGPT
     name: Literal["sharegpt"] = "sharegpt"
@@ -38,15 +37,4 @@ def detect(sample: Mapping[str, Any], options: Options) -> tuple[Options, str] |
 
 def build(options: Options) -> Callable[[RawRow], Conversation]:
     """A function from a row to a conversation, which raises `RowError`."""
-    layout = options.layout()
-
-    def convert(row: RawRow) -> Conversation:
-        return conversation(
-            turns_of(value_of(row, options, "conversations"), options.column("conversations"), layout),
-            row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
-        )
-
-    return convert
+    return converter(options, "conversations")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import text_of, value_of
-from luthier.data.formats._preferences import answer_of, has_answers, pair
+from luthier.data.columns import value_of
+from luthier.data.formats._preferences import answers_of, has_answers, pair
 from luthier.data.layouts import SHAREGPT, Layout, TurnOptions
 from luthier.data.records import Pair, RawRow
-from luthier.data.tool_calls import tool_definitions
-from luthier.data.turns import holds_turns, turns_of
+from luthier.data.turns import AROUND, around, holds_turns, turns_of
 
 RECORD = Pair
 
@@ -22,8 +21,7 @@ class Options(TurnOptions):
         "conversations": "conversations",
         "chosen": "chosen",
         "rejected": "rejected",
-        "system": "system",
-        "tools": "tools",
+        **AROUND,
     }
     REQUIRED: ClassVar[tuple[str, ...]] = ("conversations", "chosen", "rejected")
     LAYOUT: ClassVar[Layout] = SHAREGPT
@@ -44,17 +42,13 @@ def build(options: Options) -> Callable[[RawRow], Pair]:
     layout = options.layout()
 
     def convert(row: RawRow) -> Pair:
-        chosen, rejected = (
-            answer_of(value_of(row, options, part), options.column(part), layout) for part in ("chosen", "rejected")
-        )
+        chosen, rejected = answers_of(row, options, layout)
         return pair(
             turns_of(value_of(row, options, "conversations"), options.column("conversations"), layout),
             chosen,
             rejected,
             row.origin,
-            system=text_of(row, options, "system"),
-            default_system=options.system,
-            tools=tool_definitions(value_of(row, options, "tools"), f"the field {options.column('tools')!r}"),
+            **around(row, options),
         )
 
     return convert
