@@ -24,7 +24,7 @@ FEWEST_LETTERS = 20
 FEWEST_IDEOGRAPHS = 8
 LEAST_CONFIDENCE = 0.5
 # written like standard Chinese, which short texts are then taken for
-_LIKE_CHINESE = {"wuu", "yue", "gan", "lzh"}
+_LIKE_CHINESE = {"wuu", "yue"}
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _LETTER = re.compile(r"[^\W\d_]")
 
