@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from luthier.config.plugins import STAGES
 from luthier.config.sections import PluginOptions
+
+TrainOn = Annotated[
+    Literal["assistant", "last", "all"],
+    Field(
+        description="assistant: every assistant turn; last: only the last one; all: every token of the conversation, "
+        "questions and the template's own words too. A turn of weight 0 is never trained."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

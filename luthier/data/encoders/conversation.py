@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from luthier.config.stage_encoders import TrainOn
 from luthier.data.encoders._lengths import LengthOptions, Rendered, TurnLimits
 from luthier.data.encoders._rendered import CONTROL_TOKENS, CUT_BEFORE_ANSWER, RenderedEncoder, last_answers
 from luthier.data.examples import Encoded
@@ -18,18 +19,10 @@ if TYPE_CHECKING:
 
     from luthier.data.rendering import Renderer
 
-__all__ = ["CONTROL_TOKENS", "CUT_BEFORE_ANSWER", "NEEDS_TEMPLATE", "RECORD", "Options", "TrainOn", "build"]
+__all__ = ["CONTROL_TOKENS", "CUT_BEFORE_ANSWER", "NEEDS_TEMPLATE", "RECORD", "Options", "build"]
 
 RECORD = Conversation
 NEEDS_TEMPLATE = True
-
-TrainOn = Annotated[
-    Literal["assistant", "last", "all"],
-    Field(
-        description="assistant: every assistant turn; last: only the last one; all: every token of the conversation, "
-        "questions and the template's own words too. A turn of weight 0 is never trained."
-    ),
-]
 
 
 class Options(LengthOptions):

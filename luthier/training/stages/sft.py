@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from luthier.config.sections import PluginOptions
-from luthier.data.encoders.conversation import TrainOn
+from luthier.config.stage_encoders import TrainOn
 from luthier.training.stage import NextTokenStage
 
 
