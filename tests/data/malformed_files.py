@@ -24,10 +24,12 @@ FRENCH = '{"instruction": "déjà vu", "output": "garçon"}\n'
 Write = Callable[[Path], Path]
 
 
-def _bytes(name: str, content: bytes) -> Write:
+def _bytes(name: str, content: bytes | Callable[[], bytes]) -> Write:
+    """Large contents are made when they are asked for, not when the tests are collected."""
+
     def write(folder: Path) -> Path:
         path = folder / name
-        path.write_bytes(content)
+        path.write_bytes(content if isinstance(content, bytes) else content())
         return path
 
     return write
@@ -195,11 +197,13 @@ def _damaged(name: str, kind: str) -> Write:
 
 
 def _compressed() -> dict[str, tuple[Write, str]]:
-    zeros = b'{"text": "' + b" " * 80_000_000
+    def spaces() -> bytes:
+        return b'{"text": "' + b" " * 80_000_000
+
     return {
-        "a gzip bomb": (_bytes("a.jsonl.gz", gzip.compress(zeros)), r"a\.jsonl\.gz \(.*\) decompresses to more than 64.*decompression bomb"),
-        "a zstd bomb": (_bytes("a.jsonl.zst", zstd(zeros)), r"a\.jsonl\.zst \(.*\) decompresses to more than 64.*decompression bomb"),
-        "a gzip bomb of lines": (_bytes("a.txt.gz", gzip.compress((b" " * 9_999 + b"\n") * 8_000)), r"a\.txt\.gz .*decompression bomb"),
+        "a gzip bomb": (_bytes("a.jsonl.gz", lambda: gzip.compress(spaces(), 1)), r"a\.jsonl\.gz \(.*\) decompresses to more than 6\d.*decompression bomb"),
+        "a zstd bomb": (_bytes("a.jsonl.zst", lambda: zstd(spaces())), r"a\.jsonl\.zst \(.*\) decompresses to more than 6\d.*decompression bomb"),
+        "a gzip bomb of lines": (_bytes("a.txt.gz", lambda: gzip.compress((b" " * 9_999 + b"\n") * 8_000, 1)), r"a\.txt\.gz .*decompression bomb"),
         "text called gzip": (_bytes("a.jsonl.gz", JSONL), r"a\.jsonl\.gz can't be decompressed as gz"),
         "gzip called zstd": (_bytes("a.jsonl.zst", gzip.compress(JSONL)), r"a\.jsonl\.zst can't be decompressed as zst"),
         "gzip in gzip": (_bytes("a.jsonl.gz", gzip.compress(gzip.compress(JSONL))), r"a\.jsonl\.gz is not UTF-8 text: byte 1"),
