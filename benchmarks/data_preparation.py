@@ -8,7 +8,7 @@ writing the cache; then a second process that finds it there. TRL's time is `SFT
 the file and turning rows into prompt and completion come before and are not counted. TRL gets as many processes as suit
 it better, one or one a core, tried on a quarter of the rows first; its datasets cache is new in every round. Memory is the
 largest sum of the proportional set sizes (PSS: shared pages counted once) of a process and all its children, sampled five
-times a second. Results go to benchmarks/results/data_preparation.json.
+times a second. Seconds of the processors tell how much work it was, whoever else was computing. Results go to benchmarks/results/data_preparation.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def main() -> int:
         "trl_trials_seconds": trials,
         "seconds": {side: statistics.median(r[side]["seconds"] for r in rounds) for side in rounds[0]},
         "peak_memory_mib": {side: max(r[side]["peak_memory_mib"] for r in rounds) for side in rounds[0]},
+        "processor_seconds": {
+            side: statistics.median(r[side]["processor_seconds"] for r in rounds) for side in rounds[0]
+        },
+        "processor_ratio": round(
+            statistics.median(r["trl"]["processor_seconds"] / r["luthier"]["processor_seconds"] for r in rounds), 2
+        ),
         "speed_ratio": round(statistics.median(r["trl"]["seconds"] / r["luthier"]["seconds"] for r in rounds), 2),
         "rounds": rounds,
     }
@@ -94,7 +101,8 @@ def one_round(rows: Path, processes: int, number: int) -> dict[str, Any]:
         found["luthier, second start"] = measure("luthier", rows, processes)
     for side, result in found.items():
         load = f"load {result['load_before']} before"
-        print(f"round {number}: {side}: {result['seconds']} s, {result['peak_memory_mib']} MiB, {load}", flush=True)
+        used = f"{result['seconds']} s, {result['processor_seconds']} s of processors, {result['peak_memory_mib']} MiB"
+        print(f"round {number}: {side}: {used}, {load}", flush=True)
     counts = {(result["rows"], result["tokens"]) for side, result in found.items() if side != "trl"}
     assert len(counts) == 1, counts
     return {side: found[side] for side in ("luthier", "luthier, second start", "trl")}
@@ -143,6 +151,23 @@ def memory_of_tree(process: Any) -> int:
     return total
 
 
+class Clock:
+    """Seconds from now on: of the clock on the wall, and of the processors, ended children's included."""
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.perf_counter(), self._used()
+
+    def read(self) -> dict[str, float]:
+        """Seconds since the start."""
+        taken = {"seconds": time.perf_counter() - self._wall, "processor_seconds": self._used() - self._processor}
+        return {name: round(value, 2) for name, value in taken.items()}
+
+    @staticmethod
+    def _used() -> float:
+        found = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in found)
+
+
 def prepare_ours(file: str) -> dict[str, Any]:
     """luthier's preparation, from the file to the cache; or from the cache, where it is there."""
     from luthier.commands.setup import open_tokenizer
@@ -154,10 +179,9 @@ def prepare_ours(file: str) -> dict[str, Any]:
     source = loading.find(config.model)
     model_config = loading.config_at(source.base, trust_remote_code=False)
     tokenizer, _, renderer = open_tokenizer(config.data, source, model_config, needs_template=True)
-    started = time.perf_counter()
+    clock = Clock()
     prepared = prepare(config, tokenizer, renderer=renderer)
-    seconds = time.perf_counter() - started
-    return {"seconds": round(seconds, 2), "rows": len(prepared.train), "tokens": prepared.train.tokens}
+    return {**clock.read(), "rows": len(prepared.train), "tokens": prepared.train.tokens}
 
 
 def prepare_trl(options: argparse.Namespace) -> dict[str, Any]:
@@ -178,12 +202,12 @@ def prepare_trl(options: argparse.Namespace) -> dict[str, Any]:
         }
 
     class Timed(SFTTrainer):  # type: ignore[misc]
-        seconds = 0.0
+        taken: dict[str, float] = {}  # noqa: RUF012 - of the only one there is
 
         def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            clock = Clock()
             prepared = super()._prepare_dataset(*args, **kwargs)
-            Timed.seconds = time.perf_counter() - started
+            Timed.taken = clock.read()
             return prepared
 
     tokenizer = AutoTokenizer.from_pretrained(fetch("smollm2-135m"))
@@ -203,7 +227,7 @@ def prepare_trl(options: argparse.Namespace) -> dict[str, Any]:
     trainer = Timed(model, settings, train_dataset=rows, processing_class=tokenizer)
     prepared = trainer.train_dataset.with_format("numpy")
     tokens = sum(len(ids) for batch in prepared.iter(1000) for ids in batch["input_ids"])
-    return {"seconds": round(Timed.seconds, 2), "rows": len(prepared), "tokens": tokens}
+    return {**Timed.taken, "rows": len(prepared), "tokens": tokens}
 
 
 def machine() -> dict[str, Any]:
