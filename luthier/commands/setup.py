@@ -203,13 +203,18 @@ def _check_positions(setup: Setup, model: PreTrainedModel, say: Callable[[str], 
     longest = max(part.longest_sequence for part in sets)
     if setup.data.stream is not None:
         longest = setup.config.data.cutoff_length  # the longest that may come
+    virtual: int = getattr(setup.config.method, "num_virtual_tokens", 0)  # these take positions too
+    longest += virtual
     if not isinstance(known, int) or longest <= known:
         return
     words = model.get_input_embeddings()
     learned = any(isinstance(m, nn.Embedding) and m is not words and m.num_embeddings >= known for m in model.modules())
-    what = f"an example has {longest} tokens, but the model knows positions up to {known}"
+    beside = f" ({virtual} virtual ones included)" if virtual else ""
+    what = f"an example has {longest} tokens{beside}, but the model knows positions up to {known}"
     if learned:
-        raise ModelError(f"{what}, each with a learned embedding.", f"Set data.cutoff_length to {known} or less.")
+        raise ModelError(
+            f"{what}, each with a learned embedding.", f"Set data.cutoff_length to {known - virtual} or less."
+        )
     say(f"{what}: what lies beyond will be learnt poorly")
 
 

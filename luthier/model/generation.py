@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import ModelError
+from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +53,8 @@ def answer(
                 on_text(text)
 
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = longest - len(prompt_ids) if isinstance(longest, int) else sampling.max_new_tokens
+    virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0
+    room = longest - len(prompt_ids) - virtual if isinstance(longest, int) else sampling.max_new_tokens
     if room < 1:
         raise ModelError(
             f"the conversation has {len(prompt_ids)} tokens, and the model knows positions up to {longest}.",
@@ -68,7 +70,7 @@ def answer(
     )
     streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True) if on_text is not None else None
     input_ids = torch.tensor([list(prompt_ids)], device=model.device)
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(), quiet_peft(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(sampling.seed)
         output = model.generate(
             input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=how, streamer=streamer

@@ -28,7 +28,7 @@ def is_prefix(model: Any) -> bool:
 
 def refuse_checkpointed_prefix(model: Any) -> None:
     """Raise ModelError where gradient checkpointing would lose the prefix: it travels as a cache, which that forbids."""
-    if is_prefix(model) and model.get_base_model().is_gradient_checkpointing:
+    if is_prefix(model) and model.get_base_model().is_activation_checkpointing:
         raise ModelError(
             "prefix tuning puts keys and values into the model's cache, which gradient checkpointing switches off.",
             "Set training.gradient_checkpointing to false, or use method: prompt_tuning.",

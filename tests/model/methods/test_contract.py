@@ -33,8 +33,17 @@ def pairs(kinds: tuple[str, ...]) -> pytest.MarkDecorator:
 
 
 on_every_kind = pairs(KINDS)
-# learning rate, steps within which the loss is halved
-PACE = {"bitfit": (1e-1, 90), "norm_tuning": (1e-1, 60), "ia3": (1e-1, 60), "vera": (1e-1, 60)}
+# learning rate, steps, and the share of the loss that is left after them; others: 2e-2, 30, a half
+PACE = {
+    "bitfit": (1e-1, 90, 0.5),
+    "norm_tuning": (1e-1, 15, 0.5),
+    "ia3": (1e-1, 30, 0.5),
+    "vera": (3e-2, 30, 0.5),
+    "prefix_tuning": (1e-1, 30, 0.5),
+    # random tokens are hard to say by a few vectors before them
+    "prompt_tuning": (3e-2, 60, 0.65),
+    "p_tuning": (1e-2, 60, 0.75),
+}
 HOW = Apply(seed=3, base_name="base/of-it", total_steps=30)
 
 
@@ -103,7 +112,7 @@ def test_training_lowers_the_loss(name: str, kind: str) -> None:
     model = method.apply(family_model(kind), HOW)
     batch = pack(random_examples([12, 7]))
     scorer = Scorer(model)
-    rate, steps = PACE.get(name, (2e-2, 30))
+    rate, steps, left = PACE.get(name, (2e-2, 30, 0.5))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
     losses = []
     for _ in range(steps):
@@ -112,7 +121,7 @@ def test_training_lowers_the_loss(name: str, kind: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < left * losses[0]
 
 
 @on_every_kind

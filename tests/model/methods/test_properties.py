@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from pydantic import ValidationError
+from transformers import TrainerState
 
+from luthier.config.plugins import METHODS
+from luthier.data.packing import pack
 from luthier.foundation.errors import ModelError
 from luthier.model.method import Apply, count_parameters
-from luthier.model.methods import freeze, full, lora
+from luthier.model.methods import (
+    adalora,
+    bitfit,
+    freeze,
+    full,
+    ia3,
+    lora,
+    norm_tuning,
+    oft,
+    p_tuning,
+    prefix_tuning,
+    prompt_tuning,
+    vera,
+)
+from luthier.scoring.padded import unroll
+from luthier.scoring.scorer import Scorer
+from luthier.training.optimization import parameter_groups
+from tests.model.methods.families import family_model
+from tests.scoring.test_routes import random_examples
 from tests.tiny import tiny_model
 
 HOW = Apply(seed=3)
@@ -119,3 +144,212 @@ def test_names_that_match_nothing(options: dict, said: str) -> None:
     assert said in str(caught.value)
     if "broken" not in said:
         assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(caught.value)
+
+
+# --- variants of LoRA -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
+@pytest.mark.parametrize(("kind", "init"), [("llama", "pissa"), ("gpt2", "pissa_niter_16"), ("qwen2", "olora")])
+def test_an_update_taken_out_of_the_weight_fits_the_untouched_base(
+    kind: str, init: str, options: dict, tmp_path: Path
+) -> None:
+    """Base and update start as the base (to rounding), the base alone does not; saved, it is a plain LoRA of twice the
+    rank that plain peft puts on the base, and loaded back it has the same bits."""
+    ids = torch.arange(3, 40)[None]
+    base = tiny_model(kind)
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        model = lora.build(lora.Options(init=init, rank=4, **options))
+        made: Any = model.apply(tiny_model(kind), HOW)
+        assert torch.allclose(made(input_ids=ids).logits, before, atol=1e-4)
+        with made.disable_adapter():
+            assert (made(input_ids=ids).logits - before).abs().max() > 0.1
+        for name, parameter in made.named_parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+        trained_logits = made(input_ids=ids).logits
+        model.save(made, tmp_path)
+        plain = PeftModel.from_pretrained(base, tmp_path)
+        assert plain.peft_config["default"].r == 8
+        assert torch.allclose(plain(input_ids=ids).logits, trained_logits, atol=1e-4)
+        other = lora.build(lora.Options(init=init, rank=4, **options))
+        again = other.apply(tiny_model(kind), HOW)
+        other.load(again, tmp_path)
+        own = dict(made.named_parameters())
+        assert all(torch.equal(parameter, own[name]) for name, parameter in again.named_parameters())
+
+
+def test_lora_plus_gives_the_second_factor_its_own_learning_rate() -> None:
+    method = lora.build(lora.Options(lora_plus_ratio=16))
+    model = method.apply(tiny_model("llama"), HOW)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {
+        names[id(parameter)]: group["lr"]
+        for group in parameter_groups(model, 0.1, 1e-3, method.learning_rate_ratio)
+        for parameter in group["params"]
+    }
+    assert rates.keys() == trained(model)
+    assert all(rate == pytest.approx(1.6e-2 if "lora_B" in name else 1e-3) for name, rate in rates.items())
+
+
+@pytest.mark.parametrize("init", ["eva", "loftq"])
+def test_a_start_that_is_not_offered_says_why(init: str) -> None:
+    with pytest.raises(ValidationError, match=f"init: {init} is not offered: it"):
+        lora.Options(init=init)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="computes wrongly for the Conv1D"):
+        lora.build(lora.Options(init="olora")).apply(tiny_model("gpt2"), HOW)
+
+
+# --- a few weights of the model's own ---------------------------------------------------------------------------------
+
+
+def test_bitfit_trains_the_biases() -> None:
+    model = bitfit.build(bitfit.Options()).apply(tiny_model("qwen2"), HOW)
+    assert trained(model) == {f"model.layers.{i}.self_attn.{part}_proj.bias" for i in range(3) for part in "qkv"}
+    with pytest.raises(ModelError, match="no bias terms") as caught:
+        bitfit.build(bitfit.Options()).apply(tiny_model("llama"), HOW)
+    assert "norm_tuning" in str(caught.value)
+    assert "lora" in str(caught.value)
+
+
+def test_norm_tuning_trains_the_norms() -> None:
+    model = norm_tuning.build(norm_tuning.Options()).apply(tiny_model("llama"), HOW)
+    assert count_parameters(model).trainable == 32 * (3 * 2 + 1)  # two in each of three layers, one at the end
+
+
+# --- scales, rotations, shared matrices -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaled"),
+    [("llama", {"k_proj", "v_proj", "down_proj"}), ("gpt2", {"c_attn", "c_proj"}), ("falcon", {"query_key_value", "dense_4h_to_h"})],
+)  # fmt: skip
+def test_ia3_finds_keys_values_and_the_feed_forward(kind: str, scaled: set[str]) -> None:
+    model = ia3.build(ia3.Options()).apply(family_model(kind), HOW)
+    assert {name.split(".ia3_l")[0].split(".")[-1] for name in trained(model)} == scaled
+    assert not any("attn.c_proj" in name for name in trained(model)), "only the feed-forward's own"
+
+
+def test_ia3_names_what_is_wrong() -> None:
+    with pytest.raises(ModelError, match="'kproj'"):
+        ia3.build(ia3.Options(target_modules=["kproj"])).apply(tiny_model("llama"), HOW)
+    with pytest.raises(ModelError, match="both name down_proj"):
+        ia3.build(ia3.Options(target_modules=["down_proj"])).apply(tiny_model("llama"), HOW)
+
+
+def test_vera_trains_two_vectors_a_layer_beside_shared_matrices() -> None:
+    model = vera.build(vera.Options(rank=16, target_modules=["q_proj", "v_proj"])).apply(tiny_model("llama"), HOW)
+    # b has the output's width (32 and 16), d the rank
+    assert count_parameters(model).trainable == 3 * ((32 + 16) + (16 + 16))
+    shared = {buffer.data_ptr() for name, buffer in model.named_buffers() if "vera_A" in name}
+    assert len(shared) == 1
+
+
+@pytest.mark.parametrize(("exact", "error"), [(True, 1e-5), (False, 3e-3)])
+def test_oft_keeps_the_length_of_what_it_turns(exact: bool, error: float) -> None:
+    """W R with R orthogonal: every row of the merged weight has the length of the base's."""
+    base = tiny_model("llama")
+    lengths = base.model.layers[0].self_attn.q_proj.weight.norm(dim=1)
+    model: Any = oft.build(oft.Options(exact=exact, block_size=8)).apply(tiny_model("llama"), HOW)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    turned = model.merge_and_unload().model.layers[0].self_attn.q_proj.weight
+    assert (turned - base.model.layers[0].self_attn.q_proj.weight).abs().max() > 0.05
+    assert torch.allclose(turned.norm(dim=1), lengths, rtol=error)
+
+
+def test_oft_says_what_it_can_not_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="Conv1D"):
+        oft.build(oft.Options()).apply(tiny_model("gpt2"), HOW)
+    oft.build(oft.Options()).apply(tiny_model("llama"), HOW)  # its feed-forward is 48 wide
+    assert "no multiple of block_size 32 have blocks of 24" in capsys.readouterr().err
+
+
+# --- a budget of ranks ------------------------------------------------------------------------------------------------
+
+
+def adalora_steps(model: Any, method: Any, steps: int) -> list[float]:
+    """Train as the loop does: the penalty, the optimizer's step, the method's callback, gradients away."""
+    scorer = Scorer(model, penalty=lambda: method.penalty(model))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    (callback,) = method.callbacks(model)
+    batch, losses = pack(random_examples([12, 7])), []
+    for step in range(steps):
+        scores = scorer.train()(batch)
+        loss = -scores.logp_N.mean() + scores.auxiliary_loss
+        loss.backward()
+        optimizer.step()
+        callback.on_optimizer_step(None, TrainerState(global_step=step), None)
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_adalora_reaches_its_target_rank() -> None:
+    options = adalora.Options(initial_rank=6, target_rank=2, steps_between_cuts=2)
+    method = adalora.build(options)
+    model = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20))
+    adalora_steps(model, method, 20)
+    left = [int((value != 0).sum()) for name, value in model.named_parameters() if "lora_E" in name]
+    assert sum(left) == 2 * len(left)
+    assert len(set(left)) > 1, "important layers keep more"
+
+
+def test_adalora_is_pefts_own() -> None:
+    """The same losses as plain peft under its documented loop, penalty included, to four digits."""
+    options = adalora.Options(initial_rank=6, target_rank=2, steps_between_cuts=2, target_modules=["q_proj", "v_proj"])
+    method = adalora.build(options)
+    ours = adalora_steps(method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20)), method, 20)
+    torch.manual_seed(3)
+    settings = {"init_r": 6, "target_r": 2, "deltaT": 2, "tinit": 2, "tfinal": 6, "total_step": 20, "lora_alpha": 16}
+    config = AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], **settings)
+    theirs: Any = get_peft_model(tiny_model("llama"), config).train()
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-2)
+    rows = unroll(pack(random_examples([12, 7])))
+    labels_RL = torch.full_like(rows.input_ids_RL, -100)
+    labels_RL[rows.row_N, rows.column_N + 1] = pack(random_examples([12, 7])).targets_N
+    losses = []
+    for step in range(20):
+        loss = theirs(input_ids=rows.input_ids_RL, attention_mask=rows.attention_mask_RL, labels=labels_RL).loss
+        loss.backward()
+        optimizer.step()
+        theirs.base_model.update_and_allocate(step + 1)
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert ours == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"target_rank": 12}, "nothing to cut"),
+        ({"initial_share": 0.6, "final_share": 0.5}, "leave no steps"),
+    ],
+)
+def test_adalora_budgets_that_can_not_be_kept(settings: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        adalora.Options(**settings)
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "said"),
+    [
+        (prompt_tuning, {"init": "text"}, "text is empty"),
+        (prompt_tuning, {"text": "words"}, "would not be read"),
+        (p_tuning, {"encoder_dropout": 0.1}, "LSTM only"),
+        (prefix_tuning, {"encoder_hidden_size": 8}, "projection is false"),
+    ],
+)
+def test_settings_that_would_not_act_are_refused(module: Any, settings: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        module.Options(**settings)
+
+
+@pytest.mark.parametrize("name", ["bitfit", "ia3", "prompt_tuning"])
+def test_new_tokens_need_a_method_that_trains_embeddings(name: str) -> None:
+    module = METHODS.load(name)
+    with pytest.raises(ModelError, match="adds 1 tokens to the vocabulary"):
+        module.build(module.Options()).apply(tiny_model("qwen2"), Apply(seed=3, new_token_ids=[299]))

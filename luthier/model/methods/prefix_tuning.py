@@ -1,0 +1,63 @@
+"""Prefix tuning: learnt keys and values before every row, in every layer (Li and Liang 2021,
+https://arxiv.org/abs/2101.00190), by peft. Without the MLP it is P-tuning v2 (Liu et al. 2022,
+https://arxiv.org/abs/2110.07602)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.config.sections import MethodOptions
+from luthier.model.method import Apply
+from luthier.model.methods._prompt_learning import PromptMethod
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Options(MethodOptions):
+    """Prefix tuning's settings, as in peft's PrefixTuningConfig."""
+
+    name: str = "prefix_tuning"
+    num_virtual_tokens: int = Field(20, ge=1, description="Learnt positions before every row.")
+    projection: bool = Field(
+        False,
+        description="Make keys and values by an MLP that learns with them (prefix tuning's own way, steadier at small "
+        "sizes); false: train them directly (P-tuning v2). peft: prefix_projection.",
+    )
+    encoder_hidden_size: int | None = Field(None, ge=1, description="Width of the MLP; unset: the model's hidden size.")
+    init: Literal["random", "zero"] = Field("random", description="Where keys and values start (peft: init_weights).")
+
+    recommended_learning_rate: ClassVar[float] = 5e-3  # P-tuning v2's range is 5e-3 to 2e-2
+
+    @model_validator(mode="after")
+    def _width_belongs_to_the_mlp(self) -> Options:
+        if self.encoder_hidden_size is not None and not self.projection:
+            raise ValueError("encoder_hidden_size is the width of the MLP, and projection is false: set it to true")
+        return self
+
+
+class PrefixTuning(PromptMethod):
+    """Trains keys and values; saved in peft's format, without the MLP."""
+
+    def __init__(self, options: Options) -> None:
+        self.options: Options = options
+
+    def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
+        """peft's PrefixTuningConfig for these options."""
+        from peft import PrefixTuningConfig
+
+        own = self.options
+        return PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=own.num_virtual_tokens,
+            prefix_projection=own.projection,
+            encoder_hidden_size=own.encoder_hidden_size or model.config.get_text_config().hidden_size,
+            init_weights="zero" if own.init == "zero" else None,
+        )
+
+
+def build(options: Options) -> PrefixTuning:
+    """The method for these options."""
+    return PrefixTuning(options)

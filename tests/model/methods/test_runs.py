@@ -1,0 +1,70 @@
+"""Every method by its name alone, as a user runs it: train, stop, go on, talk, export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import luthier
+from luthier.commands.chat import chat
+from luthier.commands.export import export
+from luthier.config.plugins import METHODS
+from luthier.foundation.errors import ModelError
+from luthier.model.method import METHOD_STATE
+from tests.tiny import config_for, tiny_folder, write_rows
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pissa": {"name": "lora", "init": "pissa", "rank": 4},
+    "olora": {"name": "lora", "init": "olora", "rank": 4, "use_dora": True},
+    "lora_plus": {"name": "lora", "lora_plus_ratio": 16},
+    "prefix_mlp": {"name": "prefix_tuning", "projection": True},
+    "p_lstm": {"name": "p_tuning", "encoder": "lstm", "encoder_dropout": 0.1},
+    "prompt_text": {"name": "prompt_tuning", "init": "text", "text": "What is the name?"},
+}
+NOT_MERGED = ("prompt_tuning", "prompt_text", "p_tuning", "p_lstm", "prefix_tuning", "prefix_mlp", "adapter")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("base") / "model", "qwen2")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("choice", [*METHODS.names(), *VARIANTS])
+def test_trained_stopped_and_gone_on_with(choice: str, base: Path, examples: Path, tmp_path: Path) -> None:
+    config = config_for(base, examples, tmp_path / "run", max_steps=6, save_steps=3, per_device_train_batch_size=2)
+    config["method"] = VARIANTS.get(choice, choice)
+    del config["training"]["learning_rate"]  # the method's own
+    luthier.train(config)
+    run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-00000006"
+    whole, final = weights(last), weights(run / "final")
+    assert METHOD_STATE not in final
+
+    shutil.rmtree(last)
+    shutil.rmtree(run / "final")
+    luthier.train(config, resume=True)
+    assert weights(last) == whole
+    assert weights(run / "final") == final
+
+    answer = chat(str(run), prompt="what is your name", max_new_tokens=3)
+    assert answer is not None
+    assert isinstance(answer.answer, str)
+    if choice in NOT_MERGED:
+        with pytest.raises(ModelError, match="can't be merged"):
+            export(str(run), tmp_path / "merged")
+        measured = export(str(run), tmp_path / "alone", format="adapter")
+        assert METHOD_STATE not in weights(tmp_path / "alone")
+    else:
+        measured = export(str(run), tmp_path / "merged")
+    assert measured.largest_logit_difference < 1e-4
