@@ -35,13 +35,15 @@ def processes_for(source: str | Path | Mapping[str, Any] | None, overrides: Sequ
         if asked is not None:
             raise UserError("--nproc-per-node was given to a process that a launcher started.", "Leave it to torchrun.")
         return 1
-    training = load(source, overrides).training
-    if asked is None and (training.use_cpu or training.engine == "single"):
-        return 1
     if asked is None:
         import torch
 
-        return max(1, torch.cuda.device_count())
+        asked = torch.cuda.device_count()
+        if asked <= 1:
+            return 1
+        training = load(source, overrides).training
+        return 1 if training.use_cpu or training.engine == "single" else asked
+    training = load(source, overrides).training
     if asked > 1 and training.engine == "single":
         raise UserError(
             f"--nproc-per-node is {asked}, but training.engine is single.", "Set training.engine to auto or ddp."

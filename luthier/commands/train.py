@@ -206,7 +206,8 @@ def identity(setup: Setup, engine: Engine) -> tuple[dict[str, str], dict[str, An
 def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     """Fit, take the best weights if asked, score the test set, and write what a run leaves behind."""
     from luthier.training.checkpoints import find_fault
-    from luthier.training.loop import evaluate, fit
+    from luthier.training.loop import fit
+    from luthier.training.validation import evaluate
 
     started = time.perf_counter()
     steps_before = run.bridge.state.global_step
@@ -229,7 +230,7 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         say(
             f"final/ takes the best weights, those of {best.name} ({run.bridge.args.metric_for_best_model} {state.best_metric:.4f})."
         )
-    test_loss = evaluate(run, setup.data.test)[0] if setup.data.test else None
+    test_loss = evaluate(run, setup.data.test) if setup.data.test else None
     run.bridge.fire("train_end")
     result = TrainResult(
         output_dir=str(folder),

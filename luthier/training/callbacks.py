@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,25 @@ def callback_problems(config: RunConfig) -> list[str]:
             _load_callback(path)
         except Exception as error:  # whatever the user's own module raises when it is imported or built
             problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
-    metric = training.metric_for_best_model.removeprefix("eval_")
-    if training.eval_strategy != "no" and metric not in EVALUATION_METRICS:
-        problems.append(
-            f"training.metric_for_best_model is {training.metric_for_best_model!r}, but an evaluation gives: "
-            f"{', '.join(f'eval_{name}' for name in EVALUATION_METRICS)}"
-        )
+    # the names of several sets are known once their files are
+    if not (config.data.evaluate_each and training.metric_for_best_model.endswith("_loss")):
+        problems += metric_problems(config, ())
     return problems
+
+
+def metric_problems(config: RunConfig, sets: Iterable[str]) -> list[str]:
+    """Whether an evaluation gives metric_for_best_model.
+
+    Args:
+        sets: names of the validation sets that are measured apart.
+    """
+    training = config.training
+    known = [f"eval_{name}" for name in (*EVALUATION_METRICS, *(f"{name}_loss" for name in sets))]
+    if training.eval_strategy == "no" or f"eval_{training.metric_for_best_model.removeprefix('eval_')}" in known:
+        return []
+    return [
+        f"training.metric_for_best_model is {training.metric_for_best_model!r}, but an evaluation gives: {', '.join(known)}"
+    ]
 
 
 def make_callbacks(config: RunConfig) -> list[TrainerCallback]:

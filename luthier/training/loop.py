@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 
-import torch
-
-from luthier.data.examples import TokenizedExample
-from luthier.data.packing import pack
 from luthier.foundation.errors import Interrupted, LuthierError, TrainingError
 from luthier.foundation.seeding import seed_step
 from luthier.training.feeds import Step
 from luthier.training.metrics_log import Window
 from luthier.training.run import Fit, Position
 from luthier.training.saving import save_checkpoint
+from luthier.training.validation import validate
 
 SKIPS_IN_A_ROW = 20  # fp16 steps lost to overflow before the run is refused
 
@@ -189,7 +185,7 @@ def _log_evaluate_save(run: Fit) -> None:
     if control.should_log and run.window.tokens:
         _log(run)
     if control.should_evaluate:
-        _evaluate(run)
+        validate(run)
     if run.bridge.control.should_save:
         save_checkpoint(run)
         run.bridge.fire("save")
@@ -223,58 +219,3 @@ def _log(run: Fit) -> None:
     run.metrics.append(line)
     run.bridge.log({key: line[key] for key in ("loss", "grad_norm", "learning_rate") if line[key] is not None})
     run.window = Window()
-
-
-def _evaluate(run: Fit) -> None:
-    """Loss on the validation set, with Trainer's events."""
-    began = time.perf_counter()
-    loss, targets = evaluate(run, run.validation, on_batch=lambda: run.bridge.fire("prediction_step"))
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the evaluation after step {run.bridge.state.global_step} gave a loss of {loss}.",
-            "Lower training.learning_rate, or check the validation rows with `luthier data show --split validation`.",
-        )
-    seconds = time.perf_counter() - began
-    batches = math.ceil(len(run.validation) / run.config.training.per_device_eval_batch_size)
-    metrics = {
-        "eval_loss": loss,
-        "eval_runtime": round(seconds, 4),
-        "eval_samples_per_second": round(len(run.validation) / seconds, 3),
-        "eval_steps_per_second": round(batches / seconds, 3),
-    }
-    state = run.bridge.state
-    run.metrics.append(
-        {
-            "step": state.global_step,
-            "epoch": state.epoch,
-            "eval_loss": loss,
-            "eval_targets": targets,
-            "seconds": round(seconds, 4),
-        }
-    )
-    run.bridge.log(dict(metrics))
-    run.bridge.fire("evaluate", metrics={**metrics, "epoch": state.epoch})
-    if run.bridge.note_best(metrics) and run.config.training.load_best_model_at_end:
-        run.bridge.control.should_save = True  # evaluations may come more often than saves; the best must be on disk
-    run.say(f"step {state.global_step}: eval_loss {loss:.4f}")
-
-
-def evaluate(
-    run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None
-) -> tuple[float, int]:
-    """Mean loss over a set (its sum over its denominators' sum) and the number of targets; weights untouched."""
-    run.scorer.eval()
-    sums = [0.0, 0.0, 0.0]  # loss, denominator, targets
-    size = run.config.training.per_device_eval_batch_size
-    starts = range(0, len(examples), size)
-    with torch.no_grad():
-        for start in starts[run.engine.rank :: run.engine.world_size]:
-            batch = pack(examples[start : start + size]).to(run.engine.device)
-            with run.engine.autocast():
-                sums[0] += float(run.stage.loss(run.scorer(batch), batch))
-            sums[1] += run.stage.denominator(batch)
-            sums[2] += len(batch.targets_N)
-            on_batch()
-    run.scorer.train()
-    loss, denominator, targets = run.engine.totals(*sums)
-    return loss / denominator, int(targets)

@@ -90,6 +90,11 @@ def plot_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     if evaluated:
         steps, losses = zip(*evaluated, strict=True)
         axes.plot(steps, losses, color="#1f6f8b", linewidth=1.6, marker="s", markersize=4, label="evaluation")
+    for name in sorted({key for line in lines for key in line if key.startswith("eval_") and key.endswith("_loss")}):
+        if name != "eval_loss":
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            label = name.removeprefix("eval_").removesuffix("_loss")
+            axes.plot(*zip(*points, strict=True), linewidth=1, linestyle="--", marker=".", label=label)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per target)")
     if title.isascii():  # matplotlib's own font has no other letters, and would draw boxes

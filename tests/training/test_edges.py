@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 import luthier
 from luthier.foundation.errors import ConfigError, ModelError, TrainingError, UserError
 from luthier.training.checkpoints import Checkpoints
-from tests.tiny import config_for, tiny_folder
+from tests.tiny import config_for, tiny_folder, write_rows
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -197,3 +197,32 @@ def test_targets_that_lora_can_not_stand_beside(
 def test_steps_are_whole_or_a_share(name: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="whole number of steps, or a share"):
         luthier.train(config_for(tiny_llama, rows, tmp_path / "run", **{name: 1.5}))
+
+
+def test_each_validation_set_is_measured(tiny_llama: Path, tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "rows.jsonl")
+    sets = {
+        name: write_rows(tmp_path / f"{name}.jsonl", count=6, seed=seed) for name, seed in (("news", 3), ("talk", 4))
+    }
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "eval_talk_loss"}
+    config = config_for(tiny_llama, train, tmp_path / "run", **settings, load_best_model_at_end=True)
+    config["data"] |= {"validation": [str(path) for path in sets.values()], "evaluate_each": True}
+    result = luthier.train(config)
+    measured = [line for line in lines(tmp_path / "run") if "eval_loss" in line]
+    assert len(measured) == 3
+    for name, path in sets.items():  # the same as each alone
+        alone = config_for(tiny_llama, train, tmp_path / name, eval_strategy="steps", eval_steps=4)
+        alone["data"]["validation"] = str(path)
+        luthier.train(alone)
+        for both, own in zip(measured, [line for line in lines(tmp_path / name) if "eval_loss" in line], strict=True):
+            assert both[f"eval_{name}_loss"] == pytest.approx(own["eval_loss"], rel=1e-6)
+            assert both["eval_loss"] != both[f"eval_{name}_loss"]
+    assert result.best_metric == min(line["eval_talk_loss"] for line in measured)
+
+
+def test_a_metric_of_a_set_that_is_not_there(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    config = config_for(tiny_llama, rows, tmp_path / "run", eval_strategy="epoch", metric_for_best_model="eval_x_loss")
+    config["data"] |= {"validation": [str(rows)], "evaluate_each": True}
+    with pytest.raises(ConfigError, match=r"eval_x_loss.*an evaluation gives: .*eval_rows_loss"):
+        luthier.train(config)
