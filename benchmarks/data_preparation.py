@@ -63,10 +63,10 @@ def main() -> int:
         "machine": machine(),
         "trl_processes": processes,
         "trl_trials_seconds": trials,
-        "seconds": {side: statistics.median(r[side]["seconds"] for r in rounds) for side in rounds[0]},
+        "seconds": {side: round(statistics.median(r[side]["seconds"] for r in rounds), 2) for side in rounds[0]},
         "peak_memory_mib": {side: max(r[side]["peak_memory_mib"] for r in rounds) for side in rounds[0]},
         "processor_seconds": {
-            side: statistics.median(r[side]["processor_seconds"] for r in rounds) for side in rounds[0]
+            side: round(statistics.median(r[side]["processor_seconds"] for r in rounds), 2) for side in rounds[0]
         },
         "processor_ratio": round(
             statistics.median(r["trl"]["processor_seconds"] / r["luthier"]["processor_seconds"] for r in rounds), 2
