@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset
@@ -22,14 +23,14 @@ class Step:
 
     Args:
         batches: this rank's, packed.
-        rows: where their examples come from.
+        rows: tells where their examples come from.
         last: whether nothing of the epoch is left.
         after: where a stream goes on, JSON; empty for a set in memory, whose index says it.
         news: what became of rows that were read for it.
     """
 
     batches: Sequence[Batch]
-    rows: Sequence[Origin]
+    rows: Callable[[], Sequence[Origin]]
     last: bool
     after: Mapping[str, int] = field(default_factory=dict)
     news: Sequence[News] = ()
@@ -67,8 +68,12 @@ class IndexedFeed:
         schedule, examples = self._batches.schedule, self._batches.examples
         places = [(epoch, step) for step in range(index, schedule.steps_per_epoch)]
         for (_, step), batches in zip(places, _packed(self._batches, places, self._workers), strict=True):
-            rows = [examples[row].origin for batch in schedule.indices(epoch, step) for row in batch]
+            rows = partial(_origins, examples, schedule.indices(epoch, step))
             yield Step(batches, rows, last=step + 1 == schedule.steps_per_epoch)
+
+
+def _origins(examples: Sequence[TokenizedExample], batches: Sequence[Sequence[int]]) -> list[Origin]:
+    return [examples[row].origin for batch in batches for row in batch]
 
 
 class StepBatches(Dataset[list[Batch]]):
@@ -126,7 +131,7 @@ def _step(
     batches = [examples[start : start + size] for start in range(0, len(examples), size)][rank::world_size]
     rows = [example.origin for batch in batches for example in batch]
     place = after.as_dict() if after is not None else {}
-    return Step([pack(batch) for batch in batches], rows, last, place, tuple(news))
+    return Step([pack(batch) for batch in batches], lambda: rows, last, place, tuple(news))
 
 
 def make_feed(examples: Sequence[TokenizedExample], stream: Stream | None, schedule: Schedule, workers: int) -> Feed:

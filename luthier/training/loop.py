@@ -159,7 +159,7 @@ def _refuse_non_finite(run: Fit, step: Step, loss: float, norm: float) -> None:
     if run.config.training.fp16:
         what += f", {SKIPS_IN_A_ROW} steps in a row overflowed in fp16"
     raise TrainingError(
-        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. The step's rows: {'; '.join(map(str, step.rows[:8]))}.",
+        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. The step's rows: {'; '.join(map(str, step.rows()[:8]))}.",
         f"{f'{kept[-1].name} is whole and kept. ' if kept else ''}Lower training.learning_rate, check those rows with `luthier data show`"
         + (", or use bf16 in place of fp16." if run.config.training.fp16 else "."),
     )
