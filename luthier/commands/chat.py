@@ -55,12 +55,14 @@ class Talker:
     ) -> str:
         """The answer to a conversation that ends with a user's turn."""
         from luthier.model.generation import answer
+        from luthier.model.merging import without_adapter
 
-        model, context = self.model, contextlib.nullcontext()
+        model = self.model
+        context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if as_base and self.base is not None:
             model = self.base
         elif as_base:
-            context = self.model.disable_adapter()
+            context = without_adapter(self.model)
         with context:
             return answer(
                 model, self.tokenizer, self.renderer.prompt_ids(messages), self.sampling, self.stop_token_ids, on_text

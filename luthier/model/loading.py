@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.plugins import METHODS
 from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import read_json
-from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD, fingerprint, is_adapter
 from luthier.model.quiet import quiet_bars, quiet_peft
 from luthier.model.resolving import locate, resolve
 
@@ -215,10 +216,22 @@ def both_embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """Base and adapter together, for generation and export: a transformers model, or a peft model around one."""
+    """Base and adapter together, for generation and export: a transformers model, or a peft model around one.
+
+    Raises:
+        ModelError: weights that do not load, or an adapter made for another base.
+    """
     model = weights_at(source.base, dtype, trust_remote_code=trust_remote_code)
     if source.adapter is None:
         return model
+    own = read_json(source.adapter / ADAPTER_CONFIG).get(OWN_METHOD)
+    if own is not None:
+        if own not in METHODS.names():  # never an outside module that a file names
+            raise ModelError(
+                f"the adapter {source.adapter} is of the method {own!r}, which this luthier does not know.",
+                "Update luthier, or load it with the tool that wrote it.",
+            )
+        return METHODS.load(own).attach(model, source.adapter)
     from peft import PeftModel
 
     grow_embeddings(model, tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import ModelError
@@ -17,6 +18,13 @@ def merge(tuned: Any) -> PreTrainedModel:
     Raises:
         ModelError: a kind of adapter that can't be merged.
     """
+    from luthier.model.bottleneck import bottlenecks
+
+    if bottlenecks(tuned):
+        raise ModelError(
+            "a bottleneck adapter can't be merged into its base: its activation function makes it no sum of weights.",
+            "Export it with --format adapter.",
+        )
     if not hasattr(tuned, "merge_and_unload"):
         if hasattr(tuned, "peft_config"):
             kind = str(tuned.active_peft_config.peft_type.value).lower()
@@ -27,6 +35,16 @@ def merge(tuned: Any) -> PreTrainedModel:
         return tuned
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged
+
+
+def without_adapter(tuned: Any) -> AbstractContextManager[None]:
+    """Within it, a tuned model answers as its base does."""
+    from luthier.model.bottleneck import without_bottlenecks
+
+    if hasattr(tuned, "disable_adapter"):
+        switched: AbstractContextManager[None] = tuned.disable_adapter()
+        return switched
+    return without_bottlenecks(tuned)
 
 
 def sample_logits(model: Any, token_ids: list[int]) -> Tensor:

@@ -136,3 +136,20 @@ def present(model: PreTrainedModel, names: tuple[str, ...], what: str) -> list[s
             f"Name them in the method's settings; its linear modules are: {', '.join(sorted(linear_kinds(model)))}.",
         )
     return found
+
+
+def layer_blocks(model: PreTrainedModel, remedy: str = "Use method: lora, which needs no layers.") -> list[nn.Module]:
+    """The decoder's layers in order.
+
+    Raises:
+        ModelError: no list of modules has the length that the config names.
+    """
+    from torch import nn
+
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ModelError(
+        f"the layers of {type(model).__name__} were not found: no module list has {count} entries.", remedy
+    )

@@ -12,6 +12,7 @@ from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.foundation.registry import nearest
 from luthier.model.method import Apply, Method, load_whole_model, save_whole_model, trainable_to_float32
+from luthier.model.methods._targets import layer_blocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,9 @@ class Freeze(Method):
         return marked
 
     def _layers(self, model: PreTrainedModel) -> list[nn.Module]:
-        blocks = layer_blocks(model)
+        blocks = layer_blocks(
+            model, "Name the modules in method.trainable_modules and set method.trainable_layers to 0."
+        )
         wanted = self.options.trainable_layers
         if abs(wanted) > len(blocks):
             raise ModelError(
@@ -81,24 +84,6 @@ class Freeze(Method):
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the whole model back."""
         load_whole_model(model, folder)
-
-
-def layer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's layers in order.
-
-    Raises:
-        ModelError: no list of modules has the length that the config names.
-    """
-    from torch import nn
-
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise ModelError(
-        f"the layers of {type(model).__name__} were not found: no module list has {count} entries.",
-        "Name the modules in method.trainable_modules and set method.trainable_layers to 0.",
-    )
 
 
 def named_modules_like(model: nn.Module, wanted: str) -> list[nn.Module]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from luthier.config.plugins import METHODS
 from luthier.data.packing import pack
 from luthier.foundation.errors import ModelError
-from luthier.model.merging import merge
+from luthier.model.merging import merge, without_adapter
 from luthier.model.method import Apply, Method, count_parameters, save_for_resuming
+from luthier.model.methods import adapter
 from luthier.model.quiet import quiet_peft
 from luthier.scoring.scorer import Scorer
 from luthier.scoring.virtual_tokens import has_virtual_tokens
@@ -36,6 +37,7 @@ on_every_kind = pairs(KINDS)
 # learning rate, steps, and the share of the loss that is left after them; others: 2e-2, 30, a half
 PACE = {
     "bitfit": (1e-1, 90, 0.5),
+    "adapter": (3e-2, 60, 0.5),
     "norm_tuning": (1e-1, 15, 0.5),
     "ia3": (1e-1, 30, 0.5),
     "vera": (3e-2, 30, 0.5),
@@ -152,6 +154,8 @@ def test_loads_in_plain_transformers_or_peft(name: str, kind: str, tmp_path: Pat
     method.save(model, tmp_path)
     if method.saves == "model":
         plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    elif name == "adapter":
+        plain = adapter.attach(family_model(kind), tmp_path)
     else:
         with quiet_peft():
             plain = PeftModel.from_pretrained(family_model(kind), tmp_path)
@@ -162,7 +166,7 @@ def test_loads_in_plain_transformers_or_peft(name: str, kind: str, tmp_path: Pat
 @on_every_kind
 def test_merged_is_the_same_model(name: str, kind: str) -> None:
     model = build(name).apply(family_model(kind), HOW)
-    if has_virtual_tokens(model):
+    if has_virtual_tokens(model) or name == "adapter":
         with pytest.raises(ModelError, match="can't be merged"):
             merge(model)
         return
@@ -175,13 +179,14 @@ def test_merged_is_the_same_model(name: str, kind: str) -> None:
 
 @on_every_kind
 def test_disabled_is_the_base(name: str, kind: str) -> None:
-    model: Any = build(name).apply(family_model(kind), HOW)
-    if not hasattr(model, "disable_adapter"):
+    method = build(name)
+    model: Any = method.apply(family_model(kind), HOW)
+    if method.saves == "model":
         pytest.skip("no adapter to disable: the method changes the model's own weights")
     one_step(model)
     one_step(model)
     model = plain_attention(model)
-    with model.disable_adapter():
+    with without_adapter(model):
         assert torch.equal(logits(model), logits(family_model(kind)))
 
 

@@ -19,12 +19,24 @@ from tests.tiny import config_for, tiny_folder, write_rows
 VARIANTS: dict[str, dict[str, Any]] = {
     "pissa": {"name": "lora", "init": "pissa", "rank": 4},
     "olora": {"name": "lora", "init": "olora", "rank": 4, "use_dora": True},
+    "houlsby": {"name": "adapter", "placement": "houlsby", "reduction_factor": 4},
+    "parallel": {"name": "adapter", "placement": "parallel", "scale": 4, "activation": "silu"},
     "lora_plus": {"name": "lora", "lora_plus_ratio": 16},
     "prefix_mlp": {"name": "prefix_tuning", "projection": True},
     "p_lstm": {"name": "p_tuning", "encoder": "lstm", "encoder_dropout": 0.1},
     "prompt_text": {"name": "prompt_tuning", "init": "text", "text": "What is the name?"},
 }
-NOT_MERGED = ("prompt_tuning", "prompt_text", "p_tuning", "p_lstm", "prefix_tuning", "prefix_mlp", "adapter")
+NOT_MERGED = (
+    "prompt_tuning",
+    "prompt_text",
+    "p_tuning",
+    "p_lstm",
+    "prefix_tuning",
+    "prefix_mlp",
+    "adapter",
+    "houlsby",
+    "parallel",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,10 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("choice", [*METHODS.names(), *VARIANTS])
-def test_trained_stopped_and_gone_on_with(choice: str, base: Path, examples: Path, tmp_path: Path) -> None:
+def test_trained_stopped_and_gone_on_with(
+    choice: str, base: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.training.metrics_log.plot_losses", lambda *arguments: None)  # a third of the time
     config = config_for(base, examples, tmp_path / "run", max_steps=6, save_steps=3, per_device_train_batch_size=2)
     config["method"] = VARIANTS.get(choice, choice)
     del config["training"]["learning_rate"]  # the method's own
