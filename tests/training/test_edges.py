@@ -103,7 +103,7 @@ def test_an_evaluation_that_is_not_finite_is_refused(tiny_llama: Path, rows: Pat
     config = config_for(tiny_llama, rows, tmp_path / "run", eval_strategy="steps", eval_steps=4, save_steps=2)
     config["data"]["validation"] = 4
     config["training"]["callbacks"] = [f"{__name__}.Ruin"]
-    with pytest.raises(TrainingError, match="evaluation after step 4 gave a loss of nan"):
+    with pytest.raises(TrainingError, match="evaluation after step 4 gave eval_loss nan"):
         luthier.train(config)
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
