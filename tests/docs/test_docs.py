@@ -16,7 +16,7 @@ import yaml
 
 from luthier import cli
 from luthier.config.loading import apply_override, validate
-from luthier.config.plugins import EXPORTERS
+from luthier.config.plugins import EXPORTERS, METHODS
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
@@ -206,6 +206,13 @@ def test_every_verb_stands_in_the_table() -> None:
             assert f"| `luthier {name}" in text, f"{page.name} lacks {name}"
             for inner in getattr(command, "commands", {}):
                 assert re.search(rf"`(luthier {name} )?{inner}\b", text), f"{page.name} lacks {name} {inner}"
+
+
+def test_every_method_stands_in_its_tables() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in METHODS.names():
+        assert f"\n| `{name}` | " in text, f"the table of methods lacks {name}"
+        assert len(re.findall(rf"^\|.*`{name}`", text, re.MULTILINE)) >= 2, f"{name} is not in the table of formats"
 
 
 def test_no_page_names_this_machine() -> None:
