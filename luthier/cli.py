@@ -42,7 +42,7 @@ class Reportable(Protocol):
     def as_dict(self) -> dict[str, Any]: ...
 
 
-SECONDS_FOR_THE_FIRST_RANK = 3.0
+SECONDS_FOR_THE_FIRST_RANK = 10.0
 
 
 def report(result: Reportable, as_json: bool) -> None:
@@ -301,7 +301,7 @@ def _tell(error: LuthierError, debug: bool, as_json: bool) -> int:
     if debug:
         traceback.print_exception(error)
     print_error(error)
-    if as_json:
+    if as_json and ranks().rank == 0:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
     return error.exit_status
 

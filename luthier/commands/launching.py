@@ -21,7 +21,9 @@ from luthier.config.loading import load
 from luthier.foundation.errors import UserError
 from luthier.foundation.ranks import is_launched
 
-SECONDS_TO_END = 30.0  # what ranks have to end by themselves after one of them failed
+PROCESSES = "LUTHIER_NPROC_PER_NODE"  # for the command that resumes
+SECONDS_TO_TELL = 5.0  # what the others have, after one rank failed, to end by themselves with what they know
+SECONDS_TO_END = 30.0  # and before they are killed
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -35,15 +37,13 @@ def processes_for(source: str | Path | Mapping[str, Any] | None, overrides: Sequ
         if asked is not None:
             raise UserError("--nproc-per-node was given to a process that a launcher started.", "Leave it to torchrun.")
         return 1
+    training = load(source, overrides).training  # before torch is imported, which takes seconds
+    if asked is None and (training.use_cpu or training.engine == "single"):
+        return 1
     if asked is None:
         import torch
 
-        asked = torch.cuda.device_count()
-        if asked <= 1:
-            return 1
-        training = load(source, overrides).training
-        return 1 if training.use_cpu or training.engine == "single" else asked
-    training = load(source, overrides).training
+        return max(1, torch.cuda.device_count())
     if asked > 1 and training.engine == "single":
         raise UserError(
             f"--nproc-per-node is {asked}, but training.engine is single.", "Set training.engine to auto or ddp."
@@ -61,25 +61,33 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
+        PROCESSES: str(processes),
     }
     if processes > 1:  # else every process takes all cores, and they wait for each other
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes))
     children: list[subprocess.Popen[bytes]] = []
 
+    asked_to_end = False
+
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
         for child in children:
             if child.poll() is None:
-                child.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+                child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "luthier.cli", *arguments]
             # a group of its own: a terminal's Ctrl-C would reach it twice, and a second one means "at once"
             children.append(subprocess.Popen(command, env={**os.environ, **shared, **place}, start_new_session=True))
-        return _watch(children)
+        status = _watch(children)
+        if status < 0 and not asked_to_end:
+            _tell_of_signal(children, -status)
+        return status if status >= 0 else 128 - status
     finally:
         for child in children:
             child.kill()
@@ -88,28 +96,35 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; where one fails, the others, which would wait for it, are asked to end, and then made to."""
-    failed, deadline = 0, float("inf")
+    """Wait for all; where one fails, the others, which would wait for it, are asked to end, and then made to.
+
+    Returns:
+        The status of the one that failed first, below 0 the signal that ended it; 0 where none did.
+    """
+    failed, since, told = 0, float("inf"), False
     while True:
         running = [child for child in children if child.poll() is None]
         statuses = [child.returncode for child in children if child.returncode]
         if statuses and not failed:
             failed = min(statuses)  # one ended by a signal (below 0) took the others with it
-            deadline = time.monotonic() + SECONDS_TO_END
-            for child in running:
-                child.terminate()
+            since = time.monotonic()
         if not running:
             break
-        if time.monotonic() > deadline:
-            for child in running:
+        waited = time.monotonic() - since
+        for child in running:
+            if waited > SECONDS_TO_END:
                 child.kill()
+            elif waited > SECONDS_TO_TELL and not told:
+                child.terminate()
+        told = waited > SECONDS_TO_TELL
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    if failed >= 0:
-        return failed
-    rank = next(place for place, child in enumerate(children) if child.returncode == failed)
-    print(f"error: rank {rank} was ended by {signal.Signals(-failed).name}.", file=sys.stderr)
+    return failed
+
+
+def _tell_of_signal(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    rank = next(place for place, child in enumerate(children) if child.returncode == -number)
+    print(f"error: rank {rank} was ended by {signal.Signals(number).name}.", file=sys.stderr)
     print("If nobody did that, the system did: mostly because memory ran out. Go on with --resume.", file=sys.stderr)
-    return 128 - failed
 
 
 def _free_port() -> int:

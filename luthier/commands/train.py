@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.commands import run_folder
+from luthier.commands.launching import PROCESSES
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
+from luthier.foundation.ranks import is_launched
 
 if TYPE_CHECKING:
     from luthier.commands.setup import Setup
@@ -124,7 +127,8 @@ def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: boo
             setup.method.load(run.model, checkpoint.path)
             restore(run, checkpoint)
             say(f"Going on from {checkpoint.path.name}.")
-        result = _run(setup, run, folder)
+        with run.stop:  # to the end: a stop asked for after the last step lets the run write what it learnt
+            result = _run(setup, run, folder)
     _say_what_next(result, config)
     return result
 
@@ -166,6 +170,8 @@ def _go_on_from(
     Raises:
         UserError: the checkpoint is of another run, or past this one's end; or the model would be removed.
     """
+    from luthier.training.saving import check_steps
+
     folder = claim.folder
     if checkpoint is None:
         run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
@@ -177,6 +183,7 @@ def _go_on_from(
             f"{checkpoint.path.name} is past the end of this config, which has {setup.schedule.total_steps} steps.",
             "Raise training.max_steps or num_train_epochs, or start anew with --overwrite.",
         )
+    check_steps(checkpoint, setup.schedule)
     saved = checkpoint.manifest["fingerprints"]
     changes = run_folder.check_same_run(folder, setup.config, fingerprints, saved, hardware, say)
     results = run_folder.finished_results(folder, checkpoint.step)
@@ -214,7 +221,7 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     if steps_before < run.schedule.total_steps and run.engine.rank == 0:
         # of a finished run that goes on: until it ends again, its newest checkpoint is the model
         shutil.rmtree(folder / "final", ignore_errors=True)
-    with TrainingProgress(run.schedule.total_steps, steps_before, enabled=run.engine.rank == 0) as progress, run.stop:
+    with TrainingProgress(run.schedule.total_steps, steps_before, enabled=run.engine.rank == 0) as progress:
         _report_to(run, progress)
         summary = fit(run)
     state = run.bridge.state
@@ -349,7 +356,12 @@ def command_line(source: str | Path | Mapping[str, Any] | None, overrides: Seque
     shown = [setting for setting in overrides if not setting.startswith("model.token=")]
     if any("token" in setting for setting in shown):  # inside model={...}
         shown = [setting for setting in shown if not setting.startswith("model=")] + ["model=..."]
-    return shlex.join(["luthier", "train", *([str(source)] if source is not None else []), *shown])
+    launcher = ["torchrun", "...", "-m", "luthier.cli"] if is_launched() else ["luthier"]
+    ours = os.environ.get(PROCESSES)
+    processes = ["--nproc-per-node", ours] if ours is not None else []
+    if processes:
+        launcher = ["luthier"]
+    return shlex.join([*launcher, "train", *([str(source)] if source is not None else []), *shown, *processes])
 
 
 def resuming(command: str) -> str:

@@ -11,7 +11,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -141,7 +141,8 @@ def _open_entry(folder: Path, request: Request, say: Say) -> EncodedSets | None:
         return None
     finally:
         os.close(descriptor)
-    os.utime(path / MANIFEST)  # when it was last used
+    with suppress(OSError):  # when it was last used; a folder that is shared may be read-only
+        os.utime(path / MANIFEST)
     say(f"data: from the cache, prepared {manifest.created} ({path})")
     return sets
 

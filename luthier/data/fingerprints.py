@@ -12,6 +12,7 @@ from datetime import date
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.data_section import DataConfig
@@ -31,10 +32,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of a tokenizer's rules, vocabulary and special tokens."""
     digest = hashlib.sha256()
     if tokenizer.is_fast:
-        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        digest.update(json.dumps({**rules, "truncation": None, "padding": None}).encode())  # these a call may leave
     else:
         digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
         digest.update(type(tokenizer).__qualname__.encode())
+        with TemporaryDirectory() as folder:
+            for path in sorted(map(Path, tokenizer.save_vocabulary(folder))):
+                digest.update(path.read_bytes())
+    settings = {**tokenizer.init_kwargs, "split_special_tokens": tokenizer.split_special_tokens}
+    plain = {name: value for name, value in settings.items() if isinstance(value, (bool, int, float)) or value is None}
+    digest.update(json.dumps(sorted(plain.items())).encode())
     digest.update(json.dumps({k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items())}).encode())
     return digest.hexdigest()
 

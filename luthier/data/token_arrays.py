@@ -4,7 +4,7 @@ tokens     [T] token ids of all sequences, end to end, uint16 where the vocabula
 runs       [R] stretches of tokens of equal loss weight, end to end
 sequences  [S] for each sequence, where its tokens and its runs end
 examples   [E] for each example, where its sequences end, its row, its length before truncation, its targets
-extras     [E, K] numbers for the stage, float64, NaN where an example has none of that name
+extras     numbers for the stage by name, end to end, and for each example where its own end
 """
 
 from __future__ import annotations

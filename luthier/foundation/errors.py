@@ -67,7 +67,11 @@ class TrainingError(UserError):
 
 
 class RankStoppedError(LuthierError):
-    """Another rank of the run met an error, and tells it: this one ends without a word."""
+    """Another rank of the run met an error, and tells it: this one ends without a word, and with the same status."""
+
+    def __init__(self, problem: str, exit_status: int) -> None:
+        super().__init__(problem)
+        self.exit_status = exit_status
 
 
 class MissingExtraError(UserError):

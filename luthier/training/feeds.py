@@ -102,20 +102,23 @@ class StreamFeed:
         """
         size, rank, world_size = self._schedule.batch_size, self._schedule.rank, self._schedule.world_size
         waiting: list[TokenizedExample] = []
-        news: list[News] = []
+        news: list[News] = []  # of the windows that `waiting` is of
+        untold: list[News] = []  # of windows none of whose examples is taken: a resumed run would hear of them again
         after: Place | None = None
         for found in self._stream.examples(epoch, Place(**place)):
             if found.news is not None:
-                news.append(found.news)
+                untold.append(found.news)
+            if found.example is None:
+                continue
             # a step is given once the example after it is there, so that the last one is known to be the last
-            if len(waiting) == self._schedule.examples_per_step and found.example is not None:
+            if len(waiting) == self._schedule.examples_per_step:
                 yield _step(waiting, size, rank, world_size, last=False, after=after, news=news)
                 waiting, news = [], []
-            if found.example is not None:
-                waiting.append(found.example)
-                after = found.after
+            waiting.append(found.example)
+            news, untold = [*news, *untold], []
+            after = found.after
         if waiting:
-            yield _step(waiting, size, rank, world_size, last=True, after=after, news=news)
+            yield _step(waiting, size, rank, world_size, last=True, after=after, news=[*news, *untold])
 
 
 def _step(

@@ -34,6 +34,7 @@ def fit(run: Fit) -> dict[str, float]:
     _begin(run)
     # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
     run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
+    _agree(run)
     if not run.position.epoch_closed and (run.position.at_end or run.bridge.control.should_training_stop):
         _close_epoch(run)
     while run.position.epoch < run.schedule.total_epochs and not run.bridge.control.should_training_stop:
@@ -91,6 +92,7 @@ def _close_epoch(run: Fit) -> None:
     """The events at an epoch's end, and what they ask for."""
     run.position.epoch_closed = True
     run.bridge.fire("epoch_end")
+    _agree(run)
     if run.position.at_end or run.bridge.control.should_epoch_stop:
         run.position = Position(run.position.epoch + 1)
     _log_evaluate_save(run)
@@ -155,40 +157,32 @@ def _refuse_non_finite(run: Fit, step: Step, loss: float, norm: float) -> None:
     if run.config.training.fp16 and run.skipped + 1 < SKIPS_IN_A_ROW:
         return
     kept = run.checkpoints.paths()
+    whose = "The step's" if run.engine.world_size == 1 else f"Rank {run.engine.rank}'s"
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     if run.config.training.fp16:
         what += f", {SKIPS_IN_A_ROW} steps in a row overflowed in fp16"
     raise TrainingError(
-        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. The step's rows: {'; '.join(map(str, step.rows()[:8]))}.",
+        f"step {run.bridge.state.global_step + 1}: {what}; the weights were not touched. {whose} rows: {'; '.join(map(str, step.rows()[:8]))}.",
         f"{f'{kept[-1].name} is whole and kept. ' if kept else ''}Lower training.learning_rate, check those rows with `luthier data show`"
         + (", or use bf16 in place of fp16." if run.config.training.fp16 else "."),
     )
 
 
 def _log_evaluate_save(run: Fit) -> None:
-    """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for.
-
-    What one rank's callbacks or signals ask for, all ranks do: one that evaluated alone would wait for the others.
-    """
+    """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for."""
+    interrupted = _agree(run)
     control = run.bridge.control
-    asked = run.engine.largest(
-        control.should_log,
-        control.should_evaluate,
-        control.should_save,
-        control.should_epoch_stop,
-        control.should_training_stop,
-        run.stop.signal_number or 0,
-    )
-    control.should_log, control.should_evaluate, control.should_save = map(bool, asked[:3])
-    control.should_epoch_stop, control.should_training_stop = map(bool, asked[3:5])
-    interrupted = asked[5]
     if control.should_log and run.window.tokens:
         _log(run)
+        _agree(run)
+    control = run.bridge.control
     if control.should_evaluate:
         validate(run)
+        _agree(run)
     if run.bridge.control.should_save:
         save_checkpoint(run)
         run.bridge.fire("save")
+        _agree(run)
     if interrupted:
         if run.saved_at != (run.bridge.state.global_step, run.position.epoch_closed):
             save_checkpoint(run)
@@ -198,9 +192,21 @@ def _log_evaluate_save(run: Fit) -> None:
             f"Go on with: {run.resume_command}",
             interrupted,
         )
-    control = run.bridge.control  # evaluating and saving have events of their own
-    stops = run.engine.largest(control.should_epoch_stop, control.should_training_stop)
-    control.should_epoch_stop, control.should_training_stop = map(bool, stops)
+
+
+def _agree(run: Fit) -> int:
+    """What the callbacks of one rank ask for, all ranks do: one that saved alone would wait for the others for ever.
+
+    Called after every event at which a rank may decide. Returns the number of the signal that one was stopped by, or 0.
+    """
+    control = run.bridge.control
+    flags = ("should_log", "should_evaluate", "should_save", "should_epoch_stop", "should_training_stop")
+    *asked, interrupted = run.engine.largest(
+        *(int(getattr(control, flag)) for flag in flags), run.stop.signal_number or 0
+    )
+    for flag, value in zip(flags, asked, strict=True):
+        setattr(control, flag, bool(value))
+    return interrupted
 
 
 def _log(run: Fit) -> None:

@@ -12,6 +12,7 @@ from luthier.training.checkpoints import Checkpoint
 from luthier.training.metrics_log import Window
 from luthier.training.optimization import optimizer_state, restore_optimizer, restore_scheduler
 from luthier.training.run import Fit, Position
+from luthier.training.schedule import Schedule
 
 TRAINER_STATE = "trainer_state.json"
 LOOP_STATE = "loop_state.json"
@@ -65,6 +66,22 @@ def _fill(run: Fit, folder: Path) -> None:
     )
 
 
+def check_steps(checkpoint: Checkpoint, schedule: Schedule) -> None:
+    """Refuse a checkpoint whose position means nothing in this schedule.
+
+    Raises:
+        TrainingError: a step or an epoch has another size.
+    """
+    loop = checkpoint.read_json(LOOP_STATE)
+    steps = (loop["steps_per_epoch"], loop["examples_per_step"])
+    if steps != (schedule.steps_per_epoch, schedule.examples_per_step):
+        raise TrainingError(
+            f"the checkpoint {checkpoint.path.name} is of a run with {steps[0]} steps per epoch of {steps[1]} examples, now there "
+            f"are {schedule.steps_per_epoch} of {schedule.examples_per_step}, so its position means nothing here.",
+            "Set the batch size, accumulation, number of processes and data as they were, or start anew with --overwrite.",
+        )
+
+
 def restore(run: Fit, checkpoint: Checkpoint) -> None:
     """Put back what `save_checkpoint` wrote, but for the weights, which the method loads.
 
@@ -72,13 +89,7 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
         TrainingError: the checkpoint is of another optimizer, or of other steps per epoch.
     """
     loop = checkpoint.read_json(LOOP_STATE)
-    steps = (loop["steps_per_epoch"], loop["examples_per_step"])
-    if steps != (run.schedule.steps_per_epoch, run.schedule.examples_per_step):
-        raise TrainingError(
-            f"the checkpoint {checkpoint.path.name} is of a run with {steps[0]} steps per epoch of {steps[1]} examples, now there "
-            f"are {run.schedule.steps_per_epoch} of {run.schedule.examples_per_step}, so its position means nothing here.",
-            "Set the batch size, accumulation and data as they were, or start anew with --overwrite.",
-        )
+    check_steps(checkpoint, run.schedule)
     rest = checkpoint.read_json(OPTIMIZER_REST)
     restore_optimizer(run.model, run.optimizer, load_file(checkpoint.path / OPTIMIZER_TENSORS), rest)
     restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])

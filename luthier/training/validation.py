@@ -29,7 +29,8 @@ def validate(run: Fit) -> None:
             f"the evaluation after step {run.bridge.state.global_step} gave {', '.join(wrong)}.",
             "Lower training.learning_rate, or check the validation rows with `luthier data show --split validation`.",
         )
-    seconds = time.perf_counter() - began
+    # the first rank's: a best checkpoint may be chosen by it, and all ranks must choose the same
+    seconds = run.engine.totals(time.perf_counter() - began if run.engine.rank == 0 else 0.0)[0]
     batches = sum(math.ceil(len(rows) / run.config.training.per_device_eval_batch_size) for rows in sets.values())
     metrics = {
         **losses,

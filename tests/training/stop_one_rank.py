@@ -15,5 +15,13 @@ class StopOneRank(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+class SaveOneRank(TrainerCallback):
+    """Asks for a save on one rank alone, at an event after which nobody else looks."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            control.should_save = True
+
+
 class KillOneRank(StopOneRank):
     number = signal.SIGKILL

@@ -109,12 +109,22 @@ def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on_with_the_same_bi
     assert stopped.returncode == 128 + signal.SIGTERM
     assert "stopped after step 3 of 6, as asked" in stopped.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert f"{tmp_path / 'config.json'} --nproc-per-node 2 --resume" in stopped.stderr
     done = start(config, tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
     assert "Going on from step-00000003." in done.stderr
     assert lines(tmp_path / "run") == lines(two[0])
     whole = weights(two[0])
     assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "run").items())
+
+
+def test_what_one_ranks_callback_asks_for_all_do(tiny_llama: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, tmp_path, callbacks=["tests.training.stop_one_rank.SaveOneRank"], ddp_timeout=30)
+    config["training"] |= {"save_strategy": "no", "num_train_epochs": 1}
+    del config["training"]["save_steps"]
+    done = start(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
 
 
 def test_what_the_first_rank_refuses_ends_the_others_without_a_word(two: tuple[Path, str], tmp_path: Path) -> None:

@@ -81,18 +81,13 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
         lambda run: run["best_metric"],
     ),
     "greater_is_better": (
-        {"eval_strategy": "steps", "eval_steps": 4, "learning_rate": 3.0, "lr_scheduler_type": "constant"},
+        {"eval_strategy": "steps", "eval_steps": 4, "learning_rate": 1.0, "lr_scheduler_type": "constant"},
         True,
         lambda run: run["best_metric"],
     ),
     "early_stopping_patience": (
-        {
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-            "learning_rate": 3.0,
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": 0,
-        },
+        # a loss that falls is then no improvement
+        {"eval_strategy": "steps", "eval_steps": 1, "greater_is_better": True},
         1,
         steps,
     ),

@@ -62,3 +62,17 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(died: str, tiny_llama: Pa
     rejected = [(folder / "run" / "rejected.jsonl").read_text() for folder in (tmp_path / "broken", tmp_path / "whole")]
     assert [json.loads(line)["row"] for line in rejected[0].splitlines()] == [43, 44]
     assert rejected[0].replace("broken", "whole") == rejected[1]
+
+
+def test_resumed_at_a_windows_edge_a_bad_row_is_written_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """Windows of 8 rows, one of each bad; a step takes 8 examples of 7, so the edge falls on a step's end at times."""
+    config = config_of(tiny_llama, tmp_path, streaming=True, buffer_size=9, shuffle=False)
+    rows = [{"instruction": f"q{row}", "output": "a" if row % 9 else 5} for row in range(81)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config["training"] |= {"max_steps": 9, "save_steps": 1, "save_total_limit": None, "gradient_accumulation_steps": 2}
+    for steps in (1, 4, 9):
+        config["training"]["max_steps"] = steps
+        luthier.train(config, resume=True)
+    rejected = [json.loads(line)["row"] for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert rejected == sorted(set(rejected))
+    assert len(rejected) == 9

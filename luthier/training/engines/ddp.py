@@ -77,13 +77,14 @@ class Ddp(Single):
         if self.rank:
             told = json.loads(self._broadcast(b""))
             if "stopped" in told:
-                raise RankStoppedError(told["stopped"])
+                raise RankStoppedError(told["stopped"], told["exit_status"])
             return told["value"]  # type: ignore[no-any-return]
         try:
             value = work()
         except BaseException as error:
-            problem = error.problem if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
-            self._broadcast(json.dumps({"stopped": problem}).encode())
+            known = error if isinstance(error, LuthierError) else LuthierError(f"{type(error).__name__}: {error}")
+            told = {"stopped": known.problem, "exit_status": known.exit_status}
+            self._broadcast(json.dumps(told).encode())
             raise
         self._broadcast(json.dumps({"value": value}).encode())
         return value

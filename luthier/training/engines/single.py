@@ -38,6 +38,8 @@ class Single:
         self.device = device
         self._dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.fp16)
+        if training.fp16:  # it makes its scale at the first loss, which a rank may not have in its first step
+            self._scaler.scale(torch.zeros((), device=device))
         if training.tf32 is not None and device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = training.tf32
             torch.backends.cudnn.allow_tf32 = training.tf32
