@@ -100,10 +100,12 @@ def show(
     examples = encoded.examples[:wanted]
     left_out = [f"{origin}: longer than data.cutoff_length" for origin in encoded.dropped]
     left_out += [f"{item.origin}: {item.reason}" for item in encoded.rejected]
+    sources = tuple(report for report in loaded.report.sources if report.split == split)
+    left_out += [f"{count:,} x {reason}" for source in sources for reason, count in source.rejected.most_common()]
     shown = ShownRows(
         split=split,
         template=chosen.renderer.name if chosen.renderer is not None else None,
-        sources=tuple(report for report in loaded.report.sources if report.split == split),
+        sources=sources,
         examples=tuple(example_as_dict(example, tokenizer) for example in examples),
         left_out=tuple(left_out),
         notes=notes,
@@ -190,8 +192,14 @@ def _page_head(
 
 def _print_head(shown: ShownRows, console: Console) -> None:
     for source in shown.sources:
+        rejected = sum(source.rejected.values())
+        rows = (
+            f"{source.kept:,} of {source.sampled:,} rows, {rejected:,} rejected"
+            if rejected
+            else f"{source.kept:,} rows"
+        )
         console.print(
-            f"{source.path}: {source.kept:,} rows, format {source.format} ({source.reason})",
+            f"{source.path}: {rows}, format {source.format} ({source.reason})",
             markup=False,
             soft_wrap=True,
         )

@@ -206,6 +206,7 @@ def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bo
                 problems.append(f"training.{key}: {error.problem} {error.remedy}")
     try:
         config = RunConfig.model_validate({key: value for key, value in filled.items() if value is not None})
+        problems += config.training_problems() if for_training else []
     except ValidationError as error:
         noted = {(key,) for key in CHOICES if filled[key] is None}
         problems += describe([item for item in error.errors() if item["loc"][:1] not in noted], RunConfig)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from luthier.config.data_section import DataConfig
 from luthier.config.sections import MethodOptions, PluginOptions, Section, expand_user
@@ -66,26 +66,27 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The loop's settings.")
     output_dir: Annotated[str, AfterValidator(expand_user)] = Field("runs/run", description="The run's folder.")
 
-    @model_validator(mode="after")
-    def _agree(self) -> RunConfig:
+    def training_problems(self) -> list[str]:
+        """Where the sections don't fit each other; the verbs that only look at data do without."""
+        found = []
         if self.training.eval_strategy != "no" and self.data.validation is None:
-            raise ValueError(
+            found.append(
                 f"training.eval_strategy is {self.training.eval_strategy} but data.validation is unset: "
                 "give data.validation a share (0.1), a count or a file"
             )
         if self.data.validation is not None and self.training.eval_strategy == "no":
-            raise ValueError(
+            found.append(
                 "data.validation is set but training.eval_strategy is no, so it would never be read: "
                 "set training.eval_strategy to epoch or steps"
             )
         if self.data.streaming and self.training.max_steps <= 0:
-            raise ValueError("data.streaming is true, so nobody knows where an epoch ends: set training.max_steps")
+            found.append("data.streaming is true, so nobody knows where an epoch ends: set training.max_steps")
         if self.data.streaming and self.training.dataloader_num_workers:
-            raise ValueError(
+            found.append(
                 "training.dataloader_num_workers has no effect with data.streaming, which reads in the training process: "
                 "remove it"
             )
-        return self
+        return found
 
     def learning_rate(self) -> float:
         """The peak learning rate: the one set, or the method's recommendation."""

@@ -129,13 +129,13 @@ def convert_rows(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], 
 def wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> DataError:
     """Why records of one kind can't be learnt by a stage of another, and what would do."""
     found, stages = KINDS[chosen.record]
-    wanted, learners = KINDS[accepts]
+    wanted, _ = KINDS[accepts]
     remedy = f"Train on it with {stages}"
     if accepts is Document:
         remedy += ", or name its text column: {format: text, columns: {text: ...}}"
     elif accepts is Conversation:
         remedy += ", or say where question and answer stand: {format: alpaca, columns: {instruction: ..., output: ...}}"
     return DataError(
-        f"{entry.path} holds {found} (format {chosen.name}: {chosen.reason}), but {learners} learns {wanted}.",
+        f"{entry.path} holds {found} (format {chosen.name}: {chosen.reason}), but this run's stage learns {wanted}.",
         f"{remedy}.",
     )

@@ -11,6 +11,8 @@ from luthier.data.layouts import Layout
 from luthier.data.records import Conversation, Message, Origin, RawRow, Role, RowError, Tools
 from luthier.data.tool_calls import tool_calls, tool_definitions
 
+LARGEST_WEIGHT = 10_000  # sums of larger ones lose the smaller in float32
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAILING_USER = "last user turn without an answer removed"
 TRAILING_TOOL = "last tool turn without an answer removed"
 EMPTY_ANSWER = "empty answer (context only)"
@@ -167,6 +169,7 @@ def turn(value: Any, place: str, layout: Layout) -> Message:
     if role is None:
         names = ", ".join((*layout.roles, *sorted(layout.call_roles)))
         raise RowError(f"{place} has the unknown {role_key} {shown(name)}; known: {names}.")
+    _refuse_thoughts(value, place)
     if calls and role != "assistant":
         raise RowError(f"{place} is of {role} and has tool calls; only assistant turns may.")
     content = value.get(content_key)
@@ -175,6 +178,20 @@ def turn(value: Any, place: str, layout: Layout) -> Message:
     text = "" if calls and content is None else _content(content, f"{place}.{content_key}")
     key = "tool_calls" if value.get("tool_calls") else "function_call"
     return Message(role, text, _weight(value, role, place), tool_calls(calls, f"{place}.{key}") if calls else ())
+
+
+def _refuse_thoughts(value: Mapping[str, Any], place: str) -> None:
+    """A thought in a field of its own: no template here writes it, and a model would learn to think nothing.
+
+    Raises:
+        RowError: there is one.
+    """
+    for key in THOUGHTS:
+        if value.get(key):
+            raise RowError(
+                f"{place} has its thought in {key!r}, which is not read. Write it into the content as the model's family "
+                "does (<think>...</think> before the answer), or remove it."
+            )
 
 
 def _tool_turn(value: Mapping[str, Any], content: Any, where: str, weight: float) -> Message:
@@ -209,8 +226,8 @@ def _weight(value: Mapping[str, Any], role: Role, place: str) -> float:
     weight, train = value.get("weight"), value.get("train")
     if train is not None and not isinstance(train, bool):
         raise RowError(f"{place}.train is {shown(train)}; it must be true or false.")
-    if weight is not None and not (is_finite(weight) and weight >= 0):
-        raise RowError(f"{place}.weight is {shown(weight)}; it must be a number of at least 0.")
+    if weight is not None and not (is_finite(weight) and 0 <= weight <= LARGEST_WEIGHT):
+        raise RowError(f"{place}.weight is {shown(weight)}; it must be a number from 0 to {LARGEST_WEIGHT:,}.")
     if weight is not None and train is not None and (weight > 0) != train:
         raise RowError(f"{place} has weight {shown(weight)} and train {train!r}, which contradict each other.")
     if role != "assistant":

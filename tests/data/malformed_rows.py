@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a lone surrogate": ("openai", _messages(Q, {"role": "assistant", "content": "a\ud800"}), r"messages\[1\]\.content holds half of a surrogate pair \(U\+D800 at character 1\)"),
     "rows of another format": ("openai", {"instruction": "q", "output": "a"}, r"lacks the field 'messages' .*fields found: instruction, output"),
     # weights
-    "a weight below 0": ("openai", _messages(Q, {**A, "weight": -1}), r"messages\[1\]\.weight is -1; it must be a number of at least 0"),
+    "a weight below 0": ("openai", _messages(Q, {**A, "weight": -1}), r"messages\[1\]\.weight is -1; it must be a number from 0 to 10,000"),
     "a weight of text": ("openai", _messages(Q, {**A, "weight": "1"}), r"messages\[1\]\.weight is '1'"),
     "an infinite weight": ("openai", _messages(Q, {**A, "weight": float("inf")}), r"messages\[1\]\.weight is inf"),
     "a weight of hundreds of digits": ("openai", _messages(Q, {**A, "weight": 10**400}), r"messages\[1\]\.weight is 1000.*; it must be a number"),

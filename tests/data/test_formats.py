@@ -7,8 +7,9 @@ import pytest
 from luthier.config.data_section import DataEntry
 from luthier.config.plugins import FORMATS
 from luthier.data.detection import choose_format
+from luthier.data.layouts import OPENAI
 from luthier.data.records import Conversation, Document, Message, Origin, RawRow, RowError
-from luthier.data.turns import EMPTY_ANSWER, TRAILING_USER
+from luthier.data.turns import EMPTY_ANSWER, TRAILING_USER, turns_of
 from luthier.foundation.errors import DataError
 
 ORIGIN = Origin("f.json", 7)
@@ -166,7 +167,7 @@ BAD_ROWS = [
     (
         {"messages": [USER, {**ANSWER, "weight": -1}]},
         "openai",
-        "messages[1].weight is -1; it must be a number of at least 0",
+        "messages[1].weight is -1; it must be a number from 0 to 10,000",
     ),
     ({"messages": [USER, {**ANSWER, "weight": True}]}, "openai", "messages[1].weight is True"),
     ({"messages": [USER, {**ANSWER, "weight": float("nan")}]}, "openai", "messages[1].weight is nan"),
@@ -253,3 +254,10 @@ def test_entries_that_do_not_fit(entry: dict, message: str) -> None:
 def test_an_unknown_format_names_the_known_ones() -> None:
     with pytest.raises(Exception, match=r"no data format named 'alpac'[\s\S]*alpaca"):
         choose({"instruction": "i"}, format="alpac")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_a_thought_in_a_field_of_its_own_is_not_dropped_in_silence(key: str) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: "hm"}]
+    with pytest.raises(RowError, match=rf"messages\[1\] has its thought in '{key}', which is not read"):
+        turns_of(turns, "messages", OPENAI)

@@ -220,5 +220,7 @@ def _look(checked: Checked, wanted_languages: Sequence[str]) -> None:
     with checked.progress("telling languages", len(rows)) as bar, report.needing_extra("other_language"):
         report.languages, others = languages.count(rows, wanted_languages, bar.advance)
         hits.extend(others)
+    if not set(report.splits) & {"validation", "test"}:
+        report.not_looked_for |= dict.fromkeys(("leakage", "near_leakage"), "there is no validation or test data")
     if not wanted_languages:
         report.not_looked_for.setdefault("other_language", "name the languages that rows may be in with --language")
