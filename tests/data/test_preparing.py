@@ -234,7 +234,7 @@ def test_every_label_masked(byte_tokenizer, write) -> None:
 def test_the_wrong_kind_of_rows(byte_tokenizer, write) -> None:
     documents, talks = str(write("a.txt", "one\ntwo")), str(write("a.json", ROWS))
     with pytest.raises(
-        DataError, match=r"a\.txt holds plain text .* stage: sft learns conversations\.\n.*stage: pretrain"
+        DataError, match=r"a\.txt holds plain text .* this run's stage learns conversations\.\n.*stage: pretrain"
     ):
         made(byte_tokenizer, documents)
     with pytest.raises(
