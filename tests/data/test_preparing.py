@@ -238,7 +238,7 @@ def test_the_wrong_kind_of_rows(byte_tokenizer, write) -> None:
     ):
         made(byte_tokenizer, documents)
     with pytest.raises(
-        DataError, match=r"a\.json holds conversations .* stage: pretrain learns plain text\.\n.*stage: sft"
+        DataError, match=r"a\.json holds conversations .* this run's stage learns plain text\.\n.*stage: sft"
     ):
         prepare(config(talks, template="auto"), byte_tokenizer, encoder="text")
     as_text = {"path": talks, "format": "text", "columns": {"text": "output"}}
