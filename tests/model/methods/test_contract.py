@@ -199,6 +199,26 @@ def test_the_same_seed_makes_the_same_weights(name: str, kind: str) -> None:
     assert all(torch.equal(value, made[1][key]) for key, value in made[0].items())
 
 
+@pairs(("qwen2",))
+def test_on_a_16_bit_base(name: str, kind: str, tmp_path: Path) -> None:
+    """What is trained is float32 beside frozen 16-bit weights, and the saved adapter works on such a base."""
+    from peft import PeftModel
+
+    method = build(name)
+    if method.saves == "model":
+        pytest.skip("a whole model is trained in one precision")
+    model = method.apply(family_model(kind).to(torch.bfloat16), HOW)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    one_step(model)
+    expected = logits(plain_attention(model))
+    method.save(model, tmp_path)
+    base = family_model(kind).to(torch.bfloat16)
+    with quiet_peft():
+        loaded: Any = adapter.attach(base, tmp_path) if name == "adapter" else PeftModel.from_pretrained(base, tmp_path)
+    # a few of bfloat16's steps: it may sum in another order
+    assert (logits(loaded) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 @pairs(FAMILIES)
 def test_other_families(name: str, kind: str, tmp_path: Path) -> None:
     """Targets and layers are found; what is trained has a gradient, what is frozen is left alone; saved and loaded, it
