@@ -50,4 +50,17 @@ def pack(examples: Sequence[TokenizedExample]) -> Batch:
         weights_N=torch.tensor(weights, dtype=torch.float32),
         sequence_of_source_N=torch.tensor(sequence_of_source, dtype=torch.long),
         tokens=sum(example.tokens for example in examples),
+        extras=_extras(examples),
     )
+
+
+def _extras(examples: Sequence[TokenizedExample]) -> dict[str, torch.Tensor]:
+    """The examples' numbers by name, float32 [examples].
+
+    Raises:
+        ValueError: a number that only some of the examples have.
+    """
+    names = examples[0].extras.keys()
+    if any(example.extras.keys() != names for example in examples):
+        raise ValueError(f"examples of one batch have different extras: {[sorted(item.extras) for item in examples]}")
+    return {name: torch.tensor([float(example.extras[name]) for example in examples]) for name in names}

@@ -7,7 +7,7 @@ Shapes: N targets, C targets of one chunk, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,21 +65,41 @@ class Head:
 
     def target_logp(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         """log p(target) of every position, float32 [N]."""
+        return self.read(hidden_NH, targets_N)[0]
+
+    def read(
+        self, hidden_NH: Tensor, targets_N: Tensor, functions: Sequence[Callable[[Tensor, slice], Tensor]] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """log p(target) of every position, float32 [N], and what each function makes of the logits, [N, k].
+
+        Args:
+            functions: from the logits [C, V] of some positions, and which they are, to [C, k].
+        """
         vocabulary: int = self.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         chunk = max(16, CHUNK_BYTES // (4 * vocabulary))
         linear = self.frozen_linear()
-        if linear is not None:
+        if linear is not None and not functions:
             logp_N: Tensor = _FrozenLinearLogp.apply(hidden_NH, linear.weight, linear.bias, targets_N, chunk)  # type: ignore[no-untyped-call]
-            return logp_N
+            return logp_N, []
+        if not len(targets_N):  # a head that runs the model's own forward may not take rows of no tokens
+            none_CV = hidden_NH.new_zeros((0, vocabulary), dtype=torch.float32)
+            return none_CV.sum(dim=1), [function(none_CV, slice(0, 0)) for function in functions]
         pieces = []
-        for hidden_CH, targets_C in zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True):
+        for number, (hidden_CH, targets_C) in enumerate(
+            zip(hidden_NH.split(chunk), targets_N.split(chunk), strict=True)
+        ):
+            rows = slice(number * chunk, number * chunk + len(targets_C))
             # recomputed in backward: the logits of a chunk live only while the chunk is worked on
-            pieces.append(checkpoint(self._chunk_logp, hidden_CH, targets_C, use_reentrant=False))
-        return torch.cat(pieces) if pieces else hidden_NH.new_zeros(0, dtype=torch.float32)
+            pieces.append(checkpoint(self._chunk, hidden_CH, targets_C, functions, rows, use_reentrant=False))
+        logp_N, *values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return logp_N, values
 
-    def _chunk_logp(self, hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
+    def _chunk(
+        self, hidden_CH: Tensor, targets_C: Tensor, functions: Sequence[Callable[[Tensor, slice], Tensor]], rows: slice
+    ) -> tuple[Tensor, ...]:
         logits_CV = self.logits(hidden_CH)
-        return logits_CV.gather(1, targets_C[:, None])[:, 0] - logits_CV.logsumexp(dim=1)
+        logp_C = logits_CV.gather(1, targets_C[:, None])[:, 0] - logits_CV.logsumexp(dim=1)
+        return logp_C, *(function(logits_CV, rows) for function in functions)
 
 
 class _FrozenLinearLogp(torch.autograd.Function):

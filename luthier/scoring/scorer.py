@@ -5,8 +5,8 @@ Engines wrap it, so data-parallel hooks and sharded parameters see every use of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -17,6 +17,17 @@ from luthier.scoring import attention
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.probe import Finding, probe
+from luthier.scoring.readouts import (
+    HeadAt,
+    PerChunk,
+    Positions,
+    Readout,
+    TargetLogp,
+    as_readouts,
+    head_of,
+    head_outputs,
+)
+from luthier.scoring.readouts import Scores as Scores
 from luthier.scoring.router import RouterLoss
 from luthier.scoring.virtual_tokens import (
     has_virtual_tokens,
@@ -25,20 +36,6 @@ from luthier.scoring.virtual_tokens import (
 )
 
 Route = Literal["segmented", "padded"]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a forward pass gives a stage.
-
-    Args:
-        logp_N: float32 [N], log-probability of each of the batch's targets.
-        auxiliary_loss: a router's loss, a mean over the batch's tokens, and the method's penalty, in training; None where
-            there is neither.
-    """
-
-    logp_N: Tensor
-    auxiliary_loss: Tensor | None = None
 
 
 def transformers_model(model: Any) -> PreTrainedModel:
@@ -88,13 +85,26 @@ class Scorer(nn.Module):
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
 
-    def forward(self, batch: Batch) -> Scores:
-        """The log-probability of every target of a batch, which is on the model's device."""
-        hidden_NH, auxiliary_loss = self._hidden(batch)
+    def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
+        """What the readouts ask for of a batch, which is on the model's device."""
+        readouts = as_readouts(readout)
+        positions = Positions(batch, readouts, self.pad_token_id)
+        hidden_PH, auxiliary_loss = self._hidden(replace(batch, source_positions_N=positions.rows_P))
         penalty = self._penalty() if self.training else None
         if penalty is not None:
             auxiliary_loss = penalty if auxiliary_loss is None else auxiliary_loss + penalty
-        return Scores(self._head.target_logp(hidden_NH, batch.targets_N), auxiliary_loss)
+        readings: dict[Readout, Tensor] = {}
+        for wanted in (item for item in readouts if isinstance(item, HeadAt)):
+            head = head_of(transformers_model(self.model), wanted.head)
+            readings[wanted] = head_outputs(head, positions.part(hidden_PH, wanted.place))
+        chunked = [item for item in readouts if not isinstance(item, HeadAt)]
+        if chunked:
+            hidden_NH = positions.part(hidden_PH, "sources")
+            functions = [item.fn for item in chunked if isinstance(item, PerChunk)]
+            logp_N, values = self._head.read(hidden_NH, batch.targets_N, functions)
+            of_functions = iter(values)
+            readings |= {item: logp_N if isinstance(item, TargetLogp) else next(of_functions) for item in chunked}
+        return Scores(readings, auxiliary_loss)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Last hidden states [N, H] at the batch's source positions, and a router's loss in training."""

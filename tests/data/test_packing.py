@@ -55,3 +55,11 @@ def test_nothing_to_pack() -> None:
         pack([])
     with pytest.raises(ValueError, match="without tokens"):
         pack([TokenizedExample((TokenSequence((), ()),), Origin("f", 1), 0)])
+
+
+def test_the_examples_numbers_come_along() -> None:
+    sequence = TokenSequence((1, 2), (0.0, 1.0))
+    first, second = (TokenizedExample((sequence,), Origin("f", 1), 2, {"label": number}) for number in (1.0, 0.0))
+    assert pack([first, second]).extras["label"].tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="different extras"):
+        pack([first, TokenizedExample((sequence,), Origin("f", 2), 2)])

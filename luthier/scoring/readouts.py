@@ -1,0 +1,129 @@
+"""What is read of a forward pass: log-probabilities, a small head's outputs, a function of the logits; they combine.
+
+Shapes: N targets, P positions that are read, C targets of one chunk, H hidden width, V vocabulary, k outputs, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from luthier.data.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLogp:
+    """The log-probability of every target, float32 [N]."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAt:
+    """A small head on hidden states: reward, value, classification, regression; float32 [P, k].
+
+    Args:
+        head: the name of a module of the transformers model.
+        place: sources, the batch's source positions, or ends, the last token of each sequence (a leaf of the forest, in
+            their order), where transformers' `...ForSequenceClassification` reads: trailing padding tokens are passed over.
+    """
+
+    head: str = "score"
+    place: Literal["sources", "ends"] = "ends"
+
+
+@dataclass(frozen=True, slots=True)
+class PerChunk:
+    """A function of the logits, such as an entropy or a teacher's distribution: float32 [N, k].
+
+    Args:
+        fn: from the float32 logits [C, V] of some targets, and which of the N they are, to [C, k]. It runs again in
+            backward, since logits are not kept.
+    """
+
+    fn: Callable[[Tensor, slice], Tensor]
+
+
+Readout = TargetLogp | HeadAt | PerChunk
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a forward pass gives a stage.
+
+    Args:
+        readings: the tensor of each readout that was asked for.
+        auxiliary_loss: a router's loss, a mean over the batch's tokens, and the method's penalty, in training; None where
+            there is neither.
+    """
+
+    readings: Mapping[Readout, Tensor]
+    auxiliary_loss: Tensor | None = None
+
+    def __getitem__(self, readout: Readout) -> Tensor:
+        return self.readings[readout]
+
+    @property
+    def logp_N(self) -> Tensor:
+        """float32 [N], log-probability of each of the batch's targets; KeyError where `TargetLogp` was not asked for."""
+        return self.readings[TargetLogp()]
+
+
+def as_readouts(readout: Readout | Sequence[Readout]) -> tuple[Readout, ...]:
+    """One readout or several, as several."""
+    return tuple(readout) if isinstance(readout, Sequence) else (readout,)
+
+
+class Positions:
+    """Where a batch is read for some readouts: its sources, the ends of its sequences, or the ones after the others.
+
+    Args:
+        pad_token_id: a token that no sequence ends in.
+    """
+
+    def __init__(self, batch: Batch, readouts: Sequence[Readout], pad_token_id: int) -> None:
+        at_ends = [isinstance(readout, HeadAt) and readout.place == "ends" for readout in readouts]
+        self._sources = 0 if all(at_ends) else len(batch.source_positions_N)
+        parts = [] if all(at_ends) else [batch.source_positions_N]
+        if any(at_ends):
+            parts.append(sequence_ends(batch, pad_token_id))
+        self.rows_P = torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def part(self, hidden_PH: Tensor, place: Literal["sources", "ends"]) -> Tensor:
+        """Those of the hidden states [P, H] that a place stands for."""
+        return hidden_PH[: self._sources] if place == "sources" else hidden_PH[self._sources :]
+
+
+def sequence_ends(batch: Batch, pad_token_id: int) -> Tensor:
+    """The row index of each sequence's last token that is not `pad_token_id` (where all are: of its last), int64."""
+    parents = {segment.parent for segment in batch.segments}
+    leaves = [segment for index, segment in enumerate(batch.segments) if index not in parents]
+    device = batch.input_ids_T.device
+    last = torch.tensor([leaf.end - 1 for leaf in leaves], device=device)
+    first = torch.tensor([leaf.start for leaf in leaves], device=device)
+    row_T = torch.arange(len(batch.input_ids_T), device=device)
+    real_T = torch.where(batch.input_ids_T != pad_token_id, row_T, -1).cummax(0).values
+    return torch.where(real_T[last] >= first, real_T[last], last)
+
+
+def head_of(model: nn.Module, name: str) -> nn.Module:
+    """A head of a transformers model by its name.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    head = getattr(model, name, None)
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"{type(model).__name__} has no head named {name!r}")
+    return head
+
+
+def head_outputs(head: nn.Module, hidden_PH: Tensor) -> Tensor:
+    """float32 [P, k]; a head is kept in float32, whatever precision the backbone hands on."""
+    kind = next(head.parameters()).dtype
+    outputs: Any = head(hidden_PH.to(kind))
+    result: Tensor = outputs.float()
+    return result
