@@ -1,8 +1,8 @@
-"""Bottleneck adapters: small two-layer networks hung onto a model's attention and feed-forward modules.
+"""Bottleneck adapters: small two-layer networks hung onto a model's attention, feed-forward and linear modules.
 
 They are submodules with a forward hook, so the model keeps its class, and the names of its own weights.
 
-Shapes: H hidden width, W bottleneck's width.
+Shapes: I width that is read, O width that is written, W bottleneck's width, L layers, P virtual tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -18,27 +19,68 @@ NAME = "bottleneck"  # of the submodule
 
 
 class Bottleneck(nn.Module):
-    """scale * up(activation(down(x))), in its own precision; zero at the start, since `up` is.
+    """gate(x) * scale * up(activation(down(x))), in its own precision; zero at the start, since `up` is.
 
     Args:
-        hidden: H. width: W.
+        inputs: I. width: W. outputs: O.
         parallel: reads what goes into the module it hangs on, not what comes out.
+        bias: of both linear maps.
+        gated: a gate between 0 and 1 is learnt with it, sigmoid(w x + b), one for every token; a half at the start.
     """
 
-    def __init__(self, hidden: int, width: int, activation: str, scale: float, parallel: bool) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        outputs: int,
+        activation: str,
+        scale: float,
+        parallel: bool,
+        bias: bool = True,
+        gated: bool = False,
+    ) -> None:
         super().__init__()
-        self.down = nn.Linear(hidden, width)
+        self.down = nn.Linear(inputs, width, bias=bias)
         self.activation = ACT2FN[activation]
-        self.up = nn.Linear(width, hidden)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        self.up = nn.Linear(width, outputs, bias=bias)
+        self.gate = nn.Linear(inputs, 1) if gated else None
+        for closed in (self.up, self.gate):
+            for parameter in closed.parameters() if closed is not None else ():
+                nn.init.zeros_(parameter)
         self.scale, self.parallel, self.active = scale, parallel, True
 
-    def forward(self, hidden_BLH: Tensor) -> Tensor:
-        """What is added to the module's output, [B, L, H]."""
-        own = hidden_BLH.to(self.down.weight.dtype)
+    def forward(self, read_BLI: Tensor) -> Tensor:
+        """What is added to the module's output, [B, L, O]."""
+        own = read_BLI.to(self.down.weight.dtype)
         added: Tensor = self.scale * self.up(self.activation(self.down(own)))
-        return added.to(hidden_BLH.dtype)
+        if self.gate is not None:
+            added = torch.sigmoid(self.gate(own)) * added
+        return added.to(read_BLI.dtype)
+
+
+class GatedPrefix(nn.Module):
+    """A prefix encoder of peft's whose keys and values are multiplied by a learnt gate, one for every layer.
+
+    Args:
+        encoder: gives [B, P, L * 2 * width], layer by layer.
+        layers: L.
+    """
+
+    def __init__(self, encoder: nn.Module, layers: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.gate_L = nn.Parameter(torch.zeros(layers))  # sigmoid(0): a half
+
+    @property
+    def embedding(self) -> nn.Module:
+        """Where peft looks for the encoder's device."""
+        found: nn.Module = self.encoder.embedding  # type: ignore[assignment]
+        return found
+
+    def forward(self, prefix: Tensor) -> Tensor:
+        """The gated keys and values, in the encoder's shape."""
+        flat: Tensor = self.encoder(prefix)
+        return flat * torch.sigmoid(self.gate_L).repeat_interleave(flat.shape[-1] // len(self.gate_L))
 
 
 def hang_on(module: nn.Module, bottleneck: Bottleneck) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import ModelError
@@ -37,14 +38,13 @@ def merge(tuned: Any) -> PreTrainedModel:
     return merged
 
 
-def without_adapter(tuned: Any) -> AbstractContextManager[None]:
+@contextmanager
+def without_adapter(tuned: Any) -> Iterator[None]:
     """Within it, a tuned model answers as its base does."""
     from luthier.model.bottleneck import without_bottlenecks
 
-    if hasattr(tuned, "disable_adapter"):
-        switched: AbstractContextManager[None] = tuned.disable_adapter()
-        return switched
-    return without_bottlenecks(tuned)
+    with without_bottlenecks(tuned), tuned.disable_adapter() if hasattr(tuned, "disable_adapter") else nullcontext():
+        yield
 
 
 def sample_logits(model: Any, token_ids: list[int]) -> Tensor:

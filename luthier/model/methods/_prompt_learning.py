@@ -17,13 +17,14 @@ class PromptMethod(PeftMethod):
 
     def state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The encoder's weights."""
-        found: dict[str, Tensor] = _encoder(model).state_dict()
+        found: dict[str, Tensor] = prompt_encoder(model).state_dict()
         return found
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the encoder's weights back. Raises ModelError for a folder that has none."""
-        _encoder(model).load_state_dict(read_state(folder))
+        prompt_encoder(model).load_state_dict(read_state(folder))
 
 
-def _encoder(model: nn.Module) -> Any:
+def prompt_encoder(model: nn.Module) -> Any:
+    """What makes the virtual tokens."""
     return model.prompt_encoder["default"]  # type: ignore[index]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 TargetModules = str | Annotated[list[str], Field(min_length=1)]
 
-# the projections that make keys and values, and the feed-forward's last one, as the families name them
+# the projections that make queries and values, those that make keys and values, and the feed-forward's last one, as the families name them
+QUERY_VALUE = ("q_proj", "v_proj", "query_key_value", "c_attn", "W_pack", "qkv_proj", "Wqkv", "query", "value")
 KEY_VALUE = ("k_proj", "v_proj", "query_key_value", "c_attn", "W_pack", "qkv_proj", "Wqkv", "key", "value")
 FEED_FORWARD_OUT = (
     "down_proj", "dense_4h_to_h", "mlp.c_proj", "fc2", "fc_out", "mlp.dense_4h_to_h", "w2", "wo", "out_proj_ffn",

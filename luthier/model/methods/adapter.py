@@ -15,16 +15,16 @@ from pydantic import Field
 
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
-from luthier.foundation.files import read_json, write_json
-from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD
 from luthier.model.method import Apply, Method, refuse_new_tokens, trainable_to_float32
+from luthier.model.methods._own_adapter import hung_weights, put_hung_weights, read_options, write_own
 from luthier.model.methods._peft_adapter import read_adapter
 from luthier.model.methods._targets import layer_blocks
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
+Activation = Literal["relu", "gelu", "silu", "tanh"]
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "ff")
 ATTENTION = ("self_attn", "attn", "self_attention", "attention")
 
@@ -39,7 +39,7 @@ class Options(MethodOptions):
         "feed-forward block, reading its input (parallel).",
     )
     reduction_factor: float = Field(16, ge=1, description="The model's hidden size divided by the bottleneck's width.")
-    activation: Literal["relu", "gelu", "silu", "tanh"] = Field("relu", description="Between its two linear maps.")
+    activation: Activation = Field("relu", description="Between its two linear maps.")
     scale: float = Field(1.0, gt=0, description="What it adds is multiplied by this (parallel: 4 in the paper).")
 
     recommended_learning_rate: ClassVar[float] = 3e-4  # Houlsby et al. search 3e-5 to 3e-3
@@ -73,32 +73,20 @@ class Adapter(Method):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the bottlenecks and what they hang on."""
-        from safetensors.torch import save_file
-
-        save_file(_own_weights(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        how = self._how or Apply(seed=0)
-        settings = self.options.model_dump() | {"name": "adapter"}  # however it was registered
-        base = {"base_model_name_or_path": how.base_name, "revision": how.revision}
-        write_json(folder / ADAPTER_CONFIG, {OWN_METHOD: "adapter", "format_version": 1, **base, "options": settings})
+        write_own(folder, "adapter", self.options, hung_weights(model), self._how or Apply(seed=0))
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the bottlenecks' weights back. Raises ModelError for those of another model."""
-        own, saved = _own_weights(model), read_adapter(folder)
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in saved.items()}:
-            strange = sorted(set(own) ^ set(saved)) or [n for n, value in own.items() if value.shape != saved[n].shape]
-            raise ModelError(
-                f"the adapter in {folder} is made for another model: {strange[0]} does not fit.",
-                "Name the model it was trained on in base_model_name_or_path of its adapter_config.json.",
-            )
-        model.load_state_dict(saved, strict=False)
+        put_hung_weights(model, read_adapter(folder), folder)
 
 
-def hang(model: PreTrainedModel, options: Options) -> None:
-    """Hang fresh bottlenecks on a model. Raises ModelError if its modules are not found."""
+def hang(model: PreTrainedModel, options: Options, gated: bool = False) -> None:
+    """Hang fresh bottlenecks on a model, each with a learnt gate if wanted. Raises ModelError if its modules are not found."""
     from luthier.model.bottleneck import Bottleneck, hang_on
 
     hidden: int = model.config.get_text_config().hidden_size
     width = max(1, int(hidden / options.reduction_factor))
+    parallel = options.placement == "parallel"
     places = (ATTENTION, FEED_FORWARD) if options.placement == "houlsby" else (FEED_FORWARD,)
     for block in layer_blocks(model):
         for names in places:
@@ -108,21 +96,17 @@ def hang(model: PreTrainedModel, options: Options) -> None:
                     f"a layer of {type(model).__name__} has no module called {' or '.join(names)} to hang an adapter on.",
                     f"It has: {', '.join(name for name, _ in block.named_children())}. Use method: lora.",
                 )
-            made = Bottleneck(hidden, width, options.activation, options.scale, options.placement == "parallel")
+            made = Bottleneck(hidden, width, hidden, options.activation, options.scale, parallel, gated=gated)
             weight = next(module.parameters())
             hang_on(module, made.to(device=weight.device, dtype=weight.dtype))
 
 
 def attach(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """A base model with the saved bottlenecks in it, for use. Raises ModelError for those of another model."""
-    method = Adapter(Options(**read_json(folder / ADAPTER_CONFIG)["options"]))
+    method = Adapter(Options(**read_options(folder)))
     hang(model, method.options)
     method.load(model, folder)
     return model.eval()
-
-
-def _own_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.cpu().contiguous() for name, value in model.state_dict().items() if ".bottleneck." in name}
 
 
 def build(options: Options) -> Adapter:

@@ -15,7 +15,6 @@ from luthier.data.packing import pack
 from luthier.foundation.errors import ModelError
 from luthier.model.merging import merge, without_adapter
 from luthier.model.method import Apply, Method, count_parameters, save_for_resuming
-from luthier.model.methods import adapter
 from luthier.model.quiet import quiet_peft
 from luthier.scoring.scorer import Scorer
 from luthier.scoring.virtual_tokens import has_virtual_tokens
@@ -53,6 +52,11 @@ def build(name: str) -> Method:
     module = METHODS.load(name)
     made: Method = module.build(module.Options(name=name))
     return made
+
+
+def is_ours(name: str) -> bool:
+    """Whether a method writes adapters in a format of our own."""
+    return hasattr(METHODS.load(name), "attach")
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -154,8 +158,8 @@ def test_loads_in_plain_transformers_or_peft(name: str, kind: str, tmp_path: Pat
     method.save(model, tmp_path)
     if method.saves == "model":
         plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
-    elif name == "adapter":
-        plain = adapter.attach(family_model(kind), tmp_path)
+    elif is_ours(name):
+        plain = METHODS.load(name).attach(family_model(kind), tmp_path)
     else:
         with quiet_peft():
             plain = PeftModel.from_pretrained(family_model(kind), tmp_path)
@@ -166,7 +170,7 @@ def test_loads_in_plain_transformers_or_peft(name: str, kind: str, tmp_path: Pat
 @on_every_kind
 def test_merged_is_the_same_model(name: str, kind: str) -> None:
     model = build(name).apply(family_model(kind), HOW)
-    if has_virtual_tokens(model) or name == "adapter":
+    if has_virtual_tokens(model) or is_ours(name):
         with pytest.raises(ModelError, match="can't be merged"):
             merge(model)
         return
@@ -214,7 +218,8 @@ def test_on_a_16_bit_base(name: str, kind: str, tmp_path: Path) -> None:
     method.save(model, tmp_path)
     base = family_model(kind).to(torch.bfloat16)
     with quiet_peft():
-        loaded: Any = adapter.attach(base, tmp_path) if name == "adapter" else PeftModel.from_pretrained(base, tmp_path)
+        attach = METHODS.load(name).attach if is_ours(name) else PeftModel.from_pretrained
+        loaded: Any = attach(base, tmp_path)
     # a few of bfloat16's steps: it may sum in another order
     assert (logits(loaded) - expected).abs().max() < 0.05 * expected.abs().max()
 

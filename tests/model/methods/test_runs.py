@@ -34,6 +34,8 @@ NOT_MERGED = (
     "prefix_tuning",
     "prefix_mlp",
     "adapter",
+    "mam",
+    "unipelt",
     "houlsby",
     "parallel",
 )
