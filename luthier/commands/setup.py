@@ -19,6 +19,9 @@ from luthier.foundation.errors import ConfigError, ModelError, UserError
 from luthier.foundation.files import need_file
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
+from luthier.model.adapters import AdapterPart, check_shapes
+from luthier.model.continuing import continued_options
+from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, Method, ParameterCount, count_parameters
 from luthier.model.tokenizers.repair import Repair, fit_model, repair
 from luthier.scoring.probe import probe
@@ -53,15 +56,22 @@ class Setup:
 
     def apply_settings(self, base_name: str | None = None) -> Apply:
         """What the method is told."""
+        own_base = base_name in (None, self.source.base_name)
         return Apply(
             seed=self.config.training.seed,
             new_token_ids=self.repaired.new_token_ids,
             base_name=base_name or self.source.base_name,
-            revision=None if base_name else self.source.revision,
+            revision=self.source.revision if own_base else None,
             pure_bf16=self.config.training.pure_bf16,
             total_steps=self.schedule.total_steps,
             tokenizer=self.tokenizer,
+            adapter=self.source.adapter if self.config.model.continue_adapter else None,
         )
+
+    @property
+    def merged_adapters(self) -> tuple[AdapterPart, ...]:
+        """The model's adapters that are merged into the base before the method is applied."""
+        return self.source.adapters[:-1] if self.config.model.continue_adapter else self.source.adapters
 
 
 def open_tokenizer(
@@ -95,8 +105,10 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     """
     _check_together(config)
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
-    method: Method = METHODS.load(config.method.name).build(config.method)
     source = loading.find(config.model)
+    if config.model.continue_adapter:
+        config = config.model_copy(update={"method": continued_options(config.method, source.adapters[-1])})
+    method: Method = METHODS.load(config.method.name).build(config.method)
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
     tokenizer, mended, renderer = open_tokenizer(
         config.data,
@@ -187,6 +199,9 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     )
     _check_positions(setup, model, say)
     fit_model(model, setup.tokenizer, setup.repaired)
+    check_shapes(model, setup.source.adapters)
+    for part in setup.merged_adapters:
+        check_mergeable(part.folder)
     return count_parameters(setup.method.apply(model, setup.apply_settings()))
 
 

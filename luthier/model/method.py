@@ -30,6 +30,7 @@ class Apply:
         pure_bf16: keep trainable weights in bfloat16.
         total_steps: optimizer steps of the run, for methods that follow a schedule.
         tokenizer: for methods that read a text of the user's.
+        adapter: an adapter of this method, whose weights the trained ones start from.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class Apply:
     pure_bf16: bool = False
     total_steps: int = 1
     tokenizer: PreTrainedTokenizerBase | None = None
+    adapter: Path | None = None
 
 
 METHOD_STATE = "method_state.safetensors"
