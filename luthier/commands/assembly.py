@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from luthier.foundation.files import whole_folder
 from luthier.foundation.progress import say
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
+from luthier.model.heads import save_head, saved_head
 from luthier.model.inspection import is_model_folder
 from luthier.model.merging import merge
 from luthier.model.method import count_parameters, save_for_resuming
@@ -46,7 +48,7 @@ def assemble(
     model, base_name = _base_model(setup, folder, engine, trust_remote_code)
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
-    tuned = setup.method.apply(model, setup.apply_settings(base_name))
+    tuned = setup.tune(model, base_name)
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)
@@ -109,9 +111,10 @@ def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
 def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: bool) -> tuple[Any, str]:
     """The model to train, and what an adapter names as its base.
 
-    Adapters that are not trained further are merged first; an adapter on top of that needs a base that exists, so the
+    A model that is itself an adapter is merged first; an adapter on top of that needs a base that exists, so the
     merged one is written into the run's folder.
     """
+
     training = setup.config.training
     dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, engine.device)
     if setup.method.saves == "model" and training.pure_bf16:
@@ -122,32 +125,27 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
                 f"model: model.dtype {setup.config.model.dtype} needs training.bf16 or fp16 with method {setup.config.method.name}; float32 is used"
             )
         dtype = torch.float32  # float32 weights can't be multiplied with 16-bit activations without autocast
-    source, under = setup.source, setup.merged_adapters
-    if not under:
-        return loading.weights_at(source.base, dtype, trust_remote_code=trust_remote_code), source.base_name
-    whole = source if under == source.adapters else source.only(under)
-
-    def merged() -> Any:
-        return merge(loading.load(whole, dtype, trust_remote_code=trust_remote_code))
-
-    if setup.method.saves == "model":
-        return merged(), ""
+    source = setup.source
+    read = partial(
+        loading.weights_at, dtype=dtype, head=setup.head, seed=training.seed, trust_remote_code=trust_remote_code
+    )
+    if source.adapter is None:
+        return read(source.base), source.base_name
     base = folder / "base"
+    if setup.method.saves == "model" and saved_head(source.adapter, source.base) == setup.head:
+        return merge(loading.load(source, dtype, trust_remote_code=trust_remote_code)), ""
 
     def write() -> None:
         if is_model_folder(base):
             return
-        names = ", ".join(str(part.folder) for part in under)
-        say(
-            f"model: {names} {'is' if len(under) == 1 else 'are'} merged, and written to {base} as the new adapter's base"
-        )
-        made = merged()
+        say(f"model: {source.adapter} is merged into its base, and written to {base} as the new adapter's base")
+        merged = merge(loading.load(source, dtype, trust_remote_code=trust_remote_code))
         with whole_folder(base) as building:
-            made.save_pretrained(building)
+            merged.save_pretrained(building)
             setup.tokenizer.save_pretrained(building)
 
     engine.lead(write)
-    return loading.weights_at(base, dtype, trust_remote_code=trust_remote_code), str(base.absolute())
+    return read(base), str(base.absolute())
 
 
 def _checkpoint_gradients(model: Any, config: RunConfig) -> None:
@@ -165,7 +163,9 @@ def save_model(setup: Setup, model: nn.Module, folder: Path) -> None:
     """Trained weights, tokenizer with its template, and generation_config: enough to stand wherever a model may."""
 
     setup.method.save(model, folder)
+    if setup.head is not None and setup.method.saves == "adapter":
+        save_head(setup.head, transformers_model(model) if not hasattr(model, "peft_config") else model, folder)
     setup.tokenizer.save_pretrained(folder)
-    generation = transformers_model(model).generation_config
+    generation = getattr(transformers_model(model), "generation_config", None)
     if generation is not None:
         generation.save_pretrained(folder)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from luthier.commands.verb_options import named_model
-from luthier.config.adapters_section import STACK
+from luthier.config.schema import ModelConfig
 from luthier.data.records import Message
 from luthier.foundation.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.config.schema import ModelConfig
     from luthier.data.rendering import Renderer
     from luthier.model.generation import Sampling
     from luthier.model.loading import ModelSource
@@ -82,14 +80,9 @@ def chat(
     top_p: float = 1.0,
     seed: int = 0,
     template: str = "auto",
-    adapters: Sequence[str] = (),
-    combine: str = STACK,
     trust_remote_code: bool = False,
 ) -> ChatResult | None:
     """Answer one prompt, or talk until the user ends it (then None is returned).
-
-    Args:
-        adapters: put on the model, each PATH or PATH=WEIGHT. combine: how several become one, as model.combine.
 
     Raises:
         UserError: the model can't be loaded, has no chat template, or has no base to compare with.
@@ -98,11 +91,7 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     talker = open_talker(
-        named_model(model, adapters, combine),
-        sampling,
-        template=template,
-        compare_base=compare_base,
-        trust_remote_code=trust_remote_code,
+        model, sampling, template=template, compare_base=compare_base, trust_remote_code=trust_remote_code
     )
     opening = [Message("system", system)] if system else []
     if prompt is None:
@@ -119,7 +108,7 @@ def chat(
 
 
 def open_talker(
-    model: ModelConfig,
+    model: str,
     sampling: Sampling,
     *,
     template: str = "auto",
@@ -130,8 +119,17 @@ def open_talker(
     from luthier.data.rendering import Renderer
     from luthier.foundation.devices import choose_device
     from luthier.model import loading
+    from luthier.model.heads import saved_head
 
-    source = loading.find(model)
+    source = loading.find(ModelConfig(name=model))
+    head = saved_head(source.adapter, source.base)
+    if head is not None:
+        raise ModelError(
+            f"{model} was trained for {head.problem.replace('_', ' ')}: it gives {', '.join(head.labels) or 'a number'} "
+            "and can't talk.",
+            "Its predictions on data.validation and data.test stand in the run's predictions.jsonl; for other texts load "
+            "final/ in transformers (docs/classification.md).",
+        )
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
     renderer = Renderer(tokenizer, template)
@@ -166,11 +164,9 @@ def _base_to_load(source: ModelSource) -> ModelSource | None:
     from luthier.model.loading import ModelSource, base_of_run
 
     if source.adapter is not None:
-        # trained biases are the base's own parameters, and what lies under an adapter is merged: both stay when it is
-        # switched off
-        stays = any(part.settings.get("bias", "none") != "none" for part in source.adapters)
-        stacked = len(source.adapters) > 1 and source.combine.name == STACK
-        return source.only(()) if stays or stacked else None
+        settings = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        # trained biases are the base's own parameters: they stay when the adapter is switched off
+        return None if settings.get("bias", "none") == "none" else replace(source, adapter=None)
     base = base_of_run(source.base)
     if base is None:
         raise UserError(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.commands.setup import open_tokenizer
 from luthier.config import loading
-from luthier.config.plugins import ENCODERS
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.stage_encoders import ChosenStage, encoder_of
 from luthier.model.loading import ModelSource, config_at, find
@@ -55,7 +54,7 @@ def open_data(
         config.data,
         place,
         model_config,
-        needs_template=ENCODERS.load(stage.encoder).NEEDS_TEMPLATE,
+        encoder=stage.encoder,
         trust_remote_code=trust_remote_code,
     )
     return OpenedData(config, stage, tokenizer, mended.changes, renderer)

@@ -23,21 +23,20 @@ FORMAT_VERSION = 1
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 # what `train` writes, and what --overwrite removes: nothing else in the folder is touched
-FILES = (RUN_FILE, CONFIG_FILE, "metrics.jsonl", "trainer_state.json", "loss.png", "rejected.jsonl")
+FILES = (
+    RUN_FILE,
+    CONFIG_FILE,
+    "metrics.jsonl",
+    "trainer_state.json",
+    "loss.png",
+    "rejected.jsonl",
+    "predictions.jsonl",
+)
 FOLDERS = ("checkpoints", "final", "base", "tensorboard")
 LEARNT = ("checkpoints", "final", "metrics.jsonl")  # a folder with none of these holds nothing worth keeping
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "safetensors")
 # a resumed run must be the run it goes on with
-FIXED = (
-    "model.dtype:",
-    "model.attention:",
-    "model.continue_adapter:",
-    "data.",
-    "stage.",
-    "method.",
-    "training.pure_bf16:",
-    "training.optim:",
-)
+FIXED = ("model.dtype:", "model.attention:", "data.", "stage.", "method.", "training.pure_bf16:", "training.optim:")
 
 
 def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: str) -> None:

@@ -19,11 +19,9 @@ from luthier.foundation.errors import ConfigError, ModelError, UserError
 from luthier.foundation.files import need_file
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
-from luthier.model.adapters import AdapterPart, check_shapes
-from luthier.model.continuing import continued_options
-from luthier.model.merging import check_mergeable
+from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
 from luthier.model.method import Apply, Method, ParameterCount, count_parameters
-from luthier.model.tokenizers.repair import Repair, fit_model, repair
+from luthier.model.tokenizers.repair import Repair, fit_model, repair, repair_padding
 from luthier.scoring.probe import probe
 from luthier.training.callbacks import callback_problems, metric_problems
 from luthier.training.optimization import check_schedule
@@ -31,6 +29,7 @@ from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -39,6 +38,7 @@ class Setup:
     """A run before its weights.
 
     Args:
+        head: what the stage's labels need in place of a head over words; None: a language model.
         count: trainable and all parameters, from the model's skeleton.
         repaired: what was mended in the tokenizer.
     """
@@ -52,26 +52,38 @@ class Setup:
     method: Method
     data: PreparedData
     schedule: Schedule
+    head: SequenceHead | None
     count: ParameterCount
+
+    def tune(self, model: PreTrainedModel, base_name: str | None = None) -> nn.Module:
+        """The model with what the method trains, and a head that learns if there is one.
+
+        Raises:
+            ModelError: the method does not fit.
+        """
+        tuned = self.method.apply(model, self.apply_settings(base_name))
+        if self.head is not None and not hasattr(tuned, "peft_config"):
+            train_head(model, self.config.training.pure_bf16)
+        return tuned
+
+    def load_weights(self, model: nn.Module, folder: Path) -> None:
+        """Put a checkpoint's weights back."""
+        self.method.load(model, folder)
+        if self.head is not None:
+            load_head(model, folder)
 
     def apply_settings(self, base_name: str | None = None) -> Apply:
         """What the method is told."""
-        own_base = base_name in (None, self.source.base_name)
         return Apply(
             seed=self.config.training.seed,
             new_token_ids=self.repaired.new_token_ids,
             base_name=base_name or self.source.base_name,
-            revision=self.source.revision if own_base else None,
+            revision=None if base_name else self.source.revision,
             pure_bf16=self.config.training.pure_bf16,
             total_steps=self.schedule.total_steps,
             tokenizer=self.tokenizer,
-            adapter=self.source.adapter if self.config.model.continue_adapter else None,
+            head=self.head,
         )
-
-    @property
-    def merged_adapters(self) -> tuple[AdapterPart, ...]:
-        """The model's adapters that are merged into the base before the method is applied."""
-        return self.source.adapters[:-1] if self.config.model.continue_adapter else self.source.adapters
 
 
 def open_tokenizer(
@@ -79,12 +91,16 @@ def open_tokenizer(
     source: loading.ModelSource,
     model_config: PreTrainedConfig,
     *,
-    needs_template: bool,
+    encoder: str,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, Repair, Renderer | None]:
-    """The tokenizer, mended for the config's template, which is written into it, and the renderer of that template."""
+    """The tokenizer, mended for the config's template, which is written into it, and the renderer of that template; an
+    encoder that needs no template gets none."""
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    if not needs_template:
+    module = ENCODERS.load(encoder)
+    if not module.NEEDS_TEMPLATE:
+        if not getattr(module, "TRAINS_TOKENS", True):
+            return tokenizer, repair_padding(tokenizer), None
         return tokenizer, repair(tokenizer, model_config), None
     named = None if data.template == AUTO else load_template(data.template)
     mended = repair(tokenizer, model_config, named.special_tokens if named else (), named.stop_tokens if named else ())
@@ -105,16 +121,14 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     """
     _check_together(config)
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
-    source = loading.find(config.model)
-    if config.model.continue_adapter:
-        config = config.model_copy(update={"method": continued_options(config.method, source.adapters[-1])})
     method: Method = METHODS.load(config.method.name).build(config.method)
+    source = loading.find(config.model)
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
     tokenizer, mended, renderer = open_tokenizer(
         config.data,
         source,
         model_config,
-        needs_template=ENCODERS.load(stage.encoder).NEEDS_TEMPLATE,
+        encoder=stage.encoder,
         trust_remote_code=trust_remote_code,
     )
     for change in mended.changes:
@@ -129,30 +143,37 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     )
     for remark in data.report.remarks():
         say(remark)
+    head = stage.meet(data)
+    _check_head(source, head)
     unknown = metric_problems(config, data.validation_sets)
     if unknown:
         raise ConfigError(unknown)
+    schedule = _schedule(config, data, say)
+    setup = Setup(
+        config, source, model_config, tokenizer, mended, stage, method, data, schedule, head, ParameterCount(0, 0)
+    )
+    setup.count = _look_at_skeleton(setup, trust_remote_code, say)
+    return setup
+
+
+def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None]) -> Schedule:
+    """Which examples form which step, on this rank."""
     training = config.training
     sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
     place = {"rank": ranks().rank, "world_size": ranks().world_size}
-    schedule: Schedule
     if data.stream is not None:
         for remark in data.stream.remarks():
             say(remark)
-        schedule = StreamSchedule(*sizes, total_steps=training.max_steps, **place)
-    else:
-        schedule = IndexedSchedule(
-            len(data.train),
-            *sizes,
-            epochs=training.num_train_epochs,
-            max_steps=training.max_steps,
-            seed=config.data_seed(),
-            shuffle=config.data.shuffle,
-            **place,
-        )
-    setup = Setup(config, source, model_config, tokenizer, mended, stage, method, data, schedule, ParameterCount(0, 0))
-    setup.count = _look_at_skeleton(setup, trust_remote_code, say)
-    return setup
+        return StreamSchedule(*sizes, total_steps=training.max_steps, **place)
+    return IndexedSchedule(
+        len(data.train),
+        *sizes,
+        epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        seed=config.data_seed(),
+        shuffle=config.data.shuffle,
+        **place,
+    )
 
 
 def _check_together(config: RunConfig) -> None:
@@ -193,16 +214,35 @@ def _lines(error: UserError) -> list[str]:
 def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str], None]) -> ParameterCount:
     """Apply the method to the model without weights: names that match nothing, models that can't be trained and rows
     longer than the model can hold are found before anything large is read."""
-    model = loading.skeleton(setup.model_config, trust_remote_code=trust_remote_code)
-    probe(setup.model_config, type(model), need_segments=setup.config.model.attention != "padded").choose(
+    model = loading.skeleton(setup.model_config, head=setup.head, trust_remote_code=trust_remote_code)
+    probe(model.config, type(model), need_segments=setup.config.model.attention != "padded").choose(
         setup.config.model.attention
     )
     _check_positions(setup, model, say)
     fit_model(model, setup.tokenizer, setup.repaired)
-    check_shapes(model, setup.source.adapters)
-    for part in setup.merged_adapters:
-        check_mergeable(part.folder)
-    return count_parameters(setup.method.apply(model, setup.apply_settings()))
+    return count_parameters(setup.tune(model))
+
+
+def _check_head(source: loading.ModelSource, wanted: SequenceHead | None) -> None:
+    """Refuse a model whose head was trained for something else.
+
+    Raises:
+        ModelError: with both.
+    """
+    found = saved_head(source.adapter, source.base)
+    if found is None or found == wanted:
+        return
+    remedy = "Start from the model that it was trained from."
+    if wanted is None:
+        raise ModelError(
+            f"{source.adapter or source.base} was trained for {found.problem}: it has no head over words to train.",
+            remedy,
+        )
+    raise ModelError(
+        f"{source.adapter or source.base} was trained for {found.problem} of {', '.join(found.labels) or 'a number'}; this "
+        f"run's rows need {wanted.problem} of {', '.join(wanted.labels) or 'a number'}.",
+        f"{remedy} To go on with its classes, give them in its order in stage.labels.",
+    )
 
 
 def _check_positions(setup: Setup, model: PreTrainedModel, say: Callable[[str], None]) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.commands import run_folder
+from luthier.commands.announcing import say_counts, say_what_next
 from luthier.commands.launching import PROCESSES
 from luthier.config.loading import load
-from luthier.config.schema import RunConfig
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
 from luthier.foundation.ranks import is_launched
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.training.checkpoints import Checkpoint, Checkpoints
     from luthier.training.engine import Engine
     from luthier.training.run import Fit
+    from luthier.training.validation import Evaluation
 
 
 @dataclass
@@ -36,7 +37,7 @@ class TrainResult:
         steps: optimizer steps of the whole run.
         train_loss: mean loss over the run's steps.
         best_metric: best value of metric_for_best_model, if there were evaluations.
-        test_loss: loss on data.test, if there is one.
+        test_loss: loss on data.test, if there is one; test_metrics: what the stage measures on it beside that.
         route: segmented or padded.
         seconds: of this call's training, evaluation and saving included.
     """
@@ -53,6 +54,7 @@ class TrainResult:
     seconds: float
     loss_plot: str
     history: list[dict[str, Any]] = field(repr=False)
+    test_metrics: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The results without the history, which stands in metrics.jsonl."""
@@ -84,7 +86,7 @@ def train(
     engine = make_engine(config.training, device)
     warn_of_slow_precision(config, device, say)
     setup = set_up(config, trust_remote_code=trust_remote_code, say=say)
-    _say_counts(setup)
+    say_counts(setup)
     # one rank keeps the folder to the run; the others follow it
     with run_folder.locked(folder) if engine.rank == 0 else nullcontext():
         claim = Claim(folder, command, resume, overwrite)
@@ -124,12 +126,12 @@ def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: boo
         run = assemble(setup, folder, engine, checkpoints, callbacks, again, trust_remote_code=trust_remote_code)
         if taken["step"] is not None:
             checkpoint = checkpoints.at(taken["step"])
-            setup.method.load(run.model, checkpoint.path)
+            setup.load_weights(run.model, checkpoint.path)
             restore(run, checkpoint)
             say(f"Going on from {checkpoint.path.name}.")
         with run.stop:  # to the end: a stop asked for after the last step lets the run write what it learnt
             result = _run(setup, run, folder)
-    _say_what_next(result, config)
+    say_what_next(result, setup.head)
     return result
 
 
@@ -153,7 +155,7 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
     if checkpoint is None:
         run_folder.clear(folder)
         leave_rejected(setup, folder)
-    base = None if setup.merged_adapters else setup.source.base
+    base = setup.source.base if setup.source.adapter is None else None
     run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command)
     return {"step": checkpoint.step if checkpoint is not None else None, "finished": None}
 
@@ -174,7 +176,7 @@ def _go_on_from(
 
     folder = claim.folder
     if checkpoint is None:
-        run_folder.check_not_inside(folder, [setup.source.base, *(part.folder for part in setup.source.adapters)])
+        run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
         if claim.resume:
             say("There is no checkpoint to go on from: the run starts at the beginning.")
         return None
@@ -214,7 +216,7 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
     """Fit, take the best weights if asked, score the test set, and write what a run leaves behind."""
     from luthier.training.checkpoints import find_fault
     from luthier.training.loop import fit
-    from luthier.training.validation import evaluate
+    from luthier.training.validation import evaluate, measure
 
     started = time.perf_counter()
     steps_before = run.bridge.state.global_step
@@ -233,11 +235,12 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
                 f"the best checkpoint, {best.name}, is damaged: {fault}.",
                 "Set training.load_best_model_at_end to false and resume, to end with the last weights.",
             )
-        setup.method.load(run.model, best)
+        setup.load_weights(run.model, best)
         say(
             f"final/ takes the best weights, those of {best.name} ({run.bridge.args.metric_for_best_model} {state.best_metric:.4f})."
         )
-    test_loss = evaluate(run, setup.data.test) if setup.data.test else None
+    test = evaluate(run, setup.data.test) if setup.data.test else None
+    held = evaluate(run, setup.data.validation) if setup.data.validation and setup.stage.metrics else None
     run.bridge.fire("train_end")
     result = TrainResult(
         output_dir=str(folder),
@@ -245,7 +248,8 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         steps=state.global_step,
         train_loss=summary["train_loss"],
         best_metric=state.best_metric,
-        test_loss=test_loss,
+        test_loss=test.mean_loss if test else None,
+        test_metrics=measure(run, test) if test else {},
         trainable_parameters=setup.count.trainable,
         total_parameters=setup.count.total,
         route=run.scorer.route,  # type: ignore[arg-type]
@@ -253,16 +257,21 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         loss_plot=str(folder / "loss.png"),
         history=list(state.log_history),
     )
-    run.engine.lead(lambda: _leave_behind(run, folder, setup, result))
+    run.engine.lead(lambda: _leave_behind(run, folder, setup, result, {"validation": held, "test": test}))
     return result
 
 
-def _leave_behind(run: Fit, folder: Path, setup: Setup, result: TrainResult) -> None:
+def _leave_behind(
+    run: Fit, folder: Path, setup: Setup, result: TrainResult, held: Mapping[str, Evaluation | None]
+) -> None:
     """The files of a finished run."""
+    from luthier.commands.predictions import write_predictions
     from luthier.foundation.files import write_json
     from luthier.training.metrics_log import plot_losses
 
     _write_final(run, folder, setup)
+    if any(found is not None and found.outcomes_EC is not None for found in held.values()):
+        write_predictions(folder / "predictions.jsonl", setup, held)
     write_json(folder / "trainer_state.json", run.bridge.export())
     plot_losses(
         run.metrics.read(),
@@ -367,23 +376,3 @@ def command_line(source: str | Path | Mapping[str, Any] | None, overrides: Seque
 def resuming(command: str) -> str:
     """The command that goes on with a run."""
     return "luthier.train(config, resume=True)" if command.startswith("luthier.train(") else f"{command} --resume"
-
-
-def _say_counts(setup: Setup) -> None:
-    rows = setup.data.train
-    if setup.data.stream is None:
-        say(f"data: {len(rows):,} examples, {rows.tokens:,} tokens, {rows.targets:,} of them trained")
-    else:
-        say(f"data: streamed, {setup.config.data.buffer_size:,} rows at a time")
-    say(f"model: {setup.count}")
-
-
-def _say_what_next(result: TrainResult, config: RunConfig) -> None:
-    say(
-        f"Done: {result.steps} steps in {result.seconds:.0f} s, mean loss {result.train_loss:.4f}"
-        + (f", test loss {result.test_loss:.4f}" if result.test_loss is not None else "")
-        + "."
-    )
-    say(f"  model:      {result.final}")
-    say(f"  loss curve: {result.loss_plot}")
-    say(f"  talk to it: luthier chat {shlex.quote(result.output_dir)}")

@@ -13,5 +13,6 @@ SOURCES = Registry("file type", "luthier.data.sources")
 FORMATS = Registry("data format", "luthier.data.formats")
 ENCODERS = Registry("encoder", "luthier.data.encoders")
 EXPORTERS = Registry("export format", "luthier.exporting.exporters")
+METRICS = Registry("metric", "luthier.metrics")
 
-ALL = (HUBS, METHODS, STAGES, ENGINES, OPTIMIZERS, SOURCES, FORMATS, ENCODERS, EXPORTERS)
+ALL = (HUBS, METHODS, STAGES, ENGINES, OPTIMIZERS, SOURCES, FORMATS, ENCODERS, EXPORTERS, METRICS)

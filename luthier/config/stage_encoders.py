@@ -30,11 +30,15 @@ class StageEncoder:
 
     Args:
         encoder: a name in data/encoders.
-        settings: those of the stage's own settings that are the encoder's, under the same name.
+        settings: those of the stage's own settings that are the encoder's, under the same name; unset ones are left to it.
+        constants: settings of the encoder that the stage decides.
+        by_head: other encoders, by the stage's setting `head`.
     """
 
     encoder: str
     settings: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    by_head: Mapping[str, StageEncoder] = field(default_factory=dict)
 
 
 STAGE_ENCODERS: Mapping[str, StageEncoder] = MappingProxyType(
@@ -48,7 +52,12 @@ STAGE_ENCODERS: Mapping[str, StageEncoder] = MappingProxyType(
         "kto": StageEncoder("labelled_conversation"),
         "ppo": StageEncoder("prompt"),
         "grpo": StageEncoder("prompt"),
-        "classification": StageEncoder("labelled"),
+        "classification": StageEncoder(
+            "labelled",
+            ("labels", "multi_label"),
+            by_head={"generative": StageEncoder("labelled_answers", ("labels", "prompt", "label_words"))},
+        ),
+        "regression": StageEncoder("labelled", constants={"labels": ()}),
     }
 )
 
@@ -76,6 +85,7 @@ def encoder_of(stage: PluginOptions) -> ChosenStage:
     if known is None:
         built = STAGES.load(stage.name).build(stage)
         return ChosenStage(built.encoder, built.encoder_options)
+    known = known.by_head.get(getattr(stage, "head", ""), known)
     # a stage without training code has its name for settings
-    settings = {name: getattr(stage, name) for name in known.settings if hasattr(stage, name)}
-    return ChosenStage(known.encoder, settings)
+    settings = {name: value for name in known.settings if (value := getattr(stage, name, None)) is not None}
+    return ChosenStage(known.encoder, {**settings, **known.constants})

@@ -94,6 +94,7 @@ class ChosenEncoder:
     ) -> ChosenEncoder:
         """The encoder of a name with its options."""
         module = ENCODERS.load(encoder)
+        names = getattr(module, "SEQUENCE_NAMES", ())
         return cls(
             module.RECORD,
             options,
@@ -101,7 +102,7 @@ class ChosenEncoder:
             module.build(options, tokenizer, renderer),
             trains_tokens=getattr(module, "TRAINS_TOKENS", True),
             depends_on_rows=hasattr(module, "from_records"),
-            sequence_names=getattr(module, "SEQUENCE_NAMES", ()),
+            sequence_names=getattr(options, names) if isinstance(names, str) else names,
         )
 
 

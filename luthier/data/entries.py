@@ -33,7 +33,7 @@ KINDS: Mapping[type, tuple[str, str]] = {
     Document: ("plain text", "stage: pretrain"),
     Pair: ("preference pairs", "a stage of preferences (reward, dpo, orpo, simpo)"),
     LabelledConversation: ("judged answers", "stage: kto"),
-    Labelled: ("labelled texts", "stage: classification"),
+    Labelled: ("labelled texts", "stage: classification or regression"),
 }
 
 

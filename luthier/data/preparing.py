@@ -132,6 +132,7 @@ def prepare(
             named = data.template if template else None
             task = EncodingTask(encoder, final.options, tokenizer, named, dtype, data.cutoff_length)
             _encode(data, BlockEncoder(task, final, processes), loaded, open_split)
+        loaded.report.labels = getattr(final.options, "labels", ())
         if _stamps(located) != stamps:
             raise DataError(
                 "the data files were written to while they were read.", "Start again when they are complete."

@@ -113,10 +113,10 @@ class LabelledConversation:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text, or two, with a class name or a number, as the file gives it."""
+    """A text, or two, with a class name or a number, as the file gives it; or with several class names, or none."""
 
     text: str
-    label: str | int | float
+    label: str | int | float | tuple[str, ...]
     origin: Origin
     text_pair: str | None = None
 

@@ -150,16 +150,22 @@ class SplitReport:
 
 @dataclass(slots=True)
 class DataReport:
-    """All files and all splits."""
+    """All files and all splits.
+
+    Args:
+        labels: names of the classes, in the order of their numbers, where rows have such labels.
+    """
 
     sources: list[SourceReport] = field(default_factory=list)
     splits: dict[str, SplitReport] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for --json."""
         return {
             "sources": [source.as_dict() for source in self.sources],
             "splits": {name: split.as_dict() for name, split in self.splits.items()},
+            "labels": list(self.labels),
         }
 
     def table(self) -> RenderableType:

@@ -220,6 +220,13 @@ class StoredExamples(Sequence[TokenizedExample]):
             weights += [weight] * length
         return TokenSequence(tuple(self._arrays.tokens[first_token:tokens_end].tolist()), tuple(weights))
 
+    def numbers(self, name: str) -> Array:
+        """One of the extras of every example that has it, in their order, float64."""
+        extras = self._arrays.extras
+        named = extras["name"] == self._names.index(name) if name in self._names else np.zeros(len(extras), bool)
+        values: Array = extras["value"][named]
+        return values
+
     @property
     def tokens(self) -> int:
         """Tokens of all examples, after truncation."""

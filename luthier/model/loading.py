@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.adapters_section import STACK, CombineConfig
+from luthier.config.plugins import METHODS
 from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import read_json
-from luthier.model.adapters import AdapterPart, adapter_parts, check_base, check_shapes, mark, put_on
-from luthier.model.inspection import fingerprint, is_adapter
-from luthier.model.quiet import quiet_bars
+from luthier.model.heads import SequenceHead, head_modules, load_head, saved_head, with_head
+from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD, fingerprint, is_adapter
+from luthier.model.quiet import quiet_bars, quiet_loading, quiet_peft
 from luthier.model.resolving import locate, resolve
 
 if TYPE_CHECKING:
@@ -31,12 +31,10 @@ class ModelSource:
 
     Args:
         base: folder with config.json and weights.
-        adapter: folder with an adapter on top of it (the last of several), or None.
+        adapter: folder with a peft adapter on top of it, or None.
         base_name: what an adapter trained on the base names it: the hub id, or the folder's absolute path.
         revision: the base's revision on its hub.
         fingerprint: of everything that is loaded.
-        adapters: all of them, in the order they are put on; of a single one it may be left out.
-        combine: how several become one.
     """
 
     base: Path
@@ -44,13 +42,6 @@ class ModelSource:
     base_name: str
     revision: str | None
     fingerprint: str
-    adapters: tuple[AdapterPart, ...] = ()
-    combine: CombineConfig = field(default_factory=CombineConfig)
-
-    def __post_init__(self) -> None:
-        if self.adapter is None or not self.adapters or self.adapters[-1].folder != self.adapter:
-            alone = () if self.adapter is None else (AdapterPart(self.adapter),)
-            object.__setattr__(self, "adapters", alone)
 
     @property
     def tokenizer(self) -> Path:
@@ -58,17 +49,12 @@ class ModelSource:
         own = self.adapter
         return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
 
-    def only(self, adapters: tuple[AdapterPart, ...]) -> ModelSource:
-        """The base with these adapters, as they are stacked."""
-        return replace(self, adapter=adapters[-1].folder if adapters else None, adapters=adapters)
-
 
 def find(model: ModelConfig) -> ModelSource:
-    """Resolve a model's name, an adapter's base, and the adapters that are put on it.
+    """Resolve a model's name, and an adapter's base.
 
     Raises:
-        HubError, ModelError: not there, not reachable, not loadable, or adapters that do not fit the base or each other;
-            says which.
+        HubError, ModelError: not there, not reachable, or not loadable; says which.
     """
     folder = resolve(model)
     adapter = None
@@ -90,34 +76,8 @@ def find(model: ModelConfig) -> ModelSource:
     hub, name = locate(named.name)
     at_hub = hub == "huggingface"
     base_name = name if at_hub else str(folder.absolute())
-    listed = [
-        resolve(model.model_copy(update={"name": entry.path, "revision": entry.revision})) for entry in model.adapters
-    ]
-    parts = adapter_parts(adapter, listed, [entry.weight for entry in model.adapters], model.combine)
-    marks = [fingerprint(folder)]
-    for part in parts:
-        if part.folder != adapter:
-            check_base(part, folder, base_name, marks)
-        marks.append(f"{marks[-1]}+{fingerprint(part.folder)}")
-    _check_use(model, parts)
-    whole = mark(marks[0], parts, model.combine)
-    last = parts[-1].folder if parts else None
-    return ModelSource(folder, last, base_name, named.revision if at_hub else None, whole, parts, model.combine)
-
-
-def _check_use(model: ModelConfig, parts: tuple[AdapterPart, ...]) -> None:
-    """Raise ModelError where settings speak of adapters that are not there, or of one that is several."""
-    if not parts and (model.continue_adapter or model.combine.name != STACK):
-        key = "continue_adapter" if model.continue_adapter else "combine"
-        raise ModelError(
-            f"model.{key} is set, but {model.name} is no adapter and model.adapters is empty.",
-            f"Name an adapter in model.adapters, or leave model.{key} out.",
-        )
-    if model.continue_adapter and (model.combine.name != STACK or parts[-1].weight != 1):
-        raise ModelError(
-            "model.continue_adapter trains an adapter as it is, and this one is combined or weighted.",
-            "Write it first: `luthier export MODEL OUT --format adapter --adapter ... --combine ...`, then continue OUT.",
-        )
+    mark = fingerprint(folder) + (f"+{fingerprint(adapter)}" if adapter else "")
+    return ModelSource(folder, adapter, base_name, named.revision if at_hub else None, mark)
 
 
 def base_of_run(folder: Path) -> Path | None:
@@ -191,20 +151,41 @@ def choose_dtype(wish: str, config: PreTrainedConfig, device: torch.device) -> t
     return getattr(torch, own) if own in fast_precisions(device) else torch.float32
 
 
-def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal language model in a folder, on the CPU, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
+def weights_at(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    head: SequenceHead | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model in a folder, on the CPU, in evaluation mode; or its backbone with a head.
 
+    Args:
+        head: made anew where the folder's model has none. seed: torch's, before that.
+    """
+    import torch
+
+    kind = _kind(head)
+    more = {}
+    if head is not None:
+        more["config"] = with_head(config_at(folder, trust_remote_code=trust_remote_code), head)
+        torch.manual_seed(seed)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    with quiet_bars() if size < QUIET_BELOW_BYTES else contextlib.nullcontext():
+    with contextlib.ExitStack() as quiet:
+        if size < QUIET_BELOW_BYTES:
+            quiet.enter_context(quiet_bars())
+        if head is not None:
+            quiet.enter_context(quiet_loading())
         try:
             model: PreTrainedModel
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                **more,
             )
         except (ValueError, OSError, RuntimeError) as error:
             raise ModelError(
@@ -213,6 +194,9 @@ def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
             ) from error
     # transformers fills what is missing with random numbers and goes on
     absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if head is not None and saved_head(folder) is None:
+        new = tuple(f"{name}." for name in head_modules(model))
+        absent = [name for name in absent if not name.startswith(new)]
     if absent:
         raise ModelError(
             f"the weights in {folder} lack {len(absent)} of {type(model).__name__}'s tensors, or have them in another "
@@ -222,15 +206,24 @@ def weights_at(folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     return model
 
 
-def skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def skeleton(
+    config: PreTrainedConfig, *, head: SequenceHead | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model without weights (on torch's meta device): for names and counts before anything is read."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    if head is not None:
+        config = with_head(config, head)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = _kind(head).from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()
     return model
+
+
+def _kind(head: SequenceHead | None) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
 
 
 def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -251,26 +244,36 @@ def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def both_embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The weights of embedding and head, once if they are tied."""
+    """The weights of embedding and head, once if they are tied; a model for classification has no head over words."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    return list({id(module.weight): module.weight for module in modules}.values())
+    return list({id(module.weight): module.weight for module in modules if module is not None}.values())
 
 
 def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """Base and adapters together, for generation and export: a transformers model, or a peft model around one.
+    """Base and adapter together, for generation and export: a transformers model, or a peft model around one.
 
     Raises:
         ModelError: weights that do not load, or an adapter made for another base.
     """
+    head = saved_head(source.adapter, source.base)
+    model = weights_at(source.base, dtype, head=head, trust_remote_code=trust_remote_code)
     if source.adapter is None:
-        return weights_at(source.base, dtype, trust_remote_code=trust_remote_code)
-    bare = skeleton(config_at(source.base, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
-    words = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    grow_embeddings(bare, words)
-    check_shapes(bare, source.adapters)
-    model = weights_at(source.base, dtype, trust_remote_code=trust_remote_code)
-    grow_embeddings(model, words)
-    return put_on(model, source.adapters, source.combine)
+        return model
+    own = read_json(source.adapter / ADAPTER_CONFIG).get(OWN_METHOD)
+    if own is not None:
+        if own not in METHODS.names():  # never an outside module that a file names
+            raise ModelError(
+                f"the adapter {source.adapter} is of the method {own!r}, which this luthier does not know.",
+                "Update luthier, or load it with the tool that wrote it.",
+            )
+        attached = METHODS.load(own).attach(model, source.adapter)
+        load_head(attached, source.adapter)
+        return attached
+    from peft import PeftModel
+
+    grow_embeddings(model, tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code))
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, source.adapter)
 
 
 def _first_line(error: BaseException) -> str:

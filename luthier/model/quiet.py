@@ -21,6 +21,19 @@ def quiet_peft() -> Iterator[None]:
 
 
 @contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' report on weights that are missing, or that nothing takes: a new head is missing on purpose."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def quiet_bars() -> Iterator[None]:
     """Without transformers' progress bars: a checkpoint amid the training display, a load that takes a moment."""
     from transformers.utils import logging

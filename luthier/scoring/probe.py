@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.data.batch import Batch, Segment
 from luthier.foundation.errors import ModelError
+from luthier.model.heads import ENDING
 from luthier.scoring import attention
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
+from luthier.scoring.readouts import HeadAt
 
 TOLERANCE = 1e-5  # relative, float32, dropout off
 SEED = 20240229
@@ -38,11 +41,14 @@ class Finding:
         segmented: whether both routes are equal in value and gradient.
         plain_head: whether the head is one linear map.
         reason: why not segmented; empty if it is.
+        pools_last: of a model with a head for classification, whether that is one map of the hidden state of a sequence's
+            last token; else (encoders, with a pooler of their own) only its own forward computes it.
     """
 
     segmented: bool
     plain_head: bool
     reason: str = ""
+    pools_last: bool = False
 
     def choose(self, wish: Literal["auto", "segmented", "padded"]) -> Literal["segmented", "padded"]:
         """The route for a wish.
@@ -76,6 +82,8 @@ def _probe(
             return Finding(False, False, f"its config could not be shrunk for the probe ({_brief(error)})")
         _enlarge(model)
         batch = _forest(model.config.get_text_config().vocab_size)
+        if has_sequence_head(model):
+            return _probe_sequence_head(model, batch, need_segments)
         try:
             if not _is_causal(model, batch.input_ids_T[None]):
                 raise ModelError(
@@ -97,10 +105,36 @@ def _probe(
         if not need_segments:
             return Finding(False, plain, "not tried")
         try:
-            reason = _difference(model, batch, plain)
+            head = Head(model, plain)
+            reason = _difference(model, batch, lambda hidden_NH: head.target_logp(hidden_NH, batch.targets_N))
         except Exception as error:  # whatever a foreign model raises on this route is the reason not to take it
             reason = _brief(error)
         return Finding(not reason, plain, reason)
+
+
+def has_sequence_head(model: PreTrainedModel) -> bool:
+    """Whether a model gives a sequence some numbers instead of the next token."""
+    return type(model).__name__.endswith(ENDING)
+
+
+def _probe_sequence_head(model: PreTrainedModel, batch: Batch, need_segments: bool) -> Finding:
+    """The finding for a model with a head for classification; without one that can be tried, its own forward is taken."""
+    try:
+        score = getattr(model, HeadAt().head, None)
+        row = batch.input_ids_T[None]
+        with torch.no_grad():
+            hidden_LH = model.get_decoder()(input_ids=row, use_cache=False).last_hidden_state[0]
+            last = isinstance(score, nn.Linear) and (
+                _relative(score(hidden_LH[-1:]), model(input_ids=row, use_cache=False).logits) < TOLERANCE
+            )
+        if not last:
+            return Finding(False, False, "the model reads a sequence with a pooler of its own")
+        if not need_segments:
+            return Finding(False, False, "not tried", pools_last=True)
+        reason = _difference(model, batch, lambda hidden_NH: score(hidden_NH).sum(dim=1))  # type: ignore[misc]
+    except Exception as error:  # whatever a foreign model raises is the reason to let it compute all by itself
+        return Finding(False, False, _brief(error))
+    return Finding(not reason, False, reason, pools_last=True)
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -215,9 +249,9 @@ def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:
     return False
 
 
-def _difference(model: PreTrainedModel, batch: Batch, plain: bool) -> str:
-    """Why the two routes differ on this batch, or an empty string."""
-    head = Head(model, plain)
+def _difference(model: PreTrainedModel, batch: Batch, read: Callable[[Tensor], Tensor]) -> str:
+    """Why the two routes differ on this batch in what is read of the hidden states [N, H], a number each; or an empty
+    string."""
     rows = unroll(batch)
     backbone: Any = model.get_decoder()
     own_attention = model.config._attn_implementation
@@ -241,9 +275,9 @@ def _difference(model: PreTrainedModel, batch: Batch, plain: bool) -> str:
                 use_cache=False,
             )
             hidden_NH = output.last_hidden_state[rows.row_N, rows.column_N]
-        logp_N = head.target_logp(hidden_NH, batch.targets_N)
-        (logp_N * batch.weights_N).sum().backward()
-        return logp_N.detach(), [p.grad.clone() if p.grad is not None else torch.zeros(1) for p in model.parameters()]
+        value_N = read(hidden_NH)
+        (value_N * batch.weights_N).sum().backward()
+        return value_N.detach(), [p.grad.clone() if p.grad is not None else torch.zeros(1) for p in model.parameters()]
 
     reference, reference_gradients = run(segmented=False)
     value, gradients = run(segmented=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from luthier.data.batch import Batch
+    from luthier.scoring.padded import PaddedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +128,19 @@ def head_outputs(head: nn.Module, hidden_PH: Tensor) -> Tensor:
     outputs: Any = head(hidden_PH.to(kind))
     result: Tensor = outputs.float()
     return result
+
+
+def own_logits(model: nn.Module, rows: PaddedRows, second_text_at_R: Tensor | None) -> Tensor:
+    """float32 [R, k]: what a model with a head for classification gives for padded rows, by its own forward.
+
+    Args:
+        model: a transformers model or a peft wrapper around one. It counts positions itself: some families begin at 2.
+        second_text_at_R: tokens before each row's second text, for models that are told which text a token is of.
+    """
+    inputs = {"input_ids": rows.input_ids_RL, "attention_mask": rows.attention_mask_RL}
+    if second_text_at_R is not None:
+        column_L = torch.arange(rows.input_ids_RL.shape[1], device=rows.input_ids_RL.device)
+        second_RL = column_L >= second_text_at_R[:, None]
+        inputs["token_type_ids"] = second_RL.long() * rows.attention_mask_RL
+    logits: Tensor = model(**inputs).logits
+    return logits.float()

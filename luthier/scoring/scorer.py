@@ -16,7 +16,7 @@ from luthier.data.batch import Batch
 from luthier.scoring import attention
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
-from luthier.scoring.probe import Finding, probe
+from luthier.scoring.probe import Finding, has_sequence_head, probe
 from luthier.scoring.readouts import (
     HeadAt,
     PerChunk,
@@ -26,6 +26,7 @@ from luthier.scoring.readouts import (
     as_readouts,
     head_of,
     head_outputs,
+    own_logits,
 )
 from luthier.scoring.readouts import Scores as Scores
 from luthier.scoring.router import RouterLoss
@@ -46,7 +47,7 @@ def transformers_model(model: Any) -> PreTrainedModel:
 
 
 class Scorer(nn.Module):
-    """A causal language model and the reading of it.
+    """A model and the reading of it: a causal language model, or one with a head for classification.
 
     Args:
         model: a transformers model or a peft wrapper around one.
@@ -77,6 +78,7 @@ class Scorer(nn.Module):
             refuse_checkpointed_prefix(model)
             finding = replace(finding, segmented=False, reason="virtual tokens stand before every row")
         self.finding: Finding = finding
+        self._reads_itself = has_sequence_head(inner) and not finding.pools_last
         self.route: Route = self.finding.choose(route)
         self.pad_token_id = pad_token_id
         self._head = Head(inner, self.finding.plain_head)
@@ -88,6 +90,8 @@ class Scorer(nn.Module):
     def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
         """What the readouts ask for of a batch, which is on the model's device."""
         readouts = as_readouts(readout)
+        if self._reads_itself:
+            return self._own_reading(batch, readouts)
         positions = Positions(batch, readouts, self.pad_token_id)
         hidden_PH, auxiliary_loss = self._hidden(replace(batch, source_positions_N=positions.rows_P))
         penalty = self._penalty() if self.training else None
@@ -105,6 +109,13 @@ class Scorer(nn.Module):
             of_functions = iter(values)
             readings |= {item: logp_N if isinstance(item, TargetLogp) else next(of_functions) for item in chunked}
         return Scores(readings, auxiliary_loss)
+
+    def _own_reading(self, batch: Batch, readouts: tuple[Readout, ...]) -> Scores:
+        """The head of a model that pools in a way of its own, by its own forward."""
+        if readouts != (HeadAt(),):
+            raise ValueError(f"{type(transformers_model(self.model)).__name__} has only its own head, not {readouts}")
+        logits = own_logits(self.model, unroll(batch, self.pad_token_id), batch.extras.get("second_text_at"))
+        return Scores({HeadAt(): logits}, self._penalty() if self.training else None)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Last hidden states [N, H] at the batch's source positions, and a router's loss in training."""

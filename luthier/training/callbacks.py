@@ -13,9 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback, ExportableState
 
+from luthier.config.plugins import METRICS, STAGES
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ConfigError, import_extra
 from luthier.training.schedule import Schedule
+from luthier.training.stage import Stage
 
 # service -> (module that must be there, luthier's extra)
 SERVICES = {
@@ -66,13 +68,29 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         load_best_model_at_end=training.load_best_model_at_end,
         # a metric is chosen only where there are evaluations to choose it from
         metric_for_best_model=training.metric_for_best_model if training.eval_strategy != "no" else None,
-        greater_is_better=training.greater_is_better,
+        greater_is_better=_greater_is_better(config),
         logging_steps=training.logging_steps,
         logging_first_step=training.logging_first_step,
         report_to=training.report_to or "none",
         run_name=training.run_name or Path(config.output_dir).name,
         disable_tqdm=True,
     )
+
+
+def _greater_is_better(config: RunConfig) -> bool | None:
+    """The direction of metric_for_best_model: the one set, else the metric's own; None leaves it to transformers."""
+    training = config.training
+    name = training.metric_for_best_model.removeprefix("eval_")
+    if training.greater_is_better is not None or name not in stage_metrics(config):
+        return training.greater_is_better
+    better: bool = METRICS.load(name).GREATER_IS_BETTER
+    return better
+
+
+def stage_metrics(config: RunConfig) -> tuple[str, ...]:
+    """What the config's stage measures beside the loss."""
+    stage: Stage = STAGES.load(config.stage.name).build(config.stage)
+    return stage.metrics
 
 
 def _cuda() -> bool:
@@ -101,7 +119,8 @@ def callback_problems(config: RunConfig) -> list[str]:
         except Exception as error:  # whatever the user's own module raises when it is imported or built
             problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
     # the names of several sets are known once their files are
-    if not (config.data.evaluate_each and training.metric_for_best_model.endswith("_loss")):
+    endings = tuple(f"_{name}" for name in ("loss", *stage_metrics(config)))
+    if not (config.data.evaluate_each and training.metric_for_best_model.endswith(endings)):
         problems += metric_problems(config, ())
     return problems
 
@@ -113,7 +132,9 @@ def metric_problems(config: RunConfig, sets: Iterable[str]) -> list[str]:
         sets: names of the validation sets that are measured apart.
     """
     training = config.training
-    known = [f"eval_{name}" for name in (*EVALUATION_METRICS, *(f"{name}_loss" for name in sets))]
+    own = stage_metrics(config)
+    of_sets = (f"{name}_{value}" for name in sets for value in ("loss", *own))
+    known = [f"eval_{name}" for name in (*EVALUATION_METRICS, *own, *of_sets)]
     if training.eval_strategy == "no" or f"eval_{training.metric_for_best_model.removeprefix('eval_')}" in known:
         return []
     return [

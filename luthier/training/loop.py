@@ -113,7 +113,7 @@ def train_step(run: Fit, step: Step) -> None:
     for number, batch in enumerate(batches, start=1):
         batch = batch.to(run.engine.device)
         with run.engine.autocast():
-            scores = run.scorer(batch)
+            scores = run.scorer(batch, run.stage.readout)
             batch_loss = run.stage.loss(scores, batch)
         if scores.auxiliary_loss is not None:  # a mean already: each batch's counts by its share of the step
             batch_loss = batch_loss + run.stage.denominator(batch) * scores.auxiliary_loss

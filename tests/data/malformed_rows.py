@@ -125,7 +125,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a judgement of 0.5": ("kto", {**GOOD["kto"], "label": 0.5}, r"the field 'label' is float 0.5; it must be true or false"),
     "no judgement": ("kto", {**GOOD["kto"], "label": None}, r"the field 'label' is NoneType None"),
     "nothing to judge": ("kto", {"label": True}, r"has neither 'messages' nor 'prompt'"),
-    "a label of a list": ("classification", {"text": "q", "label": [1]}, r"the field 'label' is list \[1\]; it must be a class name or a number"),
+    "a label of a list": ("classification", {"text": "q", "label": [None]}, r"an item of the field 'label' is NoneType None; it must be a class name or a number"),
     "a label that is empty": ("classification", {"text": "q", "label": " "}, r"the field 'label' is str ' '"),
     "a label that is not a number": ("classification", {"text": "q", "label": float("nan")}, r"the field 'label' is float nan"),
     "an infinite label": ("classification", {"text": "q", "label": float("inf")}, r"the field 'label' is float inf"),

@@ -109,7 +109,8 @@ def test_formats(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODERS.names())
 def test_encoders(name: str, byte_tokenizer) -> None:
     module = ENCODERS.load(name)
-    options = module.Options(cutoff_length=64)
+    decided = module.from_records([RECORDS[module.RECORD]]) if hasattr(module, "from_records") else {}
+    options = module.Options(cutoff_length=64, **decided)
     renderer = Renderer(byte_tokenizer, "chatml") if module.NEEDS_TEMPLATE else None
     encode = module.build(options, byte_tokenizer, renderer)
     assert encode([]) == Encoded()

@@ -192,7 +192,7 @@ BAD_ROWS = [
     ({"prompt": 5, "completion": "c"}, "prompt_completion", "the field 'prompt' is int 5, not text"),
     ({"label": True}, "kto", "has neither 'messages' nor 'prompt'"),
     ({"text": "", "label": 1}, "classification", "the field 'text' is empty"),
-    ({"text": "t", "label": [1]}, "classification", "it must be a class name or a number"),
+    ({"text": "t", "label": [{}]}, "classification", "it must be a class name or a number"),
     ({"text": 3}, "text", "the field 'text' is int 3, not text"),
     ({"text": " "}, "text", "the field 'text' is empty"),
     ({"other": "x", "more": "y"}, "text", "lacks the field 'text'"),

@@ -27,12 +27,14 @@ SHOWN = {
     "ppo": ("openai", "21 tokens\n<|im_start|>user\nWhat is a fret?<|im_end|>\n<|im_start|>assistant\n\n"),
     "grpo": ("alpaca", "<|im_start|>user\nName a wood for guitar tops.<|im_end|>\n<|im_start|>assistant\n\n"),
     "classification": ("classification", "23 tokens, label 1 (praise)\nThe tone is warm and clear."),
+    "regression": ("numbers", ", label 4.5\nWarm."),
 }
 
 
 def test_every_stage_is_in_the_table() -> None:
     assert set(STAGES.names()) <= set(STAGE_ENCODERS) == set(SHOWN)
-    assert {row.encoder for row in STAGE_ENCODERS.values()} <= set(ENCODERS.names())
+    heads = [other for row in STAGE_ENCODERS.values() for other in row.by_head.values()]
+    assert {row.encoder for row in (*STAGE_ENCODERS.values(), *heads)} <= set(ENCODERS.names())
 
 
 @pytest.mark.parametrize("name", STAGES.names())
@@ -40,16 +42,18 @@ def test_stages_take_their_encoder_from_it(name: str) -> None:
     module, row = STAGES.load(name), STAGE_ENCODERS[name]
     options = module.Options()
     stage = module.build(options)
-    assert (stage.encoder, stage.encoder_options) == (row.encoder, {key: getattr(options, key) for key in row.settings})
+    settings = {key: value for key in row.settings if (value := getattr(options, key)) is not None}
+    assert (stage.encoder, stage.encoder_options) == (row.encoder, {**settings, **row.constants})
     assert set(row.settings) <= set(ENCODERS.load(row.encoder).Options.model_fields)
     assert encoder_of(options).encoder == row.encoder
 
 
 @pytest.mark.parametrize("stage", SHOWN)
-def test_rows_of_every_stage_can_be_shown(tiny_llama: Path, stage: str) -> None:
+def test_rows_of_every_stage_can_be_shown(tiny_llama: Path, write, stage: str) -> None:
     example, expected = SHOWN[stage]
     out = StringIO()
-    data = {"train": str(FORMATS / f"{example}.jsonl")}
+    numbers = write("numbers.json", [{"text": "Warm.", "label": 4.5}])
+    data = {"train": str(numbers if example == "numbers" else FORMATS / f"{example}.jsonl")}
     config = {"model": str(tiny_llama), "data": data, "stage": stage}
     shown = show(config, console=Console(file=out, width=200), rows=1)
     assert expected in out.getvalue() and len(shown.examples) == 1 and "NOTHING here" not in out.getvalue()
@@ -76,7 +80,7 @@ def test_stages_without_training_code_are_refused_by_training(stage: str) -> Non
             "classification",
             "classification",
             {"template": "chatml", "max_source_length": 9, "max_target_length": 9},
-            r"template is 'chatml', which have no effect on labelled texts \(stage: classification\)",
+            r"template is 'chatml', which have no effect on labelled texts \(stage: classification or regression\)",
         ),
         ("pretrain", "text", {"over_length": "drop"}, r"which has no effect on plain text \(stage: pretrain\)"),
         (

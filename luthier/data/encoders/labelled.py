@@ -1,20 +1,22 @@
-"""Labelled texts: one sequence each, nothing of which is a target, and the label's number under `label` in extras.
+"""Labelled texts: one sequence each, nothing of which is a target, and the label in extras.
 
-The tokenizer's own special tokens go around a text and between two; a cut leaves them. A tokenizer that would join two
-texts without anything between them gets its EOS token there.
+A class's number, or a number that is itself what is learnt, stands under `label`; of several labels, 0 or 1 under `label.0`,
+`label.1`, ... The tokenizer's own special tokens go around a text and between two; a cut leaves them. A tokenizer that would
+join two texts without anything between them gets its EOS token there. Where a tokenizer tells first and second text apart
+(token types), `second_text_at` in extras says how many tokens stand before the second.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from luthier.data.encoders._labels import as_number, class_numbers, label_names, names_of, only_class, rejected
 from luthier.data.encoders._lengths import LengthOptions
 from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
-from luthier.data.records import Labelled, Origin, Record, Rejected, RowError
+from luthier.data.records import Labelled, Origin, Record, RowError
 from luthier.foundation.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Options(LengthOptions):
     labels: tuple[str, ...] = Field(
         (), description="Names of the classes, in the order of their numbers; empty: labels are numbers."
     )
+    multi_label: bool = Field(False, description="Whether a text may have several classes, or none.")
 
 
 def from_records(records: Sequence[Record]) -> dict[str, Any]:
@@ -44,20 +47,12 @@ def from_records(records: Sequence[Record]) -> dict[str, Any]:
     return {"labels": label_names(records)}
 
 
-def label_names(records: Sequence[Record]) -> tuple[str, ...]:
-    """The class names of the training data, sorted, numbers by size; for `Options.labels`, the same in every split."""
-    names = {str(record.label) for record in records if isinstance(record, Labelled)}
-    numbers = {name: number for name in names if (number := _number(name)) is not None}
-    return tuple(sorted(names, key=lambda name: (name not in numbers, numbers.get(name, 0.0), name)))
-
-
 def build(
     options: Options, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None
 ) -> Callable[[Sequence[Record]], Encoded]:
     """A function that encodes labelled texts; it raises `DataError` for over-long rows under `over_length: error`."""
-    number_of = {name: float(index) for index, name in enumerate(options.labels)}
     cut_side: CutSide = "left" if options.over_length == "truncate_left" else "right"
-    ids_of = _Tokens(tokenizer, cut_side)
+    tokens_of = _Tokens(tokenizer, cut_side)
 
     def encode(records: Sequence[Record]) -> Encoded:
         encoded = Encoded()
@@ -65,21 +60,20 @@ def build(
         for record in records:
             assert isinstance(record, Labelled)
             try:
-                label = _label(record, number_of)
+                label = _label(record, options)
             except RowError as error:
-                values = {"text": record.text, "text_pair": record.text_pair, "label": record.label}
-                encoded.rejected.append(Rejected(record.origin, str(error), values))
+                encoded.rejected.append(rejected(record, error))
                 continue
-            ids = ids_of(record)
+            ids, places = tokens_of(record)
             full = len(ids)
             if full > options.cutoff_length:
                 longest = max(longest, full)
                 if options.over_length in ("drop", "error"):
                     encoded.dropped.append(record.origin)
                     continue
-                ids = ids_of(record, options.cutoff_length)
+                ids, places = tokens_of(record, options.cutoff_length)
             sequence = TokenSequence(tuple(ids), (0.0,) * len(ids))
-            encoded.examples.append(TokenizedExample((sequence,), record.origin, full, {"label": label}))
+            encoded.examples.append(TokenizedExample((sequence,), record.origin, full, {**label, **places}))
         if encoded.dropped and options.over_length == "error":
             raise _over_length(encoded.dropped, longest, options.cutoff_length)
         return encoded
@@ -87,8 +81,22 @@ def build(
     return encode
 
 
+def _label(record: Labelled, options: Options) -> dict[str, float]:
+    """The label as numbers."""
+    if options.multi_label:
+        chosen = class_numbers(record, options.labels)
+        return {f"label.{number}": float(number in chosen) for number in range(len(options.labels))}
+    if options.labels:
+        return {"label": float(only_class(record, options.labels))}
+    shown = ", ".join(names_of(record))
+    number = None if isinstance(record.label, tuple) else as_number(shown)
+    if number is None:
+        raise RowError(f"has the label {shown!r}, which is no number; give the classes' names with labels.")
+    return {"label": number}
+
+
 class _Tokens:
-    """Ids of one text or two, with the tokenizer's special tokens; of two that are too long the longer is cut first.
+    """Ids of one text or two, and where the second begins, with the tokenizer's special tokens; of two that are too long the longer is cut first.
 
     Args:
         cut_side: which end of a text goes.
@@ -97,11 +105,13 @@ class _Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, cut_side: CutSide) -> None:
         self._tokenizer = tokenizer
         self._cut_side = cut_side
-        mask = list(tokenizer("a", "b", return_special_tokens_mask=True)["special_tokens_mask"])
+        probe = tokenizer("a", "b", return_special_tokens_mask=True)
+        mask = list(probe["special_tokens_mask"])
+        self._typed = 1 in probe.get("token_type_ids", ())
         texts = [index for index, special in enumerate(mask) if not special]
         self._separated = any(mask[texts[0] : texts[-1]]) if texts else True
 
-    def __call__(self, record: Labelled, longest: int | None = None) -> list[int]:
+    def __call__(self, record: Labelled, longest: int | None = None) -> tuple[list[int], dict[str, float]]:
         first, second = record.text, record.text_pair
         if second is not None and not self._separated:
             first, second = f"{first}{self._tokenizer.eos_token or chr(10)}{second}", None
@@ -110,29 +120,11 @@ class _Tokens:
             found = self._tokenizer(first, second, truncation=longest is not None, max_length=longest, verbose=False)
         finally:
             self._tokenizer.truncation_side = side
-        return list(found["input_ids"])
-
-
-def _label(record: Labelled, number_of: dict[str, float]) -> float:
-    """The label's number."""
-    name = str(record.label)
-    if number_of:
-        if name not in number_of:
-            shown = ", ".join(list(number_of)[:10])
-            raise RowError(f"has the label {name!r}, which is none of the classes: {shown}.")
-        return number_of[name]
-    number = _number(name)
-    if number is None:
-        raise RowError(f"has the label {name!r}, which is no number; give the classes' names with labels.")
-    return number
-
-
-def _number(name: str) -> float | None:
-    try:
-        number = float(name)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+        ids = list(found["input_ids"])
+        if not self._typed:
+            return ids, {}
+        types = list(found["token_type_ids"])
+        return ids, {"second_text_at": float(types.index(1) if 1 in types else len(ids))}
 
 
 def _over_length(dropped: Sequence[Origin], longest: int, cutoff: int) -> DataError:

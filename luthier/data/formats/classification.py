@@ -1,4 +1,5 @@
-"""Classification: a text, or two, and a label; in a table without a header, the last column is the label."""
+"""Classification: a text, or two, and a label, or a list of labels; in a table without a header, the last column is the
+label."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def detect(sample: Mapping[str, Any], options: Options) -> tuple[Options, str] |
             return _with(options, {**columns, "label": label}), "a table without a header; its last column is the label"
         return None
     label = options.column("label")
-    if label not in sample or isinstance(sample[label], (list, Mapping)):
+    if label not in sample and "label" not in options.columns:
+        label = "labels"
+    if label not in sample or not _may_be_label(sample[label]):
         return None
     if "text" in options.columns:
         candidates: tuple[tuple[str, ...], ...] = ((options.column("text"), options.column("text_pair")),)
@@ -50,9 +53,16 @@ def detect(sample: Mapping[str, Any], options: Options) -> tuple[Options, str] |
         candidates = TEXTS
     for texts in candidates:
         if all(isinstance(sample.get(column), str) for column in texts):
-            columns = dict(zip(("text", "text_pair"), texts, strict=False))
+            columns = {**dict(zip(("text", "text_pair"), texts, strict=False)), "label": label}
             return _with(options, columns), f"has the columns {', '.join(texts)} and {label}"
     return None
+
+
+def _may_be_label(value: Any) -> bool:
+    """A value, or a list of them; longer structures are something else."""
+    return not isinstance(value, Mapping) and not (
+        isinstance(value, list) and any(isinstance(item, (list, Mapping)) for item in value)
+    )
 
 
 def _with(options: Options, columns: Mapping[str, str]) -> Options:
@@ -74,12 +84,18 @@ def build(options: Options) -> Callable[[RawRow], Labelled]:
     return convert
 
 
-def _label(row: RawRow, options: Options) -> str | int | float:
+def _label(row: RawRow, options: Options) -> str | int | float | tuple[str, ...]:
     value, column = value_of(row, options, "label"), options.column("label")
+    if isinstance(value, list):
+        return tuple(dict.fromkeys(str(_one_label(item, f"an item of the field {column!r}")) for item in value))
+    return _one_label(value, f"the field {column!r}")
+
+
+def _one_label(value: Any, where: str) -> str | int | float:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, str) and value.strip():
         return value.strip()
     if is_finite(value):
         return value
-    raise RowError(f"the field {column!r} is {described(value)}; it must be a class name or a number.")
+    raise RowError(f"{where} is {described(value)}; it must be a class name or a number.")

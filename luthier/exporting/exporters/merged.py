@@ -20,13 +20,12 @@ class Merged:
         import torch
 
         from luthier.model import loading
+        from luthier.model.heads import saved_head
         from luthier.model.inspection import check_folder
-        from luthier.model.merging import check_mergeable, largest_difference, merge, sample_logits
+        from luthier.model.merging import largest_difference, merge, sample_logits
         from luthier.model.quiet import quiet_bars
 
         source, trust = request.source, request.trust_remote_code
-        for part in source.adapters:
-            check_mergeable(part.folder)
         tokens = sample_tokens(source, trust)
         model = loading.load(source, torch.float32, trust_remote_code=trust).eval()
         before = sample_logits(model, tokens)
@@ -41,7 +40,8 @@ class Merged:
         tokenizer.save_pretrained(request.building)
         check_folder(request.building)
         del merged, model
-        again = loading.weights_at(request.building, torch.float32, trust_remote_code=trust).eval()
+        head = saved_head(request.building)
+        again = loading.weights_at(request.building, torch.float32, head=head, trust_remote_code=trust).eval()
         return Comparison(dtype, largest_difference(before, sample_logits(again, tokens)), float(before.abs().max()))
 
 

@@ -78,6 +78,17 @@ def repair(
     return Repair(tuple(changes), tuple(vocabulary[token] for token in missing), tuple(ids))
 
 
+def repair_padding(tokenizer: PreTrainedTokenizerBase) -> Repair:
+    """Mend a tokenizer in place for texts that no model writes: only a PAD token is needed."""
+    if tokenizer.pad_token is not None:
+        return Repair((), (), ())
+    tokenizer.pad_token = next(
+        (token for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.cls_token) if token is not None),
+        tokenizer.convert_ids_to_tokens(0),
+    )
+    return Repair((f"the tokenizer has no PAD token; {tokenizer.pad_token} is used",), (), ())
+
+
 def _find_eos(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, stop_tokens: Sequence[str]) -> str:
     """The EOS that the model's config names, else the template's stop token, else a known name for it."""
     named = config.get_text_config().eos_token_id
@@ -111,8 +122,8 @@ def fit_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mended
     text = model.config.get_text_config()
     text.pad_token_id = tokenizer.pad_token_id
     text.eos_token_id = tokenizer.eos_token_id
-    generation = model.generation_config
-    if generation is not None:
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and mended.stop_token_ids:
         before = generation.eos_token_id
         generation.eos_token_id = (
             list(mended.stop_token_ids) if len(mended.stop_token_ids) > 1 else mended.stop_token_ids[0]

@@ -1,0 +1,1 @@
+"""Metrics, one file each: from what is true and what was predicted to a number."""

@@ -1,0 +1,30 @@
+"""What every metric is.
+
+A metric's file says with TASKS which kinds of truths and predictions it takes, and with GREATER_IS_BETTER which direction is
+good; `build(options)` gives the function.
+
+    single_label   class numbers, int [E]
+    multi_label    0 or 1 for every class, int [E, K]
+    regression     numbers, float [E]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+Task = Literal["single_label", "multi_label", "regression"]
+Array = np.ndarray[Any, np.dtype[Any]]
+Metric = Callable[[Array, Array], float]
+"""From what is true and what was predicted, of at least one example, to a number."""
+
+
+class MetricOptions(BaseModel):
+    """Base of every metric's `Options`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str

@@ -1,0 +1,131 @@
+"""Heads that give a whole sequence some numbers, one for each class or one alone, as transformers'
+`...ForSequenceClassification` has them.
+
+A whole model keeps what its head means in config.json, as transformers does. peft's format has no place for it, so an adapter
+keeps it in head.json, whose keys are those of transformers' config: `from_pretrained(base, **head)` takes them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.foundation.errors import ModelError
+from luthier.foundation.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+HEAD_FILE = "head.json"
+HEAD_WEIGHTS = "head.safetensors"  # beside an adapter of ours; peft's and whole models hold it among their weights
+ENDING = "ForSequenceClassification"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceHead:
+    """A head that gives a sequence some numbers.
+
+    Args:
+        problem: what they mean, by transformers' names.
+        labels: the classes, in the order of their numbers; of a regression none: its head gives one number.
+    """
+
+    problem: Literal["single_label_classification", "multi_label_classification", "regression"]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it gives."""
+        return len(self.labels) or 1
+
+    def settings(self) -> dict[str, Any]:
+        """What transformers' config says of it; JSON but for the numbers that are keys."""
+        names = self.labels or ("LABEL_0",)
+        return {
+            "num_labels": self.outputs,
+            "problem_type": self.problem,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+        }
+
+
+def with_head(config: PreTrainedConfig, head: SequenceHead) -> PreTrainedConfig:
+    """A model's config with a head.
+
+    Raises:
+        ModelError: transformers has no such model of this kind.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"transformers has no model of the kind {config.model_type} with a head for classification.",
+            "Choose another model, or stage.head: generative, where label words are answered.",
+        )
+    changed = copy.deepcopy(config)
+    for name, value in head.settings().items():
+        setattr(changed, name, value)
+    return changed
+
+
+def saved_head(*folders: Path | None) -> SequenceHead | None:
+    """The head that the first of the folders with one says it has; None where there is none."""
+    for folder in folders:
+        if folder is None:
+            continue
+        if (folder / HEAD_FILE).is_file():
+            return _read(read_json(folder / HEAD_FILE))
+        if (folder / "config.json").is_file():
+            config = read_json(folder / "config.json")
+            if any(str(name).endswith(ENDING) for name in config.get("architectures") or ()):
+                return _read(config)
+    return None
+
+
+def _read(settings: dict[str, Any]) -> SequenceHead:
+    names = settings.get("id2label") or {}
+    labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    problem: Any = settings.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
+    return SequenceHead(problem, () if problem == "regression" else labels)
+
+
+def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules of a model with a head that are not its backbone, by name."""
+    return {
+        name: module
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    }
+
+
+def train_head(model: PreTrainedModel, pure_bf16: bool) -> None:
+    """Let the whole head learn: it starts at random. peft does so itself."""
+    import torch
+
+    for module in head_modules(model).values():
+        module.to(torch.bfloat16 if pure_bf16 else torch.float32).requires_grad_(True)
+
+
+def save_head(head: SequenceHead, model: Any, folder: Path) -> None:
+    """Write beside an adapter what its head means, and its weights, where peft does not."""
+    from safetensors.torch import save_file
+
+    write_json(folder / HEAD_FILE, {**head.settings(), "pad_token_id": model.config.get_text_config().pad_token_id})
+    if not hasattr(model, "peft_config"):
+        tensors = {
+            f"{name}.{key}": value.detach().cpu().contiguous()
+            for name, module in head_modules(model).items()
+            for key, value in module.state_dict().items()
+        }
+        save_file(tensors, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_head(model: Any, folder: Path) -> None:
+    """Put the head's weights back that `save_head` wrote, if it wrote any."""
+    from safetensors.torch import load_file
+
+    if (folder / HEAD_WEIGHTS).is_file():
+        model.load_state_dict(load_file(folder / HEAD_WEIGHTS), strict=False)

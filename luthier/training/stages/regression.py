@@ -1,0 +1,87 @@
+"""Regression: a head gives a text, or two, a number; the loss is the squared error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from luthier.config.sections import PluginOptions
+from luthier.config.stage_encoders import encoder_of
+from luthier.training.labelling import Labelling, check_metrics
+from luthier.training.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.data.batch import Batch
+    from luthier.data.preparing import PreparedData
+    from luthier.metrics._metric import Array
+    from luthier.model.heads import SequenceHead
+    from luthier.scoring.readouts import Readout, Scores
+
+
+class Options(PluginOptions):
+    """How predictions are measured."""
+
+    name: str = "regression"
+    metrics: list[str] | None = Field(
+        None,
+        description="What an evaluation gives beside the loss; unset: mean_squared_error, pearson, spearman.",
+    )
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> Options:
+        check_metrics(self.metrics, "regression")
+        return self
+
+
+class Regression(Stage):
+    """Squared error of a head's output."""
+
+    def __init__(self, options: Options) -> None:
+        rows = encoder_of(options)
+        self.encoder, self.encoder_options = rows.encoder, rows.encoder_options
+        self.labelling = Labelling("regression", options.metrics)
+        self.metrics = self.labelling.metrics
+
+    def meet(self, data: PreparedData) -> SequenceHead:
+        """A head with one output; numbers that are all the same are refused."""
+        from luthier.model.heads import SequenceHead
+
+        self.labelling.meet(data)
+        return SequenceHead("regression")
+
+    @property
+    def readout(self) -> Readout:
+        """The head at the end of each sequence."""
+        from luthier.scoring.readouts import HeadAt
+
+        return HeadAt()
+
+    def denominator(self, batch: Batch) -> float:
+        """Rows."""
+        return float(len(batch.extras["label"]))
+
+    def loss(self, scores: Scores, batch: Batch) -> Tensor:
+        """Squared errors, summed."""
+        return (scores[self.readout][:, 0] - batch.extras["label"]).square().sum()
+
+    def outcomes(self, scores: Scores, batch: Batch) -> Tensor:
+        """The number predicted, and the true one."""
+        import torch
+
+        return torch.stack([scores[self.readout][:, 0], batch.extras["label"]], dim=1)
+
+    def measure(self, outcomes_EC: Array) -> dict[str, float]:
+        """The metrics."""
+        return self.labelling.measure(outcomes_EC)
+
+    def prediction(self, outcome_C: Array) -> dict[str, Any]:
+        """The number, and what was predicted."""
+        return self.labelling.prediction(outcome_C)
+
+
+def build(options: Options) -> Regression:
+    """The stage for these options."""
+    return Regression(options)

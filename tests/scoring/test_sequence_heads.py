@@ -1,0 +1,107 @@
+"""Heads for classification: both routes equal transformers' own forward in value and gradient, decoders and encoders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from luthier.data.encoders import labelled
+from luthier.data.packing import pack
+from luthier.data.records import Labelled, Origin
+from luthier.scoring.probe import probe
+from luthier.scoring.readouts import HeadAt, TargetLogp
+from luthier.scoring.scorer import Scorer
+from tests.classify import bert_config, bert_tokenizer, labelled_rows
+from tests.scoring.test_routes import TOLERANCE, example, gradients, relative
+from tests.tiny import KINDS, tiny_model
+
+PAD = 0
+CLASSES = {
+    "llama": transformers.LlamaForSequenceClassification,
+    "qwen2": transformers.Qwen2ForSequenceClassification,
+    "gpt2": transformers.GPT2ForSequenceClassification,
+}
+
+
+def classifier(kind: str) -> transformers.PreTrainedModel:
+    config = tiny_model(kind).config
+    config.num_labels = 3
+    torch.manual_seed(0)
+    model = CLASSES[kind](config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0.0, 0.15)
+    return model
+
+
+def padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("route", ["segmented", "padded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoders_equal_transformers_own_forward(kind: str, route: str) -> None:
+    model = classifier(kind)
+    rows = [[5, 6, 7, 8, 9], [11, 12], [20, 21, 22, PAD], [30]]  # one ends in the token that pads
+    weights = torch.tensor([[1.0, -2.0, 0.5]])
+    plain = model(**padded(rows), use_cache=False).logits
+    (plain * weights).sum().backward()
+    expected = gradients(model)
+    model.zero_grad(set_to_none=True)
+
+    scorer = Scorer(model, route, pad_token_id=PAD)
+    logits = scorer(pack([example(row, [0.0] * len(row)) for row in rows]), HeadAt())[HeadAt()]
+    (logits * weights).sum().backward()
+    assert scorer.route == route and relative(logits, plain) < TOLERANCE
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    scale = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    assert all((found[name] - expected[name]).norm() < TOLERANCE * scale for name in expected)
+
+
+def test_a_head_under_an_adapter_is_the_trained_copy() -> None:
+    model = get_peft_model(classifier("llama"), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
+    model.base_model.model.score.modules_to_save["default"].weight.data.normal_()
+    rows = [[5, 6, 7], [8, 9]]
+    scorer = Scorer(model, "segmented", pad_token_id=PAD)
+    logits = scorer(pack([example(row, [0.0] * len(row)) for row in rows]), HeadAt())[HeadAt()]
+    model.get_base_model().set_attn_implementation("eager")
+    assert relative(logits, model(**padded(rows), use_cache=False).logits) < TOLERANCE
+    logits.sum().backward()
+    assert model.base_model.model.score.modules_to_save["default"].weight.grad is not None
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_encoders_equal_transformers_own_forward(pairs: bool, lora: bool) -> None:
+    tokenizer, rows = bert_tokenizer(), labelled_rows(5, pairs=pairs)
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert_config(num_labels=2)).eval()
+    if lora:
+        settings = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+        model = get_peft_model(model, settings)
+    texts = [row["text"] for row in rows], [row["text_pair"] for row in rows] if pairs else None
+    plain = model(**tokenizer(*texts, padding=True, return_tensors="pt")).logits
+    encode = labelled.build(labelled.Options(labels=("bad", "good")), tokenizer, None)
+    records = [Labelled(row["text"], row["label"], Origin("f", 1), row.get("text_pair")) for row in rows]
+    batch = pack(encode(records).examples)
+    scorer = Scorer(model, pad_token_id=tokenizer.pad_token_id)
+    logits = scorer(batch, HeadAt())[HeadAt()]
+    assert scorer.route == "padded" and "pooler of its own" in scorer.finding.reason
+    assert relative(logits, plain) < TOLERANCE
+    assert batch.extras["label"].tolist() == [float(row["label"] == "good") for row in rows]
+    with pytest.raises(ValueError, match="has only its own head"):
+        scorer(batch, [HeadAt(), TargetLogp()])
+
+
+def test_the_probe_tells_who_pools_at_the_last_token() -> None:
+    decoder = classifier("llama")
+    found = probe(decoder.config, type(decoder))
+    assert (found.pools_last, found.segmented) == (True, True)
+    encoder = transformers.BertForSequenceClassification(bert_config())
+    assert not probe(encoder.config, type(encoder)).pools_last
