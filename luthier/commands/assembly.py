@@ -94,6 +94,7 @@ def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
         setup.tokenizer.pad_token_id or 0,
         config.model.router_aux_loss_coef,
         lambda: setup.method.penalty(tuned),
+        config.model.fused,
     )
     if scorer.router_loss.possible and config.model.router_aux_loss_coef is None:
         weight = scorer.router_loss.coefficient

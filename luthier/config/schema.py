@@ -50,6 +50,11 @@ class ModelConfig(Section):
         "auto",
         description="Route of the forward pass. auto: segmented (no padding) if this kind of model passes the probe, else padded.",
     )
+    fused: bool = Field(
+        True,
+        description="Compute LoRA layers, norms and gated feed-forward blocks in fewer passes wherever that gives the same, "
+        "on the segmented route; false: module by module.",
+    )
 
 
 class RunConfig(Section):

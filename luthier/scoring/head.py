@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+CACHE_BYTES = 2 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; on a CPU 16 to 256 MiB differ by 5 %, 4 MiB take twice as long
 
 
@@ -116,15 +117,18 @@ class _FrozenLinearLogp(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         logp_N = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
         gradient_NH = torch.empty_like(hidden_NH) if needs_gradient else None
+        scores_CV = None
         for start in range(0, hidden_NH.shape[0], chunk):
             rows = slice(start, start + chunk)
             targets_C = targets_N[rows]
-            logits_CV = F.linear(hidden_NH[rows], weight_VH, bias_V).float()
-            normalizer_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            logp_N[rows] = (logits_CV.gather(1, targets_C[:, None]) - normalizer_C1)[:, 0]
+            scores_CV = _logits(hidden_NH[rows], weight_VH, bias_V, scores_CV)
+            target_C1 = scores_CV.gather(1, targets_C[:, None])
+            top_C1, sum_C1 = _exponentiate(scores_CV)
+            logp_N[rows] = (target_C1 - top_C1 - sum_C1.log())[:, 0]
             if gradient_NH is not None:
-                probability_CV = logits_CV.sub_(normalizer_C1).exp_().to(weight_VH.dtype)
-                gradient_NH[rows] = (weight_VH[targets_C] - probability_CV @ weight_VH).to(hidden_NH.dtype)
+                # divided by the sum after the product: a pass over [C, H] in place of one over [C, V]
+                expected_CH = (scores_CV.to(weight_VH.dtype) @ weight_VH).div_(sum_C1.to(weight_VH.dtype))
+                gradient_NH[rows] = (weight_VH[targets_C] - expected_CH).to(hidden_NH.dtype)
         if gradient_NH is not None:
             ctx.save_for_backward(gradient_NH)
         return logp_N
@@ -133,6 +137,36 @@ class _FrozenLinearLogp(torch.autograd.Function):
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NH,) = ctx.saved_tensors
         return gradient_NH * gradient_N[:, None].to(gradient_NH.dtype), None, None, None, None
+
+
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, into_CV: Tensor | None) -> Tensor:
+    """float32 logits [C, V], in the memory of an earlier chunk's where that fits: fresh memory costs as much as a pass."""
+    if (
+        weight_VH.dtype != torch.float32
+        or hidden_CH.dtype != torch.float32
+        or torch.is_autocast_enabled(hidden_CH.device.type)
+    ):
+        return F.linear(hidden_CH, weight_VH, bias_V).float()
+    if into_CV is None:
+        into_CV = hidden_CH.new_empty(hidden_CH.shape[0], weight_VH.shape[0])
+    into_CV = into_CV[: hidden_CH.shape[0]]
+    torch.mm(hidden_CH, weight_VH.t(), out=into_CV)
+    return into_CV if bias_V is None else into_CV.add_(bias_V)
+
+
+def _exponentiate(scores_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(scores - their largest), in place; returns the largest and the sum of every row, [C, 1].
+
+    On a CPU a few rows at a time, so that the four passes find them in the processor's cache: twice as fast.
+    """
+    tops, sums = [], []
+    on_cpu = scores_CV.device.type == "cpu"
+    rows = max(1, CACHE_BYTES // (4 * scores_CV.shape[1])) if on_cpu else scores_CV.shape[0]
+    for rows_RV in scores_CV.split(rows):
+        top_R1 = rows_RV.amax(dim=1, keepdim=True)
+        sums.append(rows_RV.sub_(top_R1).exp_().sum(dim=1, keepdim=True))
+        tops.append(top_R1)
+    return torch.cat(tops), torch.cat(sums)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.scoring import attention
+from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.probe import Finding, has_sequence_head, probe
@@ -55,6 +56,8 @@ class Scorer(nn.Module):
         pad_token_id: fills rows of the padded route; masked out, so any valid id does.
         router_aux_loss_coef: see `luthier.scoring.router.RouterLoss`.
         penalty: what a training method adds to the loss, see `luthier.model.method.Method.penalty`.
+        fused: whether modules compute in fewer passes where that gives the same, on the segmented route (see
+            `luthier.scoring.fused`); the padded route, the reference, computes module by module.
 
     Raises:
         luthier.foundation.errors.ModelError: the segmented route or a router's loss was asked for, and the model can't
@@ -68,6 +71,7 @@ class Scorer(nn.Module):
         pad_token_id: int = 0,
         router_aux_loss_coef: float | None = None,
         penalty: Callable[[], Tensor | None] = lambda: None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -86,6 +90,8 @@ class Scorer(nn.Module):
         self._penalty = penalty
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
+            if fused:
+                fuse(inner)
 
     def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
         """What the readouts ask for of a batch, which is on the model's device."""

@@ -1,0 +1,149 @@
+"""Which modules of a model compute themselves fused, decided anew at every call.
+
+`fuse` gives modules a forward of their own that asks, each time, whether the fused function computes the same as the
+module would; if not, the module's class computes as it always did. So adapters may be disabled, merged, switched or
+added to, hooks set, and precision changed, at any time.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
+from luthier.scoring.fused.low_rank import LowRank, LowRankLinear, has_hooks, plain_linear
+from luthier.scoring.fused.norm import RootMeanSquareNorm
+
+
+def fuse(model: nn.Module) -> Counter[str]:
+    """Let the modules of a model that can compute fused do so.
+
+    Returns:
+        how many modules of each class were found.
+    """
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        forward = _forward_of(module)
+        if forward is not None:
+            module.forward = MethodType(forward, module)
+            found[type(module).__name__] += 1
+    return found
+
+
+def _forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+    if "forward" in vars(module):  # something else stands there already: accelerate's hooks, another kernel
+        return None
+    if _is_lora_linear(module):
+        return _lora_linear
+    if not type(module).__module__.startswith("transformers.models."):
+        return None
+    formula = _formula(type(module).forward)
+    if formula == _formula(LlamaRMSNorm.forward):
+        return _norm
+    if formula == _formula(LlamaMLP.forward) and _is_silu(module.act_fn):
+        return _gated_mlp
+    return None
+
+
+@functools.cache
+def _formula(forward: Callable[..., Any]) -> str:
+    """The text of a forward without names of arguments, types and comments.
+
+    A hundred and forty families write Llama's norm and feed-forward block out again, word for word, under names of their
+    own: the text tells more surely than a list of names which of them compute the same.
+    """
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return f"no source of {forward.__qualname__}"
+    assert isinstance(source, ast.FunctionDef)
+    order = {argument.arg: f"argument{number}" for number, argument in enumerate(source.args.args)}
+    for node in ast.walk(source):
+        if isinstance(node, ast.Name):
+            node.id = order.get(node.id, node.id)
+    statements = [
+        part for part in source.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+    ]
+    return "; ".join([str(len(order)), *(ast.unparse(part) for part in statements)])
+
+
+def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    part = low_rank(self, x) if not arguments and not named else None
+    if part is None:
+        return type(self).forward(self, x, *arguments, **named)  # type: ignore[no-any-return]
+    rows_TI = x.reshape(-1, x.shape[-1])
+    y_TO: Tensor = LowRankLinear.apply(rows_TI, *part.tensors, part.scaling)  # type: ignore[no-untyped-call]
+    return y_TO.view(*x.shape[:-1], -1)
+
+
+def _gated_mlp(self: Any, x: Tensor) -> Tensor:
+    parts = [low_rank(getattr(self, name), x) for name in PARTS]
+    if any(part is None for part in parts):
+        return type(self).forward(self, x)  # type: ignore[no-any-return]
+    tensors = [tensor for part in parts if part is not None for tensor in part.tensors]
+    scalings = tuple(part.scaling for part in parts if part is not None)
+    y_TH: Tensor = GatedMlp.apply(x.reshape(-1, x.shape[-1]), scalings, *tensors)  # type: ignore[no-untyped-call]
+    return y_TH.view(x.shape)
+
+
+def _norm(self: Any, hidden_states: Tensor) -> Tensor:
+    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32 or _is_autocast(hidden_states):
+        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+    rows_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+    y_TH: Tensor = RootMeanSquareNorm.apply(rows_TH, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+    return y_TH.view(hidden_states.shape)
+
+
+def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
+    """A module as the map that the fused functions compute, or None where it is anything else at this moment.
+
+    A frozen `nn.Linear`, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no variant (DoRA
+    and others), no bias of its own, dropout that does nothing, no hooks, one precision.
+    """
+    if _is_autocast(x):
+        return None
+    layer: Any = module
+    if plain_linear(layer):
+        return LowRank(layer.weight, layer.bias, None, None, 0.0) if layer.weight.dtype == x.dtype else None
+    if not _is_lora_linear(layer) or layer.disable_adapters or layer.merged or has_hooks(layer):
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or not plain_linear(layer.base_layer):
+        return None
+    name = active[0]
+    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if name in layer.lora_variant or up.bias is not None or type(up) is not nn.Linear or type(down) is not nn.Linear:
+        return None
+    if _drops(dropout) or any(has_hooks(part) for part in (down, up, dropout)):
+        return None
+    base = layer.base_layer
+    if not x.dtype == base.weight.dtype == down.weight.dtype == up.weight.dtype:
+        return None
+    return LowRank(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+
+
+def _drops(dropout: nn.Module) -> bool:
+    return not isinstance(dropout, nn.Identity) and dropout.training and getattr(dropout, "p", 1.0) > 0
+
+
+def _is_lora_linear(module: nn.Module) -> bool:
+    return type(module).__module__ == "peft.tuners.lora.layer" and type(module).__name__ == "Linear"
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _is_silu(function: Any) -> bool:
+    return type(function).__name__ in ("SiLU", "SiLUActivation")

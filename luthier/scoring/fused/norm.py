@@ -1,0 +1,41 @@
+"""Root mean square norm with a frozen or trained weight (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4).
+
+    y = w * x / sqrt(mean(x^2) + eps)
+
+Shapes: T tokens, H width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RootMeanSquareNorm(torch.autograd.Function):
+    """The norm of rows [T, H]; keeps x and one number a row for backward, where module by module keeps three [T, H]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+        # the norm's square is a sum: no [T, H] tensor of squares is made
+        mean_T1 = torch.linalg.vector_norm(x_TH, dim=-1, keepdim=True).square_().div_(x_TH.shape[-1])
+        inverse_T1 = mean_T1.add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x_TH, weight_H, inverse_T1)
+        y_TH: Tensor = (x_TH * inverse_T1).mul_(weight_H)
+        return y_TH
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """dx = r (w g) - x r^3 mean(x w g),  dw = sum_T g x r,  with r = 1 / sqrt(mean(x^2) + eps)."""
+        (gradient_TH,) = gradients
+        x_TH, weight_H, inverse_T1 = ctx.saved_tensors
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            weight_gradient = torch.einsum("th,th,t->h", gradient_TH, x_TH, inverse_T1[:, 0])
+        if not ctx.needs_input_grad[0]:
+            return None, weight_gradient, None
+        scaled_TH = gradient_TH * weight_H
+        mean_T1 = torch.linalg.vecdot(scaled_TH, x_TH)[:, None].div_(x_TH.shape[-1])
+        into_TH = scaled_TH.mul_(inverse_T1).addcmul_(x_TH, mean_T1.mul_(inverse_T1**3), value=-1)
+        return into_TH, weight_gradient, None

@@ -1,0 +1,249 @@
+"""Fused functions: their gradients, that they equal the modules they stand for, and when they step back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from luthier.data.packing import pack
+from luthier.scoring.fused.choosing import fuse, low_rank
+from luthier.scoring.fused.gated_mlp import GatedMlp
+from luthier.scoring.fused.low_rank import LowRankLinear
+from luthier.scoring.fused.norm import RootMeanSquareNorm
+from luthier.scoring.scorer import Scorer
+from tests.scoring.test_routes import gradients, random_examples, relative
+from tests.tiny import tiny_model
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def double(*shape: int, learns: bool = False) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=learns)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("input_learns", [True, False])
+def test_low_rank_linear_passes_gradcheck(bias: bool, input_learns: bool) -> None:
+    torch.manual_seed(0)
+    tensors = (
+        double(5, 4, learns=input_learns),
+        double(6, 4),
+        double(6) if bias else None,
+        double(2, 4, learns=True),
+        double(6, 2, learns=True),
+    )
+    assert torch.autograd.gradcheck(LowRankLinear.apply, (*tensors, 1.7))
+
+
+@pytest.mark.parametrize("weight_learns", [True, False])
+def test_the_norm_passes_gradcheck(weight_learns: bool) -> None:
+    torch.manual_seed(0)
+    assert torch.autograd.gradcheck(
+        RootMeanSquareNorm.apply, (double(5, 4, learns=True), double(4, learns=weight_learns), 1e-3)
+    )
+
+
+@pytest.mark.parametrize("updated", [(True, True, True), (True, False, False), (False, False, True)])
+def test_the_gated_mlp_passes_gradcheck(updated: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    tensors: list[Tensor | None] = []
+    for has_update, (inner, outer) in zip(updated, ((4, 6), (4, 6), (6, 4)), strict=True):
+        tensors += [double(outer, inner), double(outer)]
+        tensors += [double(2, inner, learns=True), double(outer, 2, learns=True)] if has_update else [None, None]
+    assert torch.autograd.gradcheck(GatedMlp.apply, (double(5, 4, learns=True), (0.5, 1.5, 2.0), *tensors))
+
+
+def lora_model(kind: str = "llama", **settings: Any) -> Any:
+    """A model with updates that are not zero."""
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM"} | settings
+    base = tiny_model(kind)
+    torch.manual_seed(1)
+    model = get_peft_model(base, LoraConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_fused_models_equal_the_reference_in_value_and_gradient(kind: str) -> None:
+    batch = pack(random_examples([9, 4, 15]))
+    found = {}
+    for route in ("segmented", "padded"):
+        scorer = Scorer(lora_model(kind), route=route)  # type: ignore[arg-type]
+        scorer.train()
+        logp_N = scorer(batch).logp_N
+        (logp_N * batch.weights_N).sum().backward()
+        found[route] = (logp_N.detach(), gradients(scorer))
+    assert relative(found["segmented"][0], found["padded"][0]) < 1e-5
+    assert found["padded"][1].keys() == found["segmented"][1].keys()
+    for name, gradient in found["padded"][1].items():
+        assert relative(found["segmented"][1][name], gradient) < 1e-5, name
+
+
+def test_every_lora_layer_norm_and_feed_forward_block_of_llama_is_fused() -> None:
+    assert fuse(lora_model()) == {"Linear": 21, "LlamaRMSNorm": 7, "LlamaMLP": 3}
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "mistral", "mixtral", "qwen3", "olmo2", "granite", "cohere", "gemma", "gpt2"]
+)
+def test_a_family_computes_the_same_fused_or_is_left_alone(kind: str) -> None:
+    """Which classes are taken is read from their source; that it is the same formula is shown by computing it."""
+    import transformers
+
+    names = {"olmo2": "Olmo2", "gpt2": "GPT2"}
+    config_class = getattr(transformers, f"{names.get(kind, kind.capitalize())}Config")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if kind == "gpt2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+    elif kind == "mixtral":
+        sizes |= {"num_local_experts": 2}
+    config = config_class(vocab_size=64, bos_token_id=None, eos_token_id=None, pad_token_id=None, **sizes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    plain = copy.deepcopy(model)
+    found = fuse(model)
+    direction = torch.randn(2, 5, 1)
+    for module, reference in zip(model.modules(), plain.modules(), strict=True):
+        if "forward" not in vars(module) or (
+            "MLP" not in type(module).__name__ and "Norm" not in type(module).__name__
+        ):
+            continue
+        width = next(reference.parameters()).shape[-1]
+        values = [
+            torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0), requires_grad=True) for _ in "ab"
+        ]
+        outputs = [part(value) for part, value in zip((module, reference), values, strict=True)]
+        for output in outputs:
+            (output * direction).sum().backward()
+        assert relative(outputs[0].detach(), outputs[1].detach()) < 1e-6
+        assert relative(values[0].grad, values[1].grad) < 1e-6  # type: ignore[arg-type]
+    expected = {"qwen2": 7, "mistral": 7, "mixtral": 5, "qwen3": 11, "granite": 7, "cohere": 2, "olmo2": 2}
+    assert sum(found.values()) == expected.get(kind, 0), found
+
+
+def half(layer: Any) -> None:
+    layer.lora_A["default"].to(torch.bfloat16)
+
+
+def second_adapter(layer: Any) -> None:
+    layer.update_layer("other", r=2, lora_alpha=2, config=LoraConfig(r=2, lora_alpha=2))
+    layer.set_adapter(["default", "other"])
+
+
+def dropout(layer: Any) -> None:
+    layer.lora_dropout["default"] = nn.Dropout(0.5)
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "disabled": lambda layer: layer.enable_adapters(False),
+    "merged": lambda layer: layer.merge(),
+    "two adapters": second_adapter,
+    "no adapter is active": lambda layer: layer.set_adapter([]),
+    "a variant": lambda layer: layer.lora_variant.update(default=object()),
+    "a bias of the update": lambda layer: layer.lora_B["default"].register_parameter(
+        "bias", nn.Parameter(torch.ones(32))
+    ),
+    "dropout": dropout,
+    "another precision": half,
+    "a trained base": lambda layer: layer.base_layer.requires_grad_(True),
+    "another class of base": lambda layer: setattr(layer, "base_layer", type("Own", (nn.Linear,), {})(32, 32)),
+    "a hook on the layer": lambda layer: layer.register_forward_hook(lambda *_: None),
+    "a hook before the base": lambda layer: layer.base_layer.register_forward_pre_hook(lambda *_: None),
+    "a hook on a factor": lambda layer: layer.lora_A["default"].register_full_backward_hook(lambda *_: None),
+    "a stand-in of accelerate": lambda layer: setattr(layer.base_layer, "_hf_hook", object()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_layer_computes_as_its_class_does(change: str) -> None:
+    layer = lora_model().get_base_model().model.layers[0].self_attn.q_proj
+    layer.train()
+    x = torch.randn(2, 3, 32)
+    assert low_rank(layer, x) is not None
+    CHANGES[change](layer)
+    assert low_rank(layer, x) is None
+
+
+def test_dropout_that_does_nothing_is_no_obstacle() -> None:
+    layer = lora_model().get_base_model().model.layers[0].self_attn.q_proj
+    dropout(layer)
+    layer.eval()
+    assert low_rank(layer, torch.randn(3, 32)) is not None
+
+
+def test_autocast_and_other_arguments_go_to_the_layers_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lora_model()
+    fuse(model)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.randn(3, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert low_rank(layer, x) is None
+        assert layer(x).dtype == torch.bfloat16
+    seen = []
+    own = type(layer).forward
+    monkeypatch.setattr(type(layer), "forward", lambda self, *a, **k: seen.append(k) or own(self, *a, **k))
+    layer(x)
+    assert not seen
+    layer(x, adapter_names=["default"] * 3)
+    assert seen == [{"adapter_names": ["default"] * 3}]
+
+
+def test_a_fused_model_can_be_disabled_copied_and_merged() -> None:
+    model = lora_model().eval()
+    ids = torch.arange(10)[None]
+    plain = tiny_model("llama").eval()(ids).logits
+    tuned = model(ids).logits
+    fuse(model)
+    assert relative(model(ids).logits, tuned) < 1e-5
+    with model.disable_adapter():
+        assert relative(model(ids).logits, plain) < 1e-6
+    assert relative(copy.deepcopy(model)(ids).logits, tuned) < 1e-5
+    assert relative(model.merge_and_unload()(ids).logits, tuned) < 1e-5
+
+
+def test_gradient_checkpointing_recomputes_fused_blocks() -> None:
+    batch = pack(random_examples([9, 4]))
+    found = []
+    for checkpointing in (False, True):
+        model = lora_model()
+        if checkpointing:
+            model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        scorer = Scorer(model, "segmented")
+        scorer.train()
+        scorer(batch).logp_N.sum().backward()
+        found.append(gradients(scorer))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_block_keeps_less_for_backward() -> None:
+    """Bytes that autograd keeps of one layer: the block's three maps of the input, not five."""
+    model = lora_model()
+    layer = model.get_base_model().model.layers[0].mlp
+    x = torch.randn(1, 64, 32, requires_grad=True)
+
+    def kept() -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            layer(x)
+        return sum(storages.values())
+
+    before = kept()
+    fuse(model)
+    weights = 3 * 32 * 48 * 4  # of the three maps: saved, but not made for it
+    assert kept() - weights < 0.7 * (before - weights)
