@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+import luthier
 from luthier.data.packing import pack
 from luthier.scoring.fused.choosing import fuse, low_rank
 from luthier.scoring.fused.gated_mlp import GatedMlp
@@ -18,7 +21,7 @@ from luthier.scoring.fused.low_rank import LowRankLinear
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 from luthier.scoring.scorer import Scorer
 from tests.scoring.test_routes import gradients, random_examples, relative
-from tests.tiny import tiny_model
+from tests.tiny import config_for, tiny_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -247,3 +250,22 @@ def test_a_block_keeps_less_for_backward() -> None:
     fuse(model)
     weights = 3 * 32 * 48 * 4  # of the three maps: saved, but not made for it
     assert kept() - weights < 0.7 * (before - weights)
+
+
+def test_the_setting_reaches_the_run(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways train the same curve, and only one of them calls the fused functions."""
+    calls = []
+    own = LowRankLinear.apply
+    monkeypatch.setattr(LowRankLinear, "apply", lambda *a: calls.append(1) or own(*a))
+    curves = {}
+    for fused in (True, False):
+        config = config_for(tiny_llama, rows, tmp_path / str(fused), max_steps=3, logging_steps=1)
+        config["model"] = {"name": config["model"], "fused": fused}
+        luthier.train(config)
+        lines = (tmp_path / str(fused) / "metrics.jsonl").read_text().splitlines()
+        curves[fused] = ([json.loads(line)["loss"] for line in lines], len(calls))
+        calls.clear()
+    assert curves[True][0] == pytest.approx(curves[False][0], rel=1e-5)
+    assert curves[True][1] > 0 and curves[False][1] == 0
