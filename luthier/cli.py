@@ -16,7 +16,17 @@ import typer
 from luthier import __version__
 from luthier.commands.data_verbs import data_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
-from luthier.commands.verb_options import Config, Json, RemoteCode, Settings, people, print_json, split_config
+from luthier.commands.verb_options import (
+    Adapters,
+    Combine,
+    Config,
+    Json,
+    RemoteCode,
+    Settings,
+    people,
+    print_json,
+    split_config,
+)
 from luthier.foundation.errors import Interrupted, LuthierError, RankStoppedError
 from luthier.foundation.ranks import ranks
 
@@ -134,6 +144,8 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     template: Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")] = "auto",
+    adapter: Adapters = None,
+    combine: Combine = "stack",
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -152,6 +164,8 @@ def chat(
         top_p=top_p,
         seed=seed,
         template=template,
+        adapters=adapter or (),
+        combine=combine,
         trust_remote_code=trust_remote_code,
     )
     if result is not None:
@@ -165,6 +179,8 @@ def export(
     format: Annotated[str, typer.Option(help="merged: a whole model; adapter: peft's format.")] = "merged",
     max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 5GB.")] = "5GB",
     dtype: Annotated[str, typer.Option(help="auto (the base model's own), float32, bfloat16, float16.")] = "auto",
+    adapter: Adapters = None,
+    combine: Combine = "stack",
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
@@ -179,6 +195,8 @@ def export(
         max_shard_size=max_shard_size,
         dtype=dtype,
         overwrite=overwrite,
+        adapters=adapter or (),
+        combine=combine,
         trust_remote_code=trust_remote_code,
     )
     report(result, as_json)

@@ -112,10 +112,9 @@ def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
 def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: bool) -> tuple[Any, str]:
     """The model to train, and what an adapter names as its base.
 
-    A model that is itself an adapter is merged first; an adapter on top of that needs a base that exists, so the
+    Adapters that are not trained further are merged first; an adapter on top of that needs a base that exists, so the
     merged one is written into the run's folder.
     """
-
     training = setup.config.training
     dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, engine.device)
     if setup.method.saves == "model" and training.pure_bf16:
@@ -126,23 +125,31 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
                 f"model: model.dtype {setup.config.model.dtype} needs training.bf16 or fp16 with method {setup.config.method.name}; float32 is used"
             )
         dtype = torch.float32  # float32 weights can't be multiplied with 16-bit activations without autocast
-    source = setup.source
+    source, under = setup.source, setup.merged_adapters
     read = partial(
         loading.weights_at, dtype=dtype, head=setup.head, seed=training.seed, trust_remote_code=trust_remote_code
     )
-    if source.adapter is None:
+    if not under:
         return read(source.base), source.base_name
+    whole = source if under == source.adapters else source.only(under)
+
+    def merged() -> Any:
+        return merge(loading.load(whole, dtype, trust_remote_code=trust_remote_code))
+
+    if setup.method.saves == "model" and saved_head(whole.adapter, whole.base) == setup.head:
+        return merged(), ""
     base = folder / "base"
-    if setup.method.saves == "model" and saved_head(source.adapter, source.base) == setup.head:
-        return merge(loading.load(source, dtype, trust_remote_code=trust_remote_code)), ""
 
     def write() -> None:
         if is_model_folder(base):
             return
-        say(f"model: {source.adapter} is merged into its base, and written to {base} as the new adapter's base")
-        merged = merge(loading.load(source, dtype, trust_remote_code=trust_remote_code))
+        names = ", ".join(str(part.folder) for part in under)
+        say(
+            f"model: {names} {'is' if len(under) == 1 else 'are'} merged, and written to {base} as the new adapter's base"
+        )
+        made = merged()
         with whole_folder(base) as building:
-            merged.save_pretrained(building)
+            made.save_pretrained(building)
             setup.tokenizer.save_pretrained(building)
 
     engine.lead(write)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.schema import ModelConfig
+from luthier.commands.verb_options import named_model
+from luthier.config.adapters_section import STACK
 from luthier.data.records import Message
 from luthier.foundation.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.config.schema import ModelConfig
     from luthier.data.rendering import Renderer
     from luthier.model.generation import Sampling
     from luthier.model.loading import ModelSource
@@ -80,9 +82,14 @@ def chat(
     top_p: float = 1.0,
     seed: int = 0,
     template: str = "auto",
+    adapters: Sequence[str] = (),
+    combine: str = STACK,
     trust_remote_code: bool = False,
 ) -> ChatResult | None:
     """Answer one prompt, or talk until the user ends it (then None is returned).
+
+    Args:
+        adapters: put on the model, each PATH or PATH=WEIGHT. combine: how several become one, as model.combine.
 
     Raises:
         UserError: the model can't be loaded, has no chat template, or has no base to compare with.
@@ -91,7 +98,11 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     talker = open_talker(
-        model, sampling, template=template, compare_base=compare_base, trust_remote_code=trust_remote_code
+        named_model(model, adapters, combine),
+        sampling,
+        template=template,
+        compare_base=compare_base,
+        trust_remote_code=trust_remote_code,
     )
     opening = [Message("system", system)] if system else []
     if prompt is None:
@@ -108,7 +119,7 @@ def chat(
 
 
 def open_talker(
-    model: str,
+    model: ModelConfig,
     sampling: Sampling,
     *,
     template: str = "auto",
@@ -121,12 +132,12 @@ def open_talker(
     from luthier.model import loading
     from luthier.model.heads import saved_head
 
-    source = loading.find(ModelConfig(name=model))
+    source = loading.find(model)
     head = saved_head(source.adapter, source.base)
     if head is not None:
         raise ModelError(
-            f"{model} was trained for {head.problem.replace('_', ' ')}: it gives {', '.join(head.labels) or 'a number'} "
-            "and can't talk.",
+            f"{model.name} was trained for {head.problem.replace('_', ' ')}: it gives "
+            f"{', '.join(head.labels) or 'a number'} and can't talk.",
             "Its predictions on data.validation and data.test stand in the run's predictions.jsonl; for other texts load "
             "final/ in transformers (docs/classification.md).",
         )
@@ -164,9 +175,11 @@ def _base_to_load(source: ModelSource) -> ModelSource | None:
     from luthier.model.loading import ModelSource, base_of_run
 
     if source.adapter is not None:
-        settings = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        # trained biases are the base's own parameters: they stay when the adapter is switched off
-        return None if settings.get("bias", "none") == "none" else replace(source, adapter=None)
+        # trained biases are the base's own parameters, and what lies under an adapter is merged: both stay when it is
+        # switched off
+        stays = any(part.settings.get("bias", "none") != "none" for part in source.adapters)
+        stacked = len(source.adapters) > 1 and source.combine.name == STACK
+        return source.only(()) if stays or stacked else None
     base = base_of_run(source.base)
     if base is None:
         raise UserError(

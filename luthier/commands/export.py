@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from luthier.commands.verb_options import named_model
+from luthier.config.adapters_section import STACK
 from luthier.config.plugins import EXPORTERS
-from luthier.config.schema import ModelConfig
 from luthier.exporting.exporter import Exporter, ExportRequest, ExportResult
 from luthier.foundation.errors import CheckpointError, UserError
 from luthier.foundation.files import free_bytes, human_bytes, is_disk_full, whole_folder
@@ -26,6 +28,8 @@ def export(
     max_shard_size: str = "5GB",
     dtype: str = "auto",
     overwrite: bool = False,
+    adapters: Sequence[str] = (),
+    combine: str = STACK,
     trust_remote_code: bool = False,
 ) -> ExportResult:
     """Export a model.
@@ -34,6 +38,7 @@ def export(
         model: a run, a checkpoint, an adapter or a model.
         out: the folder to write; it appears whole or not at all.
         format: a name in exporting/exporters, or a dotted path.
+        adapters: put on the model, each PATH or PATH=WEIGHT. combine: how several become one, as model.combine.
 
     Raises:
         UserError: the folder is in use, the precision unknown, the model not exportable so.
@@ -44,8 +49,8 @@ def export(
     exporter: Exporter = module.build(module.Options(name=format))
     target = Path(out).expanduser()
     _check_options(target, dtype, max_shard_size, overwrite)
-    source = loading.find(ModelConfig(name=model))
-    parts = [part.resolve() for part in (source.base, source.adapter) if part is not None]
+    source = loading.find(named_model(model, adapters, combine))
+    parts = [part.resolve() for part in (source.base, *(part.folder for part in source.adapters))]
     if any(part == target.resolve() or target.resolve() in part.parents for part in parts):
         raise UserError(f"{str(target)!r} holds the model that is to be exported.", "Choose another folder.")
     try:

@@ -36,7 +36,16 @@ FOLDERS = ("checkpoints", "final", "base", "tensorboard")
 LEARNT = ("checkpoints", "final", "metrics.jsonl")  # a folder with none of these holds nothing worth keeping
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "safetensors")
 # a resumed run must be the run it goes on with
-FIXED = ("model.dtype:", "model.attention:", "data.", "stage.", "method.", "training.pure_bf16:", "training.optim:")
+FIXED = (
+    "model.dtype:",
+    "model.attention:",
+    "model.continue_adapter:",
+    "data.",
+    "stage.",
+    "method.",
+    "training.pure_bf16:",
+    "training.optim:",
+)
 
 
 def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: str) -> None:

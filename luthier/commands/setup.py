@@ -19,7 +19,10 @@ from luthier.foundation.errors import ConfigError, ModelError, UserError
 from luthier.foundation.files import need_file
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
+from luthier.model.adapters import AdapterPart, check_shapes
+from luthier.model.continuing import continued_options
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
+from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, Method, ParameterCount, count_parameters
 from luthier.model.tokenizers.repair import Repair, fit_model, repair, repair_padding
 from luthier.scoring.probe import probe
@@ -64,6 +67,8 @@ class Setup:
         tuned = self.method.apply(model, self.apply_settings(base_name))
         if self.head is not None and not hasattr(tuned, "peft_config"):
             train_head(model, self.config.training.pure_bf16)
+            if self.config.model.continue_adapter and self.source.adapter is not None:
+                load_head(model, self.source.adapter)
         return tuned
 
     def load_weights(self, model: nn.Module, folder: Path) -> None:
@@ -74,16 +79,23 @@ class Setup:
 
     def apply_settings(self, base_name: str | None = None) -> Apply:
         """What the method is told."""
+        own_base = base_name in (None, self.source.base_name)
         return Apply(
             seed=self.config.training.seed,
             new_token_ids=self.repaired.new_token_ids,
             base_name=base_name or self.source.base_name,
-            revision=None if base_name else self.source.revision,
+            revision=self.source.revision if own_base else None,
             pure_bf16=self.config.training.pure_bf16,
             total_steps=self.schedule.total_steps,
             tokenizer=self.tokenizer,
+            adapter=self.source.adapter if self.config.model.continue_adapter else None,
             head=self.head,
         )
+
+    @property
+    def merged_adapters(self) -> tuple[AdapterPart, ...]:
+        """The model's adapters that are merged into the base before the method is applied."""
+        return self.source.adapters[:-1] if self.config.model.continue_adapter else self.source.adapters
 
 
 def open_tokenizer(
@@ -121,8 +133,10 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     """
     _check_together(config)
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
-    method: Method = METHODS.load(config.method.name).build(config.method)
     source = loading.find(config.model)
+    if config.model.continue_adapter:
+        config = config.model_copy(update={"method": continued_options(config.method, source.adapters[-1])})
+    method: Method = METHODS.load(config.method.name).build(config.method)
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
     tokenizer, mended, renderer = open_tokenizer(
         config.data,
@@ -220,6 +234,11 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     )
     _check_positions(setup, model, say)
     fit_model(model, setup.tokenizer, setup.repaired)
+    found = saved_head(setup.source.adapter, setup.source.base)
+    bare = model if found == setup.head else loading.skeleton(setup.model_config, trust_remote_code=trust_remote_code)
+    check_shapes(bare, setup.source.adapters)
+    for part in setup.merged_adapters:
+        check_mergeable(part.folder)
     return count_parameters(setup.tune(model))
 
 

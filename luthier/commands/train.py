@@ -155,7 +155,7 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
     if checkpoint is None:
         run_folder.clear(folder)
         leave_rejected(setup, folder)
-    base = setup.source.base if setup.source.adapter is None else None
+    base = None if setup.merged_adapters else setup.source.base
     run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command)
     return {"step": checkpoint.step if checkpoint is not None else None, "finished": None}
 
@@ -176,7 +176,7 @@ def _go_on_from(
 
     folder = claim.folder
     if checkpoint is None:
-        run_folder.check_not_inside(folder, [part for part in (setup.source.base, setup.source.adapter) if part])
+        run_folder.check_not_inside(folder, [setup.source.base, *(part.folder for part in setup.source.adapters)])
         if claim.resume:
             say("There is no checkpoint to go on from: the run starts at the beginning.")
         return None

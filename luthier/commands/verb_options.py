@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
+from pydantic import ValidationError
+
+from luthier.config.adapters_section import STACK
+from luthier.config.schema import ModelConfig
+from luthier.foundation.errors import UserError
 
 Config = Annotated[
     str | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file; may be left out where settings say all.")
@@ -17,6 +23,14 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="Put this adapter on the model, as PATH or PATH=WEIGHT; may be repeated."),
+]
+Combine = Annotated[
+    str,
+    typer.Option(help="How several adapters become one: stack, or a name of `luthier config explain model.combine`."),
+]
 Ended = tuple[Any, bool]
 """A verb's result, and whether --json was given: the command line prints the object."""
 
@@ -30,6 +44,28 @@ def print_json(value: dict[str, Any]) -> None:
     """One object as the last line of standard output."""
     sys.stderr.flush()
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def named_model(name: str, adapters: Sequence[str] = (), combine: str = STACK) -> ModelConfig:
+    """A model by name with adapters on it, each PATH or PATH=WEIGHT.
+
+    Raises:
+        UserError: a weight or a combination that the config would refuse.
+    """
+    entries: list[dict[str, Any]] = []
+    for text in adapters:
+        path, sign, weight = text.rpartition("=")
+        entries.append(
+            {"path": path, "weight": weight} if sign and path and not Path(text).exists() else {"path": text}
+        )
+    try:
+        return ModelConfig.model_validate({"name": name, "adapters": entries, "combine": combine})
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise UserError(
+            f"--adapter or --combine can't be used: {'; '.join(found)}.",
+            "Such as --adapter runs/a=0.7 --adapter runs/b=0.3 --combine cat.",
+        ) from error
 
 
 def split_config(config: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:

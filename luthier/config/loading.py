@@ -142,7 +142,7 @@ def _grown(value: Any, path: list[str], next_part: str) -> Any:
     if value is None:
         return {}
     if isinstance(value, str):
-        return {"path" if path[0] == "data" else "name": value}
+        return {"path" if path[0] == "data" or "adapters" in path else "name": value}
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
+from luthier.config.adapters_section import AdapterEntry, CombineConfig, to_entries
 from luthier.config.data_section import DataConfig
 from luthier.config.sections import MethodOptions, PluginOptions, Section, expand_user
 from luthier.config.training_section import TrainingConfig
@@ -39,6 +40,20 @@ class ModelConfig(Section):
         "auto",
         description="Precision of frozen weights. auto: the model's own where the device does it fast, else float32. "
         "Trainable weights are float32 unless training.pure_bf16.",
+    )
+    adapters: Annotated[
+        list[AdapterEntry],
+        BeforeValidator(to_entries, json_schema_input_type=str | AdapterEntry | list[str | AdapterEntry]),
+    ] = Field(
+        default_factory=list,
+        description="Adapters that are put on the model, in this order. They are merged before a new one is trained on top.",
+    )
+    combine: Annotated[CombineConfig, BeforeValidator(_name_to_mapping, json_schema_input_type=str | CombineConfig)] = (
+        Field(default_factory=CombineConfig, description="How several adapters become one.")
+    )
+    continue_adapter: bool = Field(
+        False,
+        description="Train the model's adapter further (the last of several) instead of merging it and making a new one.",
     )
     router_aux_loss_coef: float | None = Field(
         None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -43,9 +43,21 @@ class PluginOptions(Section):
 
 
 class MethodOptions(PluginOptions):
-    """Base of every method's `Options`."""
+    """Base of every method's `Options`.
+
+    Args:
+        in_adapter: the options that a saved adapter decides where it is trained further, by their name in its config.
+        of_the_run: those that act then all the same.
+    """
 
     recommended_learning_rate: ClassVar[float] = 5e-5
+    in_adapter: ClassVar[Mapping[str, str]] = {}
+    of_the_run: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that an adapter's own config has."""
+        return {own: settings[key] for own, key in cls.in_adapter.items() if settings.get(key) is not None}
 
 
 class OptimizerOptions(PluginOptions):

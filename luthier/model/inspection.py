@@ -130,6 +130,13 @@ def read_header(path: Path) -> bytes:
         return stream.read(length)
 
 
+def header_of(path: Path) -> dict[str, Any]:
+    """Name, type and shape of every tensor in a safetensors file. Raises ModelError as `read_header`."""
+    entries: dict[str, Any] = json.loads(read_header(path))
+    entries.pop("__metadata__", None)
+    return entries
+
+
 def check_safetensors(path: Path) -> None:
     """Compare a safetensors file's size with what its header says.
 
@@ -157,8 +164,9 @@ def check_safetensors(path: Path) -> None:
 def fingerprint(folder: Path) -> str:
     """Which model a folder holds: `commit:<hub commit>`, else `content:<sha256>` of names, sizes and headers.
 
-    Config files enter with their content; weights with their size and safetensors header, so a model of any size takes
-    milliseconds. Weights changed in place under an unchanged header are not seen: `models verify` is for that.
+    Config files and an adapter's weights enter with their content; a model's weights with their size and safetensors
+    header, so one of any size takes milliseconds. Those changed in place under an unchanged header are not seen: `models
+    verify` is for that.
     """
     if match := SNAPSHOT.search(folder.absolute().as_posix()):
         return f"commit:{match[1]}"
@@ -166,7 +174,10 @@ def fingerprint(folder: Path) -> str:
     for path in _identifying_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
-        if path.suffix == ".safetensors":
+        if path.name == WEIGHT_NAMES[1]:  # adapters of one method and base differ in nothing else
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        elif path.suffix == ".safetensors":
             digest.update(read_header(path))
         elif path.name in (MODEL_CONFIG, ADAPTER_CONFIG):
             digest.update(path.read_bytes())

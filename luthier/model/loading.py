@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.plugins import METHODS
+from luthier.config.adapters_section import STACK, CombineConfig
 from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import read_json
-from luthier.model.heads import SequenceHead, head_modules, load_head, saved_head, with_head
-from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD, fingerprint, is_adapter
-from luthier.model.quiet import quiet_bars, quiet_loading, quiet_peft
+from luthier.model.adapters import AdapterPart, adapter_parts, check_base, check_shapes, mark, put_on
+from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
+from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.quiet import quiet_bars, quiet_loading
 from luthier.model.resolving import locate, resolve
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ class ModelSource:
 
     Args:
         base: folder with config.json and weights.
-        adapter: folder with a peft adapter on top of it, or None.
+        adapter: folder with an adapter on top of it (the last of several), or None.
         base_name: what an adapter trained on the base names it: the hub id, or the folder's absolute path.
         revision: the base's revision on its hub.
         fingerprint: of everything that is loaded.
+        adapters: all of them, in the order they are put on; of a single one it may be left out.
+        combine: how several become one.
     """
 
     base: Path
@@ -42,6 +45,13 @@ class ModelSource:
     base_name: str
     revision: str | None
     fingerprint: str
+    adapters: tuple[AdapterPart, ...] = ()
+    combine: CombineConfig = field(default_factory=CombineConfig)
+
+    def __post_init__(self) -> None:
+        if self.adapter is None or not self.adapters or self.adapters[-1].folder != self.adapter:
+            alone = () if self.adapter is None else (AdapterPart(self.adapter),)
+            object.__setattr__(self, "adapters", alone)
 
     @property
     def tokenizer(self) -> Path:
@@ -49,12 +59,17 @@ class ModelSource:
         own = self.adapter
         return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
 
+    def only(self, adapters: tuple[AdapterPart, ...]) -> ModelSource:
+        """The base with these adapters, as they are stacked."""
+        return replace(self, adapter=adapters[-1].folder if adapters else None, adapters=adapters)
+
 
 def find(model: ModelConfig) -> ModelSource:
-    """Resolve a model's name, and an adapter's base.
+    """Resolve a model's name, an adapter's base, and the adapters that are put on it.
 
     Raises:
-        HubError, ModelError: not there, not reachable, or not loadable; says which.
+        HubError, ModelError: not there, not reachable, not loadable, or adapters that do not fit the base or each other;
+            says which.
     """
     folder = resolve(model)
     adapter = None
@@ -76,8 +91,34 @@ def find(model: ModelConfig) -> ModelSource:
     hub, name = locate(named.name)
     at_hub = hub == "huggingface"
     base_name = name if at_hub else str(folder.absolute())
-    mark = fingerprint(folder) + (f"+{fingerprint(adapter)}" if adapter else "")
-    return ModelSource(folder, adapter, base_name, named.revision if at_hub else None, mark)
+    listed = [
+        resolve(model.model_copy(update={"name": entry.path, "revision": entry.revision})) for entry in model.adapters
+    ]
+    parts = adapter_parts(adapter, listed, [entry.weight for entry in model.adapters], model.combine)
+    marks = [fingerprint(folder)]
+    for part in parts:
+        if part.folder != adapter:
+            check_base(part, folder, base_name, marks)
+        marks.append(f"{marks[-1]}+{fingerprint(part.folder)}")
+    _check_use(model, parts)
+    whole = mark(marks[0], parts, model.combine)
+    last = parts[-1].folder if parts else None
+    return ModelSource(folder, last, base_name, named.revision if at_hub else None, whole, parts, model.combine)
+
+
+def _check_use(model: ModelConfig, parts: tuple[AdapterPart, ...]) -> None:
+    """Raise ModelError where settings speak of adapters that are not there, or of one that is several."""
+    if not parts and (model.continue_adapter or model.combine.name != STACK):
+        key = "continue_adapter" if model.continue_adapter else "combine"
+        raise ModelError(
+            f"model.{key} is set, but {model.name} is no adapter and model.adapters is empty.",
+            f"Name an adapter in model.adapters, or leave model.{key} out.",
+        )
+    if model.continue_adapter and (model.combine.name != STACK or parts[-1].weight != 1):
+        raise ModelError(
+            "model.continue_adapter trains an adapter as it is, and this one is combined or weighted.",
+            "Write it first: `luthier export MODEL OUT --format adapter --adapter ... --combine ...`, then continue OUT.",
+        )
 
 
 def base_of_run(folder: Path) -> Path | None:
@@ -250,30 +291,22 @@ def both_embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """Base and adapter together, for generation and export: a transformers model, or a peft model around one.
+    """Base and adapters together, for generation and export: a transformers model, or a peft model around one.
 
     Raises:
         ModelError: weights that do not load, or an adapter made for another base.
     """
     head = saved_head(source.adapter, source.base)
-    model = weights_at(source.base, dtype, head=head, trust_remote_code=trust_remote_code)
     if source.adapter is None:
-        return model
-    own = read_json(source.adapter / ADAPTER_CONFIG).get(OWN_METHOD)
-    if own is not None:
-        if own not in METHODS.names():  # never an outside module that a file names
-            raise ModelError(
-                f"the adapter {source.adapter} is of the method {own!r}, which this luthier does not know.",
-                "Update luthier, or load it with the tool that wrote it.",
-            )
-        attached = METHODS.load(own).attach(model, source.adapter)
-        load_head(attached, source.adapter)
-        return attached
-    from peft import PeftModel
-
-    grow_embeddings(model, tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code))
-    with quiet_peft():
-        return PeftModel.from_pretrained(model, source.adapter)
+        return weights_at(source.base, dtype, head=head, trust_remote_code=trust_remote_code)
+    config = config_at(source.base, trust_remote_code=trust_remote_code)
+    bare = skeleton(config, head=head, trust_remote_code=trust_remote_code)
+    words = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
+    grow_embeddings(bare, words)
+    check_shapes(bare, source.adapters)
+    model = weights_at(source.base, dtype, head=head, trust_remote_code=trust_remote_code)
+    grow_embeddings(model, words)
+    return put_on(model, source.adapters, source.combine)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from luthier.foundation.errors import ModelError
+from luthier.foundation.files import read_json
+from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+VIRTUAL = ("prompt_tuning", "p_tuning", "prefix_tuning")
+TOKENS = "its virtual tokens stand beside the weights, not in them"
+ACTIVATION = "its activation function makes it no sum of weights"
+
+
+def check_mergeable(adapter: Path) -> None:
+    """Refuse an adapter that can't be merged, from its config alone.
+
+    Raises:
+        ModelError: its method is no change of weights.
+    """
+    settings = read_json(adapter / ADAPTER_CONFIG)
+    own = settings.get(OWN_METHOD)
+    kind = str(settings.get("peft_type", "")).lower()
+    if own is not None:
+        _refuse(f"the adapter {adapter}, of method {own},", ACTIVATION)
+    if kind in VIRTUAL:
+        _refuse(f"the adapter {adapter}, of {kind},", TOKENS)
 
 
 def merge(tuned: Any) -> PreTrainedModel:
@@ -22,20 +44,17 @@ def merge(tuned: Any) -> PreTrainedModel:
     from luthier.model.bottleneck import bottlenecks
 
     if bottlenecks(tuned):
-        raise ModelError(
-            "a bottleneck adapter can't be merged into its base: its activation function makes it no sum of weights.",
-            "Export it with --format adapter.",
-        )
+        _refuse("an adapter with bottlenecks", ACTIVATION)
     if not hasattr(tuned, "merge_and_unload"):
         if hasattr(tuned, "peft_config"):
-            kind = str(tuned.active_peft_config.peft_type.value).lower()
-            raise ModelError(
-                f"an adapter of {kind} can't be merged into its base: its virtual tokens stand beside the weights, not in them.",
-                "Export it with --format adapter.",
-            )
+            _refuse(f"an adapter of {str(tuned.active_peft_config.peft_type.value).lower()}", TOKENS)
         return tuned
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged
+
+
+def _refuse(what: str, reason: str) -> NoReturn:
+    raise ModelError(f"{what} can't be merged into its base: {reason}.", "Export it with --format adapter.")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Apply:
         pure_bf16: keep trainable weights in bfloat16.
         total_steps: optimizer steps of the run, for methods that follow a schedule.
         tokenizer: for methods that read a text of the user's.
+        adapter: an adapter of this method, whose weights the trained ones start from.
         head: the model has this head, which learns whatever the method trains; None: it is a language model.
     """
 
@@ -41,6 +42,7 @@ class Apply:
     pure_bf16: bool = False
     total_steps: int = 1
     tokenizer: PreTrainedTokenizerBase | None = None
+    adapter: Path | None = None
     head: SequenceHead | None = None
 
 

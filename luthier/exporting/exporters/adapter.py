@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+from luthier.config.adapters_section import STACK, CombineConfig
 from luthier.config.sections import PluginOptions
 from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
 from luthier.foundation.errors import ModelError, UserError
@@ -44,17 +45,31 @@ class Adapter:
             raise UserError(
                 f"--dtype {request.dtype} has no effect on an adapter, which stays as it was trained.", "Leave it out."
             )
+        combined = source.combine.name != STACK
+        if not combined and (len(source.adapters) > 1 or source.adapters[0].weight != 1):
+            raise ModelError(
+                "adapters that are stacked or weighted are no single adapter.",
+                "Use --format merged, or make one of them with --combine cat (or svd, ties, ...).",
+            )
+        tokens, trust = sample_tokens(source, request.trust_remote_code), request.trust_remote_code
+        tuned = loading.load(source, torch.float32, trust_remote_code=trust).eval()
         for path in sorted(source.adapter.iterdir()):
-            if path.is_file() and path.name not in TRAINING_STATE:
+            own = path.name in ("adapter_model.safetensors", "adapter_config.json")
+            if (
+                path.is_file()
+                and path.name not in TRAINING_STATE
+                and not (combined and (own or path.name == "README.md"))
+            ):
                 shutil.copyfile(path, request.building / path.name)
-        tokens = sample_tokens(source, request.trust_remote_code)
-        before = sample_logits(
-            loading.load(source, torch.float32, trust_remote_code=request.trust_remote_code).eval(), tokens
-        )
-        copied = replace(source, adapter=request.building)
-        after = sample_logits(
-            loading.load(copied, torch.float32, trust_remote_code=request.trust_remote_code).eval(), tokens
-        )
+        if combined:
+            tuned.peft_config["default"].base_model_name_or_path = source.base_name
+            tuned.peft_config["default"].revision = source.revision
+            tuned.save_pretrained(request.building, save_embedding_layers=False)
+            (request.building / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        before = sample_logits(tuned, tokens)
+        del tuned
+        copied = replace(source, adapter=request.building, combine=CombineConfig())
+        after = sample_logits(loading.load(copied, torch.float32, trust_remote_code=trust).eval(), tokens)
         return Comparison("float32", largest_difference(before, after), float(before.abs().max()))
 
 

@@ -22,10 +22,12 @@ class Merged:
         from luthier.model import loading
         from luthier.model.heads import saved_head
         from luthier.model.inspection import check_folder
-        from luthier.model.merging import largest_difference, merge, sample_logits
+        from luthier.model.merging import check_mergeable, largest_difference, merge, sample_logits
         from luthier.model.quiet import quiet_bars
 
         source, trust = request.source, request.trust_remote_code
+        for part in source.adapters:
+            check_mergeable(part.folder)
         tokens = sample_tokens(source, trust)
         model = loading.load(source, torch.float32, trust_remote_code=trust).eval()
         before = sample_logits(model, tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,11 +16,11 @@ from pydantic import Field
 
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
-from luthier.model.method import Apply, Method, trainable_to_float32
+from luthier.model.method import METHOD_STATE, Apply, Method, trainable_to_float32
 from luthier.model.methods import prefix_tuning
-from luthier.model.methods._own_adapter import hung_weights, put_hung_weights, write_own
+from luthier.model.methods._own_adapter import hung_shapes, hung_weights, put_hung_weights, write_own
 from luthier.model.methods._peft_adapter import read_adapter, read_state
-from luthier.model.methods._prompt_learning import prompt_encoder
+from luthier.model.methods._prompt_learning import prompt_encoder, start_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,7 +68,7 @@ class Combination(Method):
                 "Use method: prefix_tuning, adapter or lora.",
             )
         self._how = how
-        tuned: Any = self._prefix(self.options.projection).apply(model, how)
+        tuned: Any = self._prefix(self.options.projection).apply(model, replace(how, adapter=None))
         if self.gated:
             from luthier.model.bottleneck import GatedPrefix
 
@@ -76,9 +77,19 @@ class Combination(Method):
             encoders["default"] = gated.to(encoders["default"].embedding.weight.device)
         torch.manual_seed(how.seed)
         self.hang(model)
+        if how.adapter is not None and model.device.type != "meta":
+            self._start_from(tuned, how.adapter)
         trainable_to_float32(tuned, how.pure_bf16)
         combined: nn.Module = tuned
         return combined
+
+    def _start_from(self, model: nn.Module, folder: Path) -> None:
+        tensors = read_adapter(folder)
+        finished, encoder = tensors.pop(PREFIX), prompt_encoder(model)
+        put_hung_weights(model, tensors, folder)
+        if self.gated and not (folder / METHOD_STATE).is_file():  # its gates are in it, and fresh ones let half through
+            encoder, finished = encoder.encoder, 2 * finished
+        start_encoder(encoder, folder, finished)
 
     def _prefix(self, projection: bool) -> prefix_tuning.PrefixTuning:
         settings = {"num_virtual_tokens": self.options.num_virtual_tokens, "projection": projection}
@@ -102,6 +113,12 @@ class Combination(Method):
         tensors.pop(PREFIX, None)
         put_hung_weights(model, tensors, folder)
         prompt_encoder(model).load_state_dict(read_state(folder))
+
+    def shapes(self, model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+        """What a saved adapter holds for a model (without weights), which is changed."""
+        tuned = self._prefix(projection=False).apply(model, Apply(seed=0))
+        self.hang(model)
+        return hung_shapes(model) | {PREFIX: tuple(prompt_encoder(tuned).embedding.weight.shape)}
 
     def attach(self, model: PreTrainedModel, folder: Path) -> Any:
         """A base model with the saved prefix and bottlenecks, for use. Raises ModelError for those of another model."""

@@ -29,6 +29,11 @@ def hung_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.cpu().contiguous() for name, value in weights.items() if ".bottleneck." in name}
 
 
+def hung_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Their names and shapes; the model may be one without weights."""
+    return {name: tuple(value.shape) for name, value in inner(model).state_dict().items() if ".bottleneck." in name}
+
+
 def put_hung_weights(model: nn.Module, saved: dict[str, Tensor], folder: Path) -> None:
     """Put bottlenecks' weights back.
 

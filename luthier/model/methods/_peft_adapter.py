@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.foundation.errors import ModelError
 from luthier.model.method import METHOD_STATE, Apply, Method, refuse_new_tokens, trainable_to_float32
@@ -19,6 +19,7 @@ class PeftMethod(Method):
     """An adapter that peft makes; a subclass gives its config."""
 
     saves: Literal["adapter"] = "adapter"
+    run_settings: ClassVar[tuple[str, ...]] = ()  # of peft's config, that the options `of_the_run` decide
 
     @abstractmethod
     def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
@@ -39,6 +40,8 @@ class PeftMethod(Method):
 
         self.check_tokens(how)
         config = self.peft_config(model, how)
+        if how.adapter is not None:
+            config = self.continued_config(config, how.adapter)
         if how.head is not None:  # peft then keeps the head among the adapter's weights, and lets it learn
             config.task_type = "SEQ_CLS"
         torch.manual_seed(how.seed)
@@ -52,9 +55,30 @@ class PeftMethod(Method):
             ) from error
         tuned.peft_config["default"].base_model_name_or_path = how.base_name
         tuned.peft_config["default"].revision = how.revision
+        if how.adapter is not None and model.device.type != "meta":
+            self.start_from(tuned, how.adapter)
         trainable_to_float32(tuned, how.pure_bf16)
         peft_model: nn.Module = tuned
         return peft_model
+
+    def continued_config(self, fresh: Any, folder: Path) -> Any:
+        """The config of an adapter that is trained further: its own, but for what belongs to the run."""
+        from peft import PeftConfig
+
+        with quiet_peft():
+            config: Any = PeftConfig.from_pretrained(folder)
+        config.inference_mode, config.base_model_name_or_path = False, None
+        if hasattr(config, "init_lora_weights"):
+            config.init_lora_weights = True
+        for name in self.run_settings:
+            setattr(config, name, getattr(fresh, name))
+        return config
+
+    def start_from(self, model: nn.Module, folder: Path) -> None:
+        """Give fresh weights those of a finished adapter."""
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, read_adapter(folder))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.model.methods._peft_adapter import PeftMethod, read_state
+from luthier.foundation.errors import ModelError
+from luthier.model.method import METHOD_STATE
+from luthier.model.methods._peft_adapter import PeftMethod, read_adapter, read_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +25,38 @@ class PromptMethod(PeftMethod):
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the encoder's weights back. Raises ModelError for a folder that has none."""
         prompt_encoder(model).load_state_dict(read_state(folder))
+
+    def continued_config(self, fresh: Any, folder: Path) -> Any:
+        """The fresh one: the adapter's own numbers are in the options, and the rest is the model's."""
+        return fresh
+
+    def start_from(self, model: nn.Module, folder: Path) -> None:
+        """Go on from a checkpoint's encoder, or from finished vectors where they are all that is trained.
+
+        Raises:
+            ModelError: the encoder was left out of what was saved.
+        """
+        start_encoder(prompt_encoder(model), folder, read_adapter(folder)["prompt_embeddings"])
+
+
+def start_encoder(encoder: Any, folder: Path, finished: Tensor) -> None:
+    """Give an encoder the weights of a checkpoint, or the finished vectors where it is nothing but them.
+
+    Raises:
+        ModelError: it is more than them, and was not saved.
+    """
+    import torch
+
+    if (folder / METHOD_STATE).is_file():
+        encoder.load_state_dict(read_state(folder))
+        return
+    if dict(encoder.named_parameters()).keys() != {"embedding.weight"}:
+        raise ModelError(
+            f"{folder} was saved without the network that made its vectors, so it can't be trained further.",
+            "Continue one of the run's checkpoints, which keep it.",
+        )
+    with torch.no_grad():
+        encoder.embedding.weight.copy_(finished)
 
 
 def prompt_encoder(model: nn.Module) -> Any:

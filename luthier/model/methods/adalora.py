@@ -51,6 +51,15 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 1e-3  # the paper's runs take 5e-4 to 2e-3
+    in_adapter: ClassVar[Mapping[str, str]] = {
+        "initial_rank": "init_r",
+        "target_rank": "target_r",
+        "alpha": "lora_alpha",
+        "target_modules": "target_modules",
+    }
+    of_the_run: ClassVar[frozenset[str]] = frozenset(
+        {"dropout", "initial_share", "final_share", "steps_between_cuts", "beta1", "beta2", "orthogonality_weight"}
+    )
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> Options:
@@ -68,6 +77,10 @@ class Options(MethodOptions):
 
 class AdaLora(PeftMethod):
     """Trains updates of a budgeted rank; saved in peft's format."""
+
+    run_settings: ClassVar[tuple[str, ...]] = (
+        "lora_dropout", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step", "rank_pattern",
+    )  # fmt: skip
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options

@@ -16,7 +16,7 @@ from pydantic import Field
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.model.method import Apply, Method, refuse_new_tokens, trainable_to_float32
-from luthier.model.methods._own_adapter import hung_weights, put_hung_weights, read_options, write_own
+from luthier.model.methods._own_adapter import hung_shapes, hung_weights, put_hung_weights, read_options, write_own
 from luthier.model.methods._peft_adapter import read_adapter
 from luthier.model.methods._targets import layer_blocks
 
@@ -67,6 +67,8 @@ class Adapter(Method):
         model.requires_grad_(False)
         torch.manual_seed(how.seed)
         hang(model, self.options)
+        if how.adapter is not None and model.device.type != "meta":
+            self.load(model, how.adapter)
         trainable_to_float32(model, how.pure_bf16)
         extended: nn.Module = model
         return extended
@@ -107,6 +109,12 @@ def attach(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     hang(model, method.options)
     method.load(model, folder)
     return model.eval()
+
+
+def shapes(model: PreTrainedModel, folder: Path) -> dict[str, tuple[int, ...]]:
+    """What a saved adapter of these options holds for a model (without weights), which it changes."""
+    hang(model, Options(**read_options(folder)))
+    return hung_shapes(model)
 
 
 def build(options: Options) -> Adapter:

@@ -3,6 +3,7 @@ https://arxiv.org/abs/2205.05638), by peft."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -31,6 +32,14 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 3e-3  # as in the paper
+
+    @classmethod
+    def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """peft lists the modules that are scaled at their input among the others."""
+        targets, inner = settings.get("target_modules"), settings.get("feedforward_modules")
+        if not isinstance(targets, list) or not isinstance(inner, list):
+            return {}
+        return {"target_modules": sorted(set(targets) - set(inner)), "feedforward_modules": sorted(inner)}
 
 
 class IA3(PeftMethod):

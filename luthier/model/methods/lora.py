@@ -10,7 +10,7 @@ olora from its QR decomposition (Buyukakyuz 2024, https://arxiv.org/abs/2406.017
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -63,6 +63,16 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 2e-4
+    in_adapter: ClassVar[Mapping[str, str]] = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "bias": "bias",
+        "target_modules": "target_modules",
+        "use_rslora": "use_rslora",
+        "use_dora": "use_dora",
+        "modules_to_save": "modules_to_save",
+    }
+    of_the_run: ClassVar[frozenset[str]] = frozenset({"dropout", "lora_plus_ratio"})
 
     @field_validator("init", mode="before")
     @classmethod
@@ -80,6 +90,8 @@ class Options(MethodOptions):
 
 class Lora(PeftMethod):
     """Trains low-rank updates; saved in peft's format."""
+
+    run_settings: ClassVar[tuple[str, ...]] = ("lora_dropout",)
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options

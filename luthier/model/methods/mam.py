@@ -48,6 +48,11 @@ def attach(model: PreTrainedModel, folder: Path) -> Any:
     return MixAndMatch(Options(**read_options(folder))).attach(model, folder)
 
 
+def shapes(model: PreTrainedModel, folder: Path) -> dict[str, tuple[int, ...]]:
+    """What a saved adapter of these options holds for a model (without weights), which it changes."""
+    return MixAndMatch(Options(**read_options(folder))).shapes(model)
+
+
 def build(options: Options) -> MixAndMatch:
     """The method for these options."""
     return MixAndMatch(options)

@@ -3,6 +3,7 @@ https://arxiv.org/abs/2306.07280; v2 with inputs rotated: Qiu et al. 2025, https
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -42,10 +43,23 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 4e-4  # twice to four times LoRA's, as the v2 paper has it
+    in_adapter: ClassVar[Mapping[str, str]] = {
+        "block_size": "oft_block_size",
+        "block_share": "block_share",
+        "target_modules": "target_modules",
+    }
+    of_the_run: ClassVar[frozenset[str]] = frozenset({"dropout"})
+
+    @classmethod
+    def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """peft says it the other way round: whether the rotations are computed by the series."""
+        return super().of_adapter(settings) | {"exact": not settings.get("use_cayley_neumann", True)}
 
 
 class OFT(PeftMethod):
     """Trains rotations, which start as the identity; saved in peft's format."""
+
+    run_settings: ClassVar[tuple[str, ...]] = ("module_dropout",)
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options

@@ -3,6 +3,7 @@ https://arxiv.org/abs/2103.10385), by peft. The network is left out of what is s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -30,6 +31,16 @@ class Options(MethodOptions):
     encoder_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout between the layers of the LSTM.")
 
     recommended_learning_rate: ClassVar[float] = 3e-3
+    in_adapter: ClassVar[Mapping[str, str]] = {
+        name: name for name in ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout")
+    }
+
+    @classmethod
+    def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """peft writes the kind of encoder in capitals."""
+        return super().of_adapter(settings) | {
+            "encoder": str(settings.get("encoder_reparameterization_type", "MLP")).lower()
+        }
 
     @model_validator(mode="after")
     def _layers_belong_to_the_lstm(self) -> Options:

@@ -4,6 +4,7 @@ https://arxiv.org/abs/2110.07602)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -30,6 +31,16 @@ class Options(MethodOptions):
     init: Literal["random", "zero"] = Field("random", description="Where keys and values start (peft: init_weights).")
 
     recommended_learning_rate: ClassVar[float] = 5e-3  # P-tuning v2's range is 5e-3 to 2e-2
+    in_adapter: ClassVar[Mapping[str, str]] = {
+        "num_virtual_tokens": "num_virtual_tokens",
+        "projection": "prefix_projection",
+    }
+
+    @classmethod
+    def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The width belongs to the MLP, where there is one."""
+        found = super().of_adapter(settings)
+        return found | ({"encoder_hidden_size": settings.get("encoder_hidden_size")} if found.get("projection") else {})
 
     @model_validator(mode="after")
     def _width_belongs_to_the_mlp(self) -> Options:

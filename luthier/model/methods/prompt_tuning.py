@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -32,6 +33,7 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 3e-2  # the paper takes 0.3 with Adafactor; this is for Adam
+    in_adapter: ClassVar[Mapping[str, str]] = {"num_virtual_tokens": "num_virtual_tokens"}
 
     @model_validator(mode="after")
     def _text_belongs_to_its_init(self) -> Options:

@@ -75,6 +75,11 @@ def attach(model: PreTrainedModel, folder: Path) -> Any:
     return UniPelt(Options(**read_options(folder))).attach(model, folder)
 
 
+def shapes(model: PreTrainedModel, folder: Path) -> dict[str, tuple[int, ...]]:
+    """What a saved adapter of these options holds for a model (without weights), which it changes."""
+    return UniPelt(Options(**read_options(folder))).shapes(model)
+
+
 def build(options: Options) -> UniPelt:
     """The method for these options."""
     return UniPelt(options)

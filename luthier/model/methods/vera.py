@@ -3,6 +3,7 @@ https://arxiv.org/abs/2310.11454), by peft."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -33,10 +34,20 @@ class Options(MethodOptions):
     )
 
     recommended_learning_rate: ClassVar[float] = 4e-3  # the paper tunes language models with 1e-3 to 2e-2
+    in_adapter: ClassVar[Mapping[str, str]] = {
+        "rank": "r",
+        "d_initial": "d_initial",
+        "projection_seed": "projection_prng_key",
+        "save_projection": "save_projection",
+        "target_modules": "target_modules",
+    }
+    of_the_run: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
 
 class Vera(PeftMethod):
     """Trains two vectors a layer; saved in peft's format."""
+
+    run_settings: ClassVar[tuple[str, ...]] = ("vera_dropout",)
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options
