@@ -14,6 +14,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from luthier import __version__
+from luthier.commands.config_verbs import config_app
 from luthier.commands.data_verbs import data_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
 from luthier.commands.verb_options import (
@@ -39,7 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Models: list the aliases, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
-config_app = typer.Typer(help="The config's keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 
@@ -258,36 +258,6 @@ def models_verify(folder: Annotated[str, typer.Argument(help="A model's folder."
     report(result, as_json)
     if not result.ok:
         raise typer.Exit(2)
-
-
-@config_app.command("schema")
-def config_schema(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON schema instead.")] = False,
-) -> None:
-    """Every key with its type, default and meaning."""
-    from luthier.commands import config as command
-
-    if as_json:
-        print_json(command.schema())
-    else:
-        print(command.listing())
-
-
-@config_app.command("explain")
-def config_explain(
-    key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="Such as training.seed; none: the sections.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """One key in depth."""
-    from luthier.commands import config as command
-
-    explanation = command.explain(key)
-    if as_json:
-        print_json(explanation.as_dict())
-    else:
-        print(explanation.text())
 
 
 def entry() -> None:

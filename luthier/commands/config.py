@@ -8,8 +8,8 @@ from typing import Any
 
 from luthier.config import documentation
 from luthier.config.documentation import KeyHelp
-from luthier.config.foreign_keys import LLAMA_FACTORY
-from luthier.config.loading import CHOICES
+from luthier.config.loading import CHOICES, all_keys
+from luthier.config.migration.table import luthiers_name
 from luthier.foundation.errors import UserError
 from luthier.foundation.registry import nearest
 
@@ -91,8 +91,8 @@ def explain(key: str | None = None) -> Explanation:
 
 def _unknown(key: str, entries: list[KeyHelp]) -> UserError:
     last = key.split(".")[-1]
-    if last in LLAMA_FACTORY:
-        return UserError(f"there is no key {key!r}: LLaMA-Factory's {last} is {LLAMA_FACTORY[last]} here.")
+    if named := luthiers_name(last, all_keys()):
+        return UserError(f"there is no key {key!r}: LLaMA-Factory's {last} is {named} here.")
     known = list(dict.fromkeys(entry.key for entry in entries))
     close = nearest(key, known) or [name for name in known if name.split(".")[-1] in nearest(last, _last_parts(known))]
     hint = f"Did you mean {' or '.join(close[:3])}?" if close else "`luthier config schema` lists them all."

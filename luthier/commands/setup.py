@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS, METHODS, STAGES
 from luthier.config.schema import RunConfig
+from luthier.data.locating import check_local
 from luthier.data.preparing import PreparedData, prepare
 from luthier.data.rejecting import write_rejected
 from luthier.data.rendering import AUTO, Renderer
 from luthier.data.template_files import load_template
 from luthier.foundation.errors import ConfigError, ModelError, UserError
-from luthier.foundation.files import need_file
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.adapters import AdapterPart, check_shapes
@@ -208,7 +208,7 @@ def _check_together(config: RunConfig) -> None:
     for name in ("train", "validation", "test"):
         entries = getattr(config.data, name)
         for entry in entries if isinstance(entries, list) else ():
-            attempt(partial(need_file, Path(entry.path), f"the {name} file"))
+            attempt(partial(check_local, entry))
     if config.data.template != AUTO:
         attempt(lambda: load_template(config.data.template))
     attempt(lambda: check_schedule(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from luthier.config import plugins
-from luthier.config.foreign_keys import LLAMA_FACTORY
+from luthier.config.migration.table import is_llama_factory, luthiers_name
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.sections import PluginOptions
 from luthier.config.stage_encoders import untrained_stages
@@ -191,6 +192,8 @@ def load(
 
 def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bool = True) -> RunConfig:
     """A raw mapping as a `RunConfig`; raises `ConfigError` with all problems."""
+    if is_llama_factory(raw):
+        raise _to_migrate(where)
     problems: list[str] = []
     filled = dict(raw)
     for key, (registry, default) in CHOICES.items():
@@ -213,6 +216,17 @@ def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bo
     if problems:
         raise ConfigError(problems, where)
     return config
+
+
+def _to_migrate(where: str) -> UserError:
+    """What to say of a config of LLaMA-Factory's: nobody mends it key by key."""
+    path = Path(where)
+    if not path.suffix:
+        command = "luthier config migrate FILE --out luthier.yaml"
+    else:
+        out = path.with_name(f"{path.stem}.luthier.yaml")
+        command = shlex.join(["luthier", "config", "migrate", where, "--out", str(out)])
+    return UserError(f"{where} is a config of LLaMA-Factory's.", f"Migrate it first: {command}")
 
 
 def _choose(key: str, registry: Registry, value: Any, problems: list[str], for_training: bool) -> PluginOptions | None:
@@ -285,7 +299,7 @@ def _real_parts(location: Sequence[int | str], model: type[BaseModel], last_is_a
         field = section.model_fields.get(str(part)) if section else None
         if section and field:
             inside_mapping = "dict[" in str(field.annotation)
-            section = _child(section, str(part))
+            section = child_section(section, str(part))
             parts.append(str(part))
         elif isinstance(part, int) or (inside_mapping and "[" not in part):
             parts.append(str(part))
@@ -298,7 +312,7 @@ def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) ->
     """What to say of a key that is not there: where it stands instead, or what it may have been meant to be."""
     section: type[BaseModel] = model
     for parent in parts[:-1]:
-        section = _child(section, parent) or section
+        section = child_section(section, parent) or section
     key, known = parts[-1], list(section.model_fields)
     everywhere = all_keys()
     elsewhere = [name for name in everywhere if name.split(".")[-1] == key and name != location]
@@ -307,8 +321,8 @@ def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) ->
     owners = [place.replace(":", " ") for place, options in sections().items() if key in options.model_fields]
     if owners:
         return f"unknown key here; it is a setting of the {' and the '.join(owners)}"
-    if key in LLAMA_FACTORY:
-        return f"unknown key; LLaMA-Factory's {key} is {LLAMA_FACTORY[key]} here"
+    if named := luthiers_name(key, everywhere):
+        return f"unknown key; LLaMA-Factory's {key} is {named} here"
     if close := nearest(key, known, 2):
         return f"unknown key; did you mean {' or '.join(close)}?"
     if far := nearest(key, [name.split(".")[-1] for name in everywhere], 2):
@@ -317,7 +331,7 @@ def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) ->
     return f"unknown key; known here: {', '.join(known)}"
 
 
-def _child(section: Any, name: str) -> type[BaseModel] | None:
+def child_section(section: Any, name: str) -> type[BaseModel] | None:
     """The section a field holds, looking through Annotated, lists and unions."""
     field = getattr(section, "model_fields", {}).get(name)
     found = list(_classes(field.annotation)) if field is not None else []
@@ -336,10 +350,10 @@ def _classes(annotation: Any) -> Iterable[type[BaseModel]]:
 def sections() -> dict[str, type[BaseModel]]:
     """Every section and plug-in choice by its dotted place: `training`, `method:lora`."""
     found: dict[str, type[BaseModel]] = {"": RunConfig, "model": ModelConfig, "training": TrainingConfig}
-    data = _child(RunConfig, "data")
+    data = child_section(RunConfig, "data")
     assert data is not None
     found["data"] = data
-    entry = _child(data, "train")
+    entry = child_section(data, "train")
     assert entry is not None
     found["data.train.0"] = entry
     for key, (registry, _) in CHOICES.items():

@@ -78,6 +78,16 @@ def hub_name(entry: DataEntry) -> str | None:
     return None if path.exists() or path.suffix.lower() in _known() else hub_id(entry.path)
 
 
+def check_local(entry: DataEntry) -> None:
+    """Look an entry's files up where that needs no hub, so that a missing one is told with what else is wrong.
+
+    Raises:
+        DataError: as `locate` does.
+    """
+    if hub_name(resolve(entry)) is None:
+        locate(entry)
+
+
 def _known() -> set[str]:
     return {suffix for name in SOURCES.names() for suffix in SOURCES.load(name).SUFFIXES} | set(COMPRESSED)
 

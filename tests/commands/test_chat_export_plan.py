@@ -23,7 +23,7 @@ from luthier.commands.chat import chat
 from luthier.commands.export import export
 from luthier.commands.plan import plan
 from luthier.foundation.errors import ModelError, UserError
-from tests.tiny import config_for
+from tests.tiny import config_for, write_rows
 
 TEXT = torch.tensor([[5, 9, 40, 77, 12, 200, 31]])
 
@@ -267,3 +267,22 @@ def test_what_a_run_leaves_behind(tiny_llama: Path, rows: Path, tmp_path: Path) 
     assert load(run / "config.yaml").output_dir == str(run)
     for path in run.rglob("*"):
         assert path.suffix not in (".bin", ".pt", ".pth", ".pkl", ".pickle"), path
+
+
+@pytest.mark.parametrize("path", ["rows*.jsonl", "dataset_info.json#mine"])
+def test_rows_named_otherwise_than_by_their_file_are_planned(path: str, tiny_llama: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 8)
+    (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "rows.jsonl"}}')
+    result = plan(config_for(tiny_llama, tmp_path / path, tmp_path / "run"))
+    assert result.examples == 8
+
+
+def test_a_data_set_of_a_hub_is_no_missing_file(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = config_for(tiny_llama, Path("owner/name"), tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        plan(config)
+    assert "does not exist" not in str(caught.value)
+    assert "owner/name" in str(caught.value)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from luthier.config import loading
 from luthier.config.loading import dump, dump_yaml, load, read_file
 from luthier.foundation.errors import UserError
 
@@ -129,10 +128,3 @@ def test_loading_leaves_the_callers_dict_alone() -> None:
     raw = {"model": "m", "data": {"train": "a"}}
     load(raw, ["model.dtype=float32", "data.train.0.system=Hi"])
     assert raw == {"model": "m", "data": {"train": "a"}}
-
-
-def test_every_foreign_key_is_answered_with_a_key_that_exists() -> None:
-    known = {*loading.all_keys(), *("data.train.0", "data.train")}
-    for foreign, ours in loading.LLAMA_FACTORY.items():
-        first = ours.split(" ")[0].rstrip(":")
-        assert first in known or first in ("nothing", "the"), f"{foreign} -> {ours}"

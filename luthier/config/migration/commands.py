@@ -1,0 +1,121 @@
+"""The command lines that do what a config did, and what becomes of a launcher's options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.config.migration.answers import Case, Outcome, names
+from luthier.config.migration.command_lines import ITS_OWN, PROCESSES, CommandLine
+from luthier.config.migration.data_rules import entries
+
+Verbs = Mapping[str, frozenset[str]]
+"""Luthier's verbs, each with its options."""
+FOR_TORCHRUN = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+CONFIG = "CONFIG"
+"""Stands in a command for the file that is written."""
+
+
+def command_of(case: Case, line: CommandLine | None, flags: Sequence[str], verbs: Verbs) -> str:
+    """The command line; empty where luthier has no such verb."""
+    if case.work not in verbs:
+        return ""
+    dropped = (*ITS_OWN, *FOR_TORCHRUN)
+    variables = [item for item in line.variables if item.partition("=")[0] not in dropped] if line is not None else []
+    words = [case.work, *_operands(case), *flags]
+    launched = _launched(line, case) if line is not None else []
+    if launched and launched[0] == "torchrun":
+        words = [*launched, "-m", "luthier.cli", *words]
+    else:
+        words = ["luthier", *words, *launched]
+    before = [f"{name}={shlex.quote(value)}" for name, _, value in (item.partition("=") for item in variables)]
+    return " ".join([*before, shlex.join(words)])
+
+
+def _operands(case: Case) -> list[str]:
+    """What the verb works on."""
+    if case.work == "train":
+        return [CONFIG]
+    if case.work == "webui":
+        return []
+    adapters = names(case.value("adapter_name_or_path") or ())
+    model = adapters[0] if adapters else str(case.value("model_name_or_path"))
+    if case.work == "export":
+        # DB-GPT-Hub's export_model.py writes to output_dir
+        return [model, str(case.value("export_dir") or case.value("output_dir"))]
+    if case.work not in ("predict", "evaluate"):
+        return [model]
+    files = [str(case.given["predicted_input_filename"])] if case.given.get("predicted_input_filename") else []
+    for entry in entries(case, "eval_dataset") or entries(case, "dataset"):
+        files.append(entry if isinstance(entry, str) else str(entry["path"]))
+    words = [model, *(word for file in files for word in ("--data", file))]
+    if case.work == "predict":
+        out = (
+            case.given.get("predicted_out_filename")
+            or f"{case.value('output_dir') or 'runs/predict'}/predictions.jsonl"
+        )
+        words += ["--out", str(out)]
+    return words
+
+
+def _launched(line: CommandLine, case: Case) -> list[str]:
+    """The launcher that several processes or machines need."""
+    nodes = line.launcher.get("nnodes") or _variable(line, "NNODES") or "1"
+    if case.work != "train":
+        return []
+    if nodes in ("1", "1:1"):
+        return ["--nproc-per-node", str(line.processes)] if line.processes is not None and line.processes > 1 else []
+    words = ["torchrun", "--nnodes", nodes]
+    for option, variable in (
+        ("node_rank", "NODE_RANK"),
+        ("master_addr", "MASTER_ADDR"),
+        ("master_port", "MASTER_PORT"),
+    ):
+        value = line.launcher.get(option) or line.launcher.get(option.replace("_", "-")) or _variable(line, variable)
+        if value:
+            words += [f"--{option.replace('_', '-')}", value]
+    return [*words, "--nproc-per-node", str(line.processes or 1)]
+
+
+def _variable(line: CommandLine, name: str) -> str:
+    return next((item.partition("=")[2] for item in line.variables if item.startswith(f"{name}=")), "")
+
+
+def launcher_outcomes(line: CommandLine) -> tuple[Outcome, ...]:
+    """What becomes of variables, of a launcher's options, and of what the shell does with the output."""
+    found = [_of_variable(item) for item in line.variables]
+    for option, value in line.launcher.items():
+        if option == "launcher":
+            continue
+        name = f"{line.launcher.get('launcher', 'launcher')} --{option}"
+        found.append(_of_option(name, option, value))
+    if line.shell:
+        found.append(
+            Outcome(shlex.join(line.shell), None, "mapped", {}, "add it to luthier's command where you want it")
+        )
+    return tuple(found)
+
+
+def _of_variable(item: str) -> Outcome:
+    name, _, value = item.partition("=")
+    if name in ("NPROC_PER_NODE", *FOR_TORCHRUN):
+        return Outcome(name, value, "mapped", {}, "in the command")
+    if name == "FORCE_TORCHRUN":
+        return Outcome(name, value, "mapped", {}, "luthier starts a process for each GPU by itself")
+    if name in ITS_OWN:
+        return Outcome(name, value, "mapped", {}, "only LLaMA-Factory reads it")
+    return Outcome(name, value, "mapped", {}, "stays before the command")
+
+
+def _of_option(name: str, option: str, value: Any) -> Outcome:
+    if option in PROCESSES or re.sub("-", "_", option) in ("nnodes", "node_rank", "master_addr", "master_port"):
+        return Outcome(name, value, "mapped", {}, "in the command")
+    if option == "include" and (devices := re.fullmatch(r"localhost:([\d,]+)", str(value))):
+        return Outcome(name, value, "changed", {}, f"set CUDA_VISIBLE_DEVICES={devices[1]} before the command")
+    if option == "config_file":
+        return Outcome(
+            name, value, "refused", {}, "luthier does not use accelerate: it starts a process for each GPU by itself"
+        )
+    return Outcome(name, value, "refused", {}, "luthier's own launcher and torchrun do without it")

@@ -1,0 +1,365 @@
+"""Sources of every kind, the table's completeness, and the verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import Field
+from transformers import Seq2SeqTrainingArguments
+
+from luthier import cli
+from luthier.config.chat_templates import template_names
+from luthier.config.loading import all_keys, load, validate
+from luthier.config.migration import asking
+from luthier.config.migration.command_lines import parse, split
+from luthier.config.migration.migrating import Migration, migrate
+from luthier.config.migration.rules import RULES
+from luthier.config.migration.sources import Source, from_file, from_words
+from luthier.config.migration.table import is_llama_factory, luthiers_name, table
+from luthier.config.sections import PluginOptions
+from luthier.foundation.errors import UserError
+
+VERBS = {
+    "train": frozenset(),
+    "chat": frozenset({"--temperature"}),
+    "export": frozenset({"--max-shard-size", "--dtype"}),
+}
+BASE = {"model_name_or_path": "maker/m", "do_train": True, "dataset": "identity", "output_dir": "out"}
+
+
+def of(**keys: Any) -> Migration:
+    return migrate(Source("a test", {**BASE, **keys}), VERBS)
+
+
+def of_line(text: str) -> Migration:
+    return migrate(from_words(split(text)), VERBS)
+
+
+def config(found: Migration) -> dict[str, Any]:
+    assert found.config is not None, found.problems
+    return found.config
+
+
+def note(found: Migration, key: str) -> str:
+    return next(f"{outcome.status}: {outcome.note}" for outcome in found.outcomes if outcome.key == key)
+
+
+# the table
+
+
+def test_every_argument_of_transformers_trainer_has_a_row() -> None:
+    assert {item.name for item in dataclasses.fields(Seq2SeqTrainingArguments)} <= set(table().keys)
+
+
+def test_rows_hang_together() -> None:
+    keys = table().keys
+    for name, row in keys.items():
+        if row.alias_of is not None:
+            assert keys[row.alias_of].alias_of is None, f"{name} is a name of a name"
+            continue
+        said = [row.to, row.rule, row.option, row.never, None if row.always is None else "always"]
+        assert any(said), f"{name} says nothing"
+        assert row.rule is None or row.rule in RULES, name
+        assert set(row.needs) <= set(keys), name
+        if isinstance(row.takes, tuple) and isinstance(row.default, str) and row.default != "(absent)":
+            assert row.default in row.takes, name
+
+
+def test_rules_are_used() -> None:
+    assert {row.rule for row in table().keys.values() if row.rule} == set(RULES)
+
+
+def test_templates_are_luthiers() -> None:
+    assert {found.name for found in table().templates.values()} <= set(template_names())
+
+
+def test_an_error_message_names_keys_that_exist() -> None:
+    known = all_keys()
+    for key, row in table().keys.items():
+        named = luthiers_name(key, known)
+        if named is None or row.alias_of:
+            continue
+        first = named.split(" ")[0].rstrip(":")
+        real = first in known or first.rpartition(".")[0] in known
+        assert real or first in ("nothing", "the", "for", "method", "stage") or row.says, f"{key} -> {named}"
+
+
+# what becomes of values
+
+
+@pytest.mark.parametrize("value", ["1e-4", 1e-4, "0.0001"])
+def test_numbers_may_be_text(value: Any) -> None:
+    assert config(of(learning_rate=value))["training"]["learning_rate"] == 1e-4
+
+
+def test_defaults_of_llama_factory_are_written_where_luthiers_are_others() -> None:
+    found = of(lora_rank=32)
+    assert found.added["method.alpha"] == 64
+    assert found.added["training.learning_rate"] == 5e-5
+    assert found.added["data.cutoff_length"] == 2048
+    assert "training.seed" not in found.added
+    assert config(found)["method"]["alpha"] == 64
+
+
+def test_keys_without_effect_there_stay_without_effect() -> None:
+    found = of(finetuning_type="full", lora_rank=64, pref_beta=0.5)
+    assert config(found)["method"] == "full"
+    assert note(found, "lora_rank") == "mapped: without effect, as there: finetuning_type is full"
+    assert note(found, "pref_beta") == "mapped: without effect, as there: stage is sft"
+
+
+def test_rows_that_are_never_evaluated_on_are_the_test_set() -> None:
+    assert config(of(val_size=0.1))["data"]["test"] == 0.1
+    assert config(of(val_size=50, eval_strategy="epoch"))["data"]["validation"] == 50
+
+
+def test_old_names_mean_the_same() -> None:
+    old = of(finetuning_type="freeze", num_layer_trainable=4, evaluation_strategy="no", per_gpu_train_batch_size=3)
+    new = of(finetuning_type="freeze", freeze_trainable_layers=4, eval_strategy="no", per_device_train_batch_size=3)
+    assert config(old) == config(new)
+
+
+def test_an_old_name_that_contradicts_the_new_is_wrong() -> None:
+    found = of(eval_strategy="no", evaluation_strategy="steps")
+    assert found.problems == ("evaluation_strategy: it is an older name of eval_strategy, which is 'no' here",)
+
+
+def test_modules_of_some_layers_are_named_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 6}')
+    keys = {"finetuning_type": "freeze", "freeze_trainable_layers": 2, "freeze_trainable_modules": "mlp"}
+    named = config(of(**keys, model_name_or_path=str(tmp_path)))["method"]
+    assert named == {"name": "freeze", "trainable_layers": 0, "trainable_modules": ["layers.4.mlp", "layers.5.mlp"]}
+    assert note(of(**keys), "freeze_trainable_modules").startswith("refused: mlp of the last 2 layers")
+
+
+def test_the_whole_config_is_checked() -> None:
+    found = of(eval_strategy="steps")
+    assert found.config is None
+    assert "data.validation is unset" in found.problems[0]
+
+
+def test_a_token_is_not_shown() -> None:
+    found = of(hf_hub_token="hf_secret", swanlab_api_key="key-secret")
+    assert "secret" not in json.dumps([outcome.as_dict() for outcome in found.outcomes]) + yaml.safe_dump(found.config)
+
+
+def test_two_keys_that_write_the_same_are_told() -> None:
+    found = of(run_name="a", swanlab_run_name="b", use_swanlab=True)
+    assert note(found, "swanlab_run_name") == "refused: another key has set training.run_name to a"
+
+
+# what luthier does not have yet
+
+
+class FakeRegistry:
+    """A registry as it is once a stage is there."""
+
+    kind = "training stage"
+
+    class Options(PluginOptions):
+        name: str = "dpo"
+        beta: float = Field(0.1, gt=0)
+
+    def names(self) -> list[str]:
+        return ["dpo", "sft"]
+
+    def load(self, name: str) -> Any:
+        return types.SimpleNamespace(Options=self.Options)
+
+
+def test_a_stage_that_comes_later_makes_its_keys_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"stage": "dpo", "pref_beta": 0.3, "dpo_label_smoothing": 0.1}
+    today = of(**keys)
+    if "dpo" not in asking.CHOICES["stage"][0].names():
+        assert today.problems == (f"stage: {note(today, 'stage').removeprefix('refused: ')}",)
+        assert note(today, "stage").startswith("refused: luthier can't train stage dpo yet, only ")
+    monkeypatch.setitem(asking.CHOICES, "stage", (FakeRegistry(), "luthier can't train stage {name} yet, only {known}"))
+    monkeypatch.setattr("luthier.config.migration.migrating._problems_of", lambda config: [])
+    later = of(**keys)
+    assert config(later)["stage"] == {"name": "dpo", "beta": 0.3}
+    assert note(later, "dpo_label_smoothing") == "refused: luthier's training stage dpo has no label_smoothing"
+    assert note(of(**{**keys, "pref_beta": -1}), "pref_beta") == "refused: stage.beta: must be greater than 0, found -1"
+
+
+def test_values_are_asked_of_the_schema() -> None:
+    found = of(lr_scheduler_type="inverse_sqrt", mix_strategy="interleave_once", dataset="a,b", optim="lion_32bit_x")
+    assert "must be 'linear'" in note(found, "lr_scheduler_type")
+    assert "interleave_under" in note(found, "mix_strategy")
+    assert note(found, "optim").startswith("refused: luthier has no optimizer lion_32bit_x yet")
+    assert config(found)["data"].get("mix") is None
+
+
+# command lines
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("llamafactory-cli train --bf16", "bf16", True),
+        ("llamafactory-cli train --bf16 True --fp16 False", "fp16", "False"),
+        ("llamafactory-cli train --no_use_fast_tokenizer", "use_fast_tokenizer", "false"),
+        ("llamafactory-cli train --learning_rate=1e-4", "learning_rate", "1e-4"),
+        ("llamafactory-cli train --learning-rate 1e-4", "learning_rate", "1e-4"),
+        ("llamafactory-cli train --report_to wandb tensorboard --bf16", "report_to", ["wandb", "tensorboard"]),
+        ("python -m torch.distributed.run --nproc_per_node 2 src/train.py --stage sft", "stage", "sft"),
+        ("accelerate launch --config_file f.yaml src/train.py --max_steps -1", "max_steps", "-1"),
+        ("python src/train_rm.py --do_train", "stage", "rm"),
+        ("--model_name_or_path m --do_train", "model_name_or_path", "m"),
+        ("python src/train.py \\\n  --stage sft \\\n  --do_train  # the first run", "do_train", True),
+        ("python src/train.py --stage sft > log.txt 2>&1 && echo done", "stage", "sft"),
+    ],
+)
+def test_a_command_line_is_taken_apart(text: str, key: str, value: Any) -> None:
+    found = parse(split(text))
+    assert found.settings[key] == value
+    assert not {"echo", "first"} & set(found.settings)
+
+
+def test_a_launcher_becomes_processes() -> None:
+    line = "CUDA_VISIBLE_DEVICES=0,1 deepspeed --num_gpus 2 src/train.py --model_name_or_path m --do_train --dataset a"
+    assert of_line(line).command == "CUDA_VISIBLE_DEVICES=0,1 luthier train CONFIG --nproc-per-node 2"
+    line = "FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=0 MASTER_ADDR=h NPROC_PER_NODE=8 llamafactory-cli train --model_name_or_path m "
+    assert of_line(f"{line} --do_train --dataset a").command == (
+        "torchrun --nnodes 2 --node-rank 0 --master-addr h --nproc-per-node 8 -m luthier.cli train CONFIG"
+    )
+
+
+def test_settings_after_a_config_go_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump({**BASE, "learning_rate": 1e-3}))
+    found = of_line(f"llamafactory-cli train {file} learning_rate=1e-5 lora_rank=4")
+    assert config(found)["training"]["learning_rate"] == 1e-5
+    assert config(found)["method"] == {"name": "lora", "rank": 4, "alpha": 8} or config(found)["method"]["rank"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("python train_my_own_model.py --lr 1", "is no command of LLaMA-Factory"),
+        ("llamafactory-cli trian x.yaml", "is not followed by one of its verbs"),
+        ("llamafactory-cli train --stage sft --stage pt", "--stage stands twice"),
+        ("llamafactory-cli train sft", "belongs to no setting"),
+        ("python src/train.py --stage 'sft", "can't be split into words"),
+    ],
+)
+def test_a_command_line_that_is_none_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        of_line(text)
+
+
+# other sources
+
+
+def test_a_python_file_is_read_and_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.py"
+    file.write_text(
+        "import os\nos.abort()\nargs = {'model_name_or_path': 'm', 'do_train': True, 'dataset': os.environ['X']}\n"
+    )
+    with pytest.raises(UserError, match=r"line 3: dataset is os.environ\['X'\], which would have to be computed"):
+        from_file(file)
+
+
+def test_one_of_several_dicts_may_be_named() -> None:
+    case = Path(__file__).parent / "cases" / "dbgpt_train_args.py"
+    found = migrate(from_file(case, "predict_args"), {**VERBS, "predict": frozenset({"--template"})})
+    assert found.command == (
+        "luthier predict dbgpt_hub/output/adapter/sql-lora --data dbgpt_hub/data/example_text2sql_dev.json "
+        "--out dbgpt_hub/output/pred/pred.sql --template llama2"
+    )
+    with pytest.raises(UserError, match="no dict other; there are train_args, predict_args"):
+        from_file(case, "other")
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        ({"base_model": "m", "datasets": [], "sequence_len": 1, "micro_batch_size": 2}, "looks like axolotl, and migrate knows LLaMA-Factory only"),
+        ({"model": "m", "data": {"train": "a"}, "stage": "sft"}, "a config of luthier's already"),
+        ({"what": 1, "is": 2, "this": 3}, "migrate knows LLaMA-Factory only"),
+    ],
+)  # fmt: skip
+def test_other_tools_are_refused(raw: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        migrate(Source("x", raw), VERBS)
+
+
+def test_a_form_of_the_board_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "board.yaml"
+    file.write_text("top.model_name: X\ntrain.learning_rate: 1e-4\n")
+    with pytest.raises(UserError, match="a form saved in LLaMA Board"):
+        from_file(file)
+
+
+# the verb, and train
+
+
+def test_train_says_to_migrate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my sft.yaml"
+    file.write_text(yaml.safe_dump(BASE))
+    assert cli.main(["train", str(file)]) == 2
+    told = capsys.readouterr().err
+    command = f"luthier config migrate '{file}' --out '{file.with_name('my sft.luthier.yaml')}'"
+    assert f"is a config of LLaMA-Factory's.\nMigrate it first: {command}" in told
+    assert cli.main(["config", "migrate", str(file), "--out", str(file.with_name("my sft.luthier.yaml"))]) == 0
+    assert load(file.with_name("my sft.luthier.yaml")).method.name == "lora"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [{"model": "m", "data": {"train": "a"}, "lora_rank": 3, "cutoff_len": 4, "template": "x"}, {"stage": "sft"}, {}],
+)
+def test_a_config_of_ours_with_strange_keys_is_ours(raw: dict[str, Any]) -> None:
+    assert not is_llama_factory(raw)
+
+
+def test_the_file_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "a.yaml", tmp_path / "new" / "b.yaml"
+    source.write_text(yaml.safe_dump({**BASE, "cutoff_len": 512, "use_unsloth": True}))
+    assert cli.main(["config", "migrate", str(source), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["written"] == str(out)
+    assert told["command"] == f"luthier train {out}"
+    assert {key["status"] for key in told["keys"]} == {"mapped", "changed", "refused"}
+    text = out.read_text()
+    assert "# Changed in meaning:\n# - cutoff_len 512: " in text
+    assert "# Not taken over:\n# - use_unsloth True: luthier does not use unsloth" in text
+    validate(yaml.safe_load(text))
+    assert yaml.safe_load(text) == told["config"]
+    assert cli.main(["config", "migrate", str(source), "--out", str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_without_out_only_the_config_goes_to_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "CUDA_VISIBLE_DEVICES=0",
+        "python",
+        "src/train.py",
+        "--do_train",
+        "--model_name_or_path",
+        "m",
+        "--dataset",
+        "a",
+    ]
+    for given in (words, [" ".join(words)]):
+        assert cli.main(["config", "migrate", "--", *given]) == 0
+        printed = capsys.readouterr()
+        assert yaml.safe_load(printed.out)["model"] == "m"
+        assert "CUDA_VISIBLE_DEVICES=0 luthier train CONFIG" in printed.err
+
+
+def test_nothing_is_written_where_something_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    source.write_text(yaml.safe_dump({**BASE, "bf64": True}))
+    assert cli.main(["config", "migrate", str(source), "--out", str(out), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert "LLaMA-Factory has no key bf64; did you mean bf16" in printed.err
+    assert json.loads(printed.out.splitlines()[-1])["problems"]
+    assert not out.exists()
