@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from luthier.commands.calibration import calibration_batches
 from luthier.commands.setup import Setup
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ModelError
@@ -41,14 +42,15 @@ def assemble(
     callbacks: list[TrainerCallback],
     resume_command: str,
     *,
+    checkpoint: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Fit:
-    """Read the weights and put the run together."""
+    """Read the weights and put the run together; `checkpoint` is what the caller puts back afterwards."""
     config = setup.config
     model, base_name = _base_model(setup, folder, engine, trust_remote_code)
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
-    tuned = setup.tune(model, base_name)
+    tuned = setup.tune(model, base_name, batches=partial(calibration_batches, setup), checkpoint=checkpoint)
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,10 @@ from luthier.model.adapters import AdapterPart, check_shapes
 from luthier.model.continuing import continued_options
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
 from luthier.model.merging import check_mergeable
-from luthier.model.method import Apply, Method, ParameterCount, count_parameters
+from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
 from luthier.model.tokenizers.repair import Repair, fit_model, repair, repair_padding
 from luthier.scoring.probe import probe
+from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
 from luthier.training.callbacks import callback_problems, metric_problems
 from luthier.training.optimization import check_schedule
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
@@ -58,13 +59,21 @@ class Setup:
     head: SequenceHead | None
     count: ParameterCount
 
-    def tune(self, model: PreTrainedModel, base_name: str | None = None) -> nn.Module:
-        """The model with what the method trains, and a head that learns if there is one.
+    def tune(
+        self,
+        model: PreTrainedModel,
+        base_name: str | None = None,
+        *,
+        batches: CalibrationBatches | None = None,
+        checkpoint: Path | None = None,
+    ) -> nn.Module:
+        """The model with what the method trains, and a head that learns if there is one; see `Apply`.
 
         Raises:
             ModelError: the method does not fit.
         """
-        tuned = self.method.apply(model, self.apply_settings(base_name))
+        how = replace(self.apply_settings(base_name), batches=batches, checkpoint=checkpoint)
+        tuned = self.method.apply(model, how)
         if self.head is not None and not hasattr(tuned, "peft_config"):
             train_head(model, self.config.training.pure_bf16)
             if self.config.model.continue_adapter and self.source.adapter is not None:
@@ -229,9 +238,9 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     """Apply the method to the model without weights: names that match nothing, models that can't be trained and rows
     longer than the model can hold are found before anything large is read."""
     model = loading.skeleton(setup.model_config, head=setup.head, trust_remote_code=trust_remote_code)
-    probe(model.config, type(model), need_segments=setup.config.model.attention != "padded").choose(
-        setup.config.model.attention
-    )
+    wish = setup.config.model.attention
+    finding = probe(model.config, type(model), need_segments=wish != "padded")
+    finding.choose(wish)
     _check_positions(setup, model, say)
     fit_model(model, setup.tokenizer, setup.repaired)
     found = saved_head(setup.source.adapter, setup.source.base)
@@ -239,7 +248,11 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     check_shapes(bare, setup.source.adapters)
     for part in setup.merged_adapters:
         check_mergeable(part.folder)
-    return count_parameters(setup.tune(model))
+    tuned = setup.tune(model)
+    if has_virtual_tokens(tuned):
+        padded_only(finding).choose(wish)
+        refuse_checkpointed_prefix(tuned, setup.config.training.gradient_checkpointing)
+    return count_parameters(tuned)
 
 
 def _check_head(source: loading.ModelSource, wanted: SequenceHead | None) -> None:

@@ -123,9 +123,18 @@ def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: boo
         return TrainResult(**taken["finished"])
     noted = _end_noted(folder) if engine.rank == 0 else nullcontext()
     with noted, ended_early(), memory_explained(config, checkpoints.folder, again):
-        run = assemble(setup, folder, engine, checkpoints, callbacks, again, trust_remote_code=trust_remote_code)
-        if taken["step"] is not None:
-            checkpoint = checkpoints.at(taken["step"])
+        checkpoint = checkpoints.at(taken["step"]) if taken["step"] is not None else None
+        run = assemble(
+            setup,
+            folder,
+            engine,
+            checkpoints,
+            callbacks,
+            again,
+            checkpoint=checkpoint.path if checkpoint is not None else None,
+            trust_remote_code=trust_remote_code,
+        )
+        if checkpoint is not None:
             setup.load_weights(run.model, checkpoint.path)
             restore(run, checkpoint)
             say(f"Going on from {checkpoint.path.name}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from luthier.config.sections import MethodOptions
+
+
+CalibrationBatches = Callable[[int], "Sequence[Mapping[str, Tensor]]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class Apply:
         tokenizer: for methods that read a text of the user's.
         adapter: an adapter of this method, whose weights the trained ones start from.
         head: the model has this head, which learns whatever the method trains; None: it is a language model.
+        batches: the run's own rows, padded, for methods that look at activations before the first step; asked for with the
+            trained tokens that each batch needs. Every rank gets the same. None where there are no weights yet.
+        checkpoint: what the run goes on from: it is put back after `apply`, which need not find again what it holds.
     """
 
     seed: int
@@ -44,6 +50,8 @@ class Apply:
     tokenizer: PreTrainedTokenizerBase | None = None
     adapter: Path | None = None
     head: SequenceHead | None = None
+    batches: CalibrationBatches | None = None
+    checkpoint: Path | None = None
 
 
 METHOD_STATE = "method_state.safetensors"

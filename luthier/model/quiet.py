@@ -11,11 +11,12 @@ from contextlib import contextmanager
 def quiet_peft() -> Iterator[None]:
     """Without the warnings that no user can mend: about transformers' renamed attributes that peft still asks for, norms of a
     family's own class, which it wraps all the same, block sizes that it fits to a layer's width (method oft says so), and
-    positions, which it leaves to the model where virtual tokens shift them."""
+    positions, which it leaves to the model where virtual tokens shift them, and memory that EVA could save."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unsupported layer type '.*Norm.*' encountered", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Invalid `oft_block_size`", category=UserWarning)
+        warnings.filterwarnings("ignore", message="lora with eva initialization used", category=UserWarning)
         warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         yield
 

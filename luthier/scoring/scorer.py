@@ -34,6 +34,7 @@ from luthier.scoring.router import RouterLoss
 from luthier.scoring.virtual_tokens import (
     has_virtual_tokens,
     hidden_behind_virtual_tokens,
+    padded_only,
     refuse_checkpointed_prefix,
 )
 
@@ -79,8 +80,8 @@ class Scorer(nn.Module):
         self._virtual = has_virtual_tokens(model)
         finding = probe(inner.config, type(inner), need_segments=route != "padded" and not self._virtual)
         if self._virtual:
-            refuse_checkpointed_prefix(model)
-            finding = replace(finding, segmented=False, reason="virtual tokens stand before every row")
+            refuse_checkpointed_prefix(model, inner.is_activation_checkpointing)
+            finding = padded_only(finding)
         self.finding: Finding = finding
         self._reads_itself = has_sequence_head(inner) and not finding.pools_last
         self.route: Route = self.finding.choose(route)

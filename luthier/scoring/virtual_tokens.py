@@ -7,6 +7,7 @@ Shapes: R rows, L longest row, P virtual tokens, H hidden width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from luthier.foundation.errors import ModelError
 from luthier.scoring.padded import PaddedRows
+from luthier.scoring.probe import Finding
 
 
 def has_virtual_tokens(model: Any) -> bool:
@@ -26,9 +28,14 @@ def is_prefix(model: Any) -> bool:
     return bool(model.active_peft_config.peft_type == "PREFIX_TUNING")
 
 
-def refuse_checkpointed_prefix(model: Any) -> None:
+def padded_only(finding: Finding) -> Finding:
+    """What the probe found of a model, once virtual tokens stand before its rows."""
+    return replace(finding, segmented=False, reason="virtual tokens stand before every row")
+
+
+def refuse_checkpointed_prefix(model: Any, checkpointed: bool) -> None:
     """Raise ModelError where gradient checkpointing would lose the prefix: it travels as a cache, which that forbids."""
-    if is_prefix(model) and model.get_base_model().is_activation_checkpointing:
+    if is_prefix(model) and checkpointed:
         raise ModelError(
             "prefix tuning puts keys and values into the model's cache, which gradient checkpointing switches off.",
             "Set training.gradient_checkpointing to false, or use method: prompt_tuning.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from luthier.foundation.errors import ModelError
+from luthier.foundation.progress import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +64,47 @@ def check_targets(
             f"{'; '.join(problems)}, which matches no module of {type(model).__name__} that an update can stand beside.",
             f"Its linear modules are: {', '.join(sorted(linear_kinds(model)))}; all-linear takes them all.",
         )
+
+
+def check_rank(
+    model: PreTrainedModel, targets: str | list[str], rank: int, setting: str, *, strict: str | None = None
+) -> None:
+    """Refuse a rank that no target has room for; peft takes any, and trains numbers that can add nothing.
+
+    Args:
+        setting: the rank's name, such as method.rank.
+        strict: why every target must have room for it; None: some that have not are only named.
+
+    Raises:
+        ModelError: with the widths there are.
+    """
+    widths: dict[str, int] = {}
+    for full, module in model.named_modules():
+        if _is_target(model, full, module, targets):
+            kind, width = full.split(".")[-1], min(module.weight.shape)
+            widths[kind] = min(width, widths.get(kind, width))
+    narrow = sorted(kind for kind, width in widths.items() if width < rank)
+    if not narrow:
+        return
+    found = ", ".join(f"{kind} {widths[kind]}" for kind in narrow)
+    if strict or len(narrow) == len(widths):
+        raise ModelError(
+            f"{setting} is {rank}, more than {'some' if len(narrow) < len(widths) else 'all'} of the target modules of "
+            f"{type(model).__name__} have rows or columns ({found}){f': {strict}' if strict else ''}.",
+            f"Set {setting} to {min(widths.values()) if strict else max(widths.values())} or less.",
+        )
+    if model.device.type != "meta":
+        say(f"method: {setting} {rank} is above the width of {found}: what is above it adds nothing there")
+
+
+def _is_target(model: PreTrainedModel, full: str, module: nn.Module, targets: str | list[str]) -> bool:
+    if not fits(module, embeddings=True):
+        return False
+    if targets == ALL_LINEAR:
+        return is_linear(module) and module is not model.get_output_embeddings()
+    if isinstance(targets, str):
+        return re.fullmatch(targets, full) is not None
+    return any(named(full, name) for name in targets)
 
 
 def refuse_tied_targets(model: PreTrainedModel, targets: str | list[str]) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from luthier.config.sections import MethodOptions
 from luthier.model.method import Apply
 from luthier.model.methods._peft_adapter import PeftMethod, read_state
-from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_targets, has_conv1d
+from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,6 +91,7 @@ class AdaLora(PeftMethod):
 
         own = self.options
         check_targets(model, own.target_modules, [], embeddings=False)
+        check_rank(model, own.target_modules, own.initial_rank, "method.initial_rank")
         return AdaLoraConfig(
             task_type="CAUSAL_LM",
             init_r=own.initial_rank,

@@ -3,7 +3,8 @@
 With use_rslora the update is scaled by alpha / sqrt(rank) (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), with
 use_dora its magnitude is learnt apart from its direction (Liu et al. 2024, https://arxiv.org/abs/2402.09353), with
 lora_plus_ratio its second factor learns faster than its first (Hayou et al. 2024, https://arxiv.org/abs/2402.12354).
-init: pissa starts from the weight's largest singular values (Meng et al. 2024, https://arxiv.org/abs/2404.02948), init:
+init: eva starts from the directions in which the run's rows vary (Paischer et al. 2024, https://arxiv.org/abs/2410.07170),
+init: pissa from the weight's largest singular values (Meng et al. 2024, https://arxiv.org/abs/2404.02948), init:
 olora from its QR decomposition (Buyukakyuz 2024, https://arxiv.org/abs/2406.01775).
 """
 
@@ -19,9 +20,9 @@ from pydantic import Field, field_validator, model_validator
 
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
-from luthier.model.method import Apply
+from luthier.model.method import Apply, trainable_to_float32
 from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
-from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_targets, has_conv1d
+from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 FROM_THE_WEIGHT = ("pissa", "pissa_niter_16", "olora")  # these take the start of the update out of the base's weight
 NOT_HERE = {
-    "eva": "it reads activations of the base on the run's rows before the first step, which luthier does not do",
     "loftq": "it mends the error of a quantized base, and the base here is not quantized",
 }
 
@@ -53,10 +53,17 @@ class Options(MethodOptions):
         ge=1,
         description="LoRA+: the second factor learns this many times as fast as learning_rate (16 in the paper); 1: off.",
     )
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = Field(
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "eva"] = Field(
         "default",
-        description="How the factors start: the second is zero with default and gaussian; pissa (pissa_niter_16: faster, "
-        "approximate) and olora start from the weight itself (peft: init_lora_weights).",
+        description="How the factors start: the second is zero with default, gaussian and eva, whose first is found in the "
+        "run's rows; pissa (pissa_niter_16: faster, approximate) and olora start from the weight itself (peft: "
+        "init_lora_weights).",
+    )
+    eva_rho: float = Field(
+        2.0,
+        ge=1,
+        description="With init: eva, a layer may have up to this many times the rank, taken from layers whose inputs vary "
+        "less; 1: every layer has the same.",
     )
     modules_to_save: list[str] = Field(
         default_factory=list, description="Further modules that learn whole, such as lm_head."
@@ -83,6 +90,10 @@ class Options(MethodOptions):
 
     @model_validator(mode="after")
     def _even_rank(self) -> Options:
+        if self.init != "eva" and self.eva_rho != 2.0:
+            raise ValueError(
+                f"eva_rho is {self.eva_rho:g} but init is {self.init}, so it would not be read: set init to eva"
+            )
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init: orthogonal needs an even rank, found {self.rank}")
         return self
@@ -106,10 +117,19 @@ class Lora(PeftMethod):
         Raises:
             ModelError: target_modules or modules_to_save name something that the model does not have.
         """
-        tuned = super().apply(model, how)
+        tuned: Any = super().apply(model, how)
+        if tuned.peft_config["default"].init_lora_weights == "eva":
+            from luthier.model.eva import start_from_activations
+
+            if how.batches is None:
+                raise ModelError("init: eva looks at the run's rows, and there are none here.", "Use another init.")
+
+            start_from_activations(tuned, how.batches)
+            trainable_to_float32(tuned, how.pure_bf16)
         if self.options.init in FROM_THE_WEIGHT:
             self._start = {name: value.clone() for name, value in _factors(tuned).items()}
-        return tuned
+        updates: nn.Module = tuned
+        return updates
 
     def learning_rate_ratio(self, parameter: str) -> float:
         """LoRA+ (section 4 of its paper): only the second factor learns faster."""
@@ -117,18 +137,19 @@ class Lora(PeftMethod):
 
     def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
         """peft's LoraConfig for these options."""
-        from peft import LoraConfig
+        from peft import EvaConfig, LoraConfig
 
         own = self.options
         check_targets(model, own.target_modules, own.modules_to_save, embeddings=own.init not in FROM_THE_WEIGHT)
+        self._check_rank(model)
         if own.init == "olora" and has_conv1d(model):
             raise ModelError(
                 f"method.init is olora, which peft computes wrongly for the Conv1D layers of {type(model).__name__}.",
                 "Use init: pissa.",
             )
         # the skeleton that names are checked on has no weights to decompose
-        bare = own.init == "default" or (own.init in FROM_THE_WEIGHT and model.device.type == "meta")
-        return LoraConfig(
+        bare = own.init == "default" or (own.init in (*FROM_THE_WEIGHT, "eva") and model.device.type == "meta")
+        config = LoraConfig(
             task_type="CAUSAL_LM",
             r=own.rank,
             lora_alpha=own.alpha,  # type: ignore[arg-type, unused-ignore]
@@ -143,7 +164,26 @@ class Lora(PeftMethod):
             # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
             ensure_weight_tying=bool(own.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
             fan_in_fan_out=has_conv1d(model),
+            eva_config=EvaConfig(rho=own.eva_rho) if own.init == "eva" and not bare else None,
         )
+        if own.init == "eva" and how.checkpoint is not None:
+            from luthier.model.eva import found_before
+
+            found_before(config, how.checkpoint)
+        return config
+
+    def _check_rank(self, model: PreTrainedModel) -> None:
+        own = self.options
+        targets = own.target_modules
+        if own.init in FROM_THE_WEIGHT:
+            strict = f"init: {own.init} takes the update out of the weight, which has no more directions"
+            check_rank(model, targets, own.rank, "method.rank", strict=strict)
+        elif own.init == "eva":
+            most = round(own.rank * own.eva_rho)
+            strict = f"init: eva looks for rank x eva_rho = {most} directions in a layer's input"
+            check_rank(model, targets, most, "method.rank x method.eva_rho", strict=strict)
+        else:
+            check_rank(model, targets, own.rank, "method.rank")
 
     def _token_rows(self, model: PreTrainedModel, how: Apply) -> dict[str, list[int]] | None:
         """New rows of the embedding, and of the head where it is not tied (peft follows the tie by itself)."""

@@ -18,7 +18,7 @@ from pydantic import Field
 from luthier.model.methods import adapter
 from luthier.model.methods._combination import Combination, CombinedOptions
 from luthier.model.methods._own_adapter import read_options
-from luthier.model.methods._targets import QUERY_VALUE, check_targets, is_linear, named, present
+from luthier.model.methods._targets import QUERY_VALUE, check_rank, check_targets, is_linear, named, present
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +54,7 @@ class UniPelt(Combination):
         own = self.options
         targets = own.target_modules or present(model, QUERY_VALUE, "projections of queries and values")
         check_targets(model, targets, [], embeddings=False)
+        check_rank(model, targets, own.rank, "method.rank")
         chosen = [
             module
             for full, module in model.named_modules()

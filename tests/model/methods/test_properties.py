@@ -193,10 +193,9 @@ def test_lora_plus_gives_the_second_factor_its_own_learning_rate() -> None:
     assert all(rate == pytest.approx(1.6e-2 if "lora_B" in name else 1e-3) for name, rate in rates.items())
 
 
-@pytest.mark.parametrize("init", ["eva", "loftq"])
-def test_a_start_that_is_not_offered_says_why(init: str) -> None:
-    with pytest.raises(ValidationError, match=f"init: {init} is not offered: it"):
-        lora.Options(init=init)  # type: ignore[arg-type]
+def test_a_start_that_is_not_offered_says_why() -> None:
+    with pytest.raises(ValidationError, match="init: loftq is not offered: it"):
+        lora.Options(init="loftq")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="computes wrongly for the Conv1D"):
         lora.build(lora.Options(init="olora")).apply(tiny_model("gpt2"), HOW)
 
