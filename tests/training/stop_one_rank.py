@@ -1,4 +1,4 @@
-"""A user's callbacks that end the second of two ranks, and only that, after the third step."""
+"""A user's callbacks that act on one of two ranks alone."""
 
 import os
 import signal
@@ -8,10 +8,12 @@ from transformers import TrainerCallback
 
 
 class StopOneRank(TrainerCallback):
-    number = signal.SIGTERM
+    """Asks the second rank to end after a step."""
+
+    number, step = signal.SIGTERM, 3
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 3 and not state.is_world_process_zero:
+        if state.global_step == self.step and not state.is_world_process_zero:
             os.kill(os.getpid(), self.number)
 
 
@@ -24,4 +26,6 @@ class SaveOneRank(TrainerCallback):
 
 
 class KillOneRank(StopOneRank):
-    number = signal.SIGKILL
+    """Ends it at once, in the second epoch."""
+
+    number, step = signal.SIGKILL, 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.ranks import Ranks, ranks
 from luthier.training.engine import make_engine
+from tests import warm_python
 from tests.tiny import config_for, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +43,19 @@ def start(
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def start_warm(config: dict[str, Any], folder: Path, *flags: str) -> tuple[list[int], str]:
+    """The same processes without the launcher and without their imports: their statuses, and what they say."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(2)]
+    command = [str(ROOT / "luthier" / "cli.py"), "train", str(file), *flags]
+    ended = warm_python.run_together(command, outputs=folder, environments=places)
+    return [process.returncode for process in ended], "".join(process.stderr for process in ended)
 
 
 def settings(tiny_llama: Path, folder: Path, **training: Any) -> dict[str, Any]:
@@ -110,21 +125,12 @@ def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on_with_the_same_bi
     assert "stopped after step 3 of 6, as asked" in stopped.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert f"{tmp_path / 'config.json'} --nproc-per-node 2 --resume" in stopped.stderr
-    done = start(config, tmp_path, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "Going on from step-00000003." in done.stderr
+    statuses, said = start_warm(config, tmp_path, "--resume")
+    assert statuses == [0, 0], said
+    assert "Going on from step-00000003." in said
     assert lines(tmp_path / "run") == lines(two[0])
     whole = weights(two[0])
     assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "run").items())
-
-
-def test_what_one_ranks_callback_asks_for_all_do(tiny_llama: Path, tmp_path: Path) -> None:
-    config = settings(tiny_llama, tmp_path, callbacks=["tests.training.stop_one_rank.SaveOneRank"], ddp_timeout=30)
-    config["training"] |= {"save_strategy": "no", "num_train_epochs": 1}
-    del config["training"]["save_steps"]
-    done = start(config, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
 
 
 def test_what_the_first_rank_refuses_ends_the_others_without_a_word(two: tuple[Path, str], tmp_path: Path) -> None:
@@ -146,9 +152,14 @@ def test_what_all_ranks_refuse_is_told_once(tiny_llama: Path, tmp_path: Path) ->
     assert done.returncode == 2
 
 
-def test_a_rank_that_is_killed_ends_the_run_with_what_to_do(tiny_llama: Path, tmp_path: Path) -> None:
-    config = settings(tiny_llama, tmp_path, callbacks=["tests.training.stop_one_rank.KillOneRank"])
+def test_one_rank_asks_for_a_save_and_one_is_killed(tiny_llama: Path, tmp_path: Path) -> None:
+    """All save what one rank's callback asked for; the death of one ends the run with what to do."""
+    own = [f"tests.training.stop_one_rank.{name}" for name in ("SaveOneRank", "KillOneRank")]
+    config = settings(tiny_llama, tmp_path, callbacks=own, ddp_timeout=30)
+    config["training"]["save_strategy"] = "no"
+    del config["training"]["save_steps"]
     done = start(config, tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
     assert "rank 1 was ended by SIGKILL" in done.stderr
     assert "mostly because memory ran out. Go on with --resume." in done.stderr
     assert done.returncode == 128 + signal.SIGKILL

@@ -17,22 +17,18 @@ import pytest
 import luthier
 from luthier.foundation.errors import CheckpointError, Interrupted, TrainingError, UserError
 from luthier.training.checkpoints import find_fault
+from tests import warm_python
 from tests.tiny import config_for
 
 RUNNER = Path(__file__).with_name("killed_run.py")
 
 
 def launch(
-    config: dict[str, Any], folder: Path, *arguments: str, limit: Any = None
+    config: dict[str, Any], folder: Path, *arguments: str, limits: dict[str, int] | None = None
 ) -> subprocess.CompletedProcess[str]:
     file = folder / "config.json"
     file.write_text(json.dumps(config))
-    root = Path(__file__).parents[2]
-    return subprocess.run(
-        [sys.executable, str(RUNNER), str(file), *arguments],
-        capture_output=True, text=True, cwd=root, preexec_fn=limit, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    return warm_python.run(str(RUNNER), str(file), *arguments, outputs=folder, limits=limits)
 
 
 def settings(tiny_llama: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
@@ -74,9 +70,9 @@ def module_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_llama: Path, module_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """In this process: what is compared with it runs in another."""
     folder = tmp_path_factory.mktemp("unbroken")
-    done = launch(settings(tiny_llama, module_rows, folder / "run"), folder)
-    assert done.returncode == 0, done.stderr
+    luthier.train(settings(tiny_llama, module_rows, folder / "run"))
     return traces(folder / "run")
 
 
@@ -315,17 +311,10 @@ def test_a_used_folder_is_not_overwritten(tiny_llama: Path, rows: Path, tmp_path
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
-def _limit_file_size() -> None:
-    """Files may grow to 20 kB: the kernel refuses more, as a full disk does."""
-    import resource
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 def test_a_disk_that_fills_up_during_a_checkpoint(tiny_llama: Path, module_rows: Path, tmp_path: Path) -> None:
+    """Files may grow to 20 kB: the kernel refuses more, as a full disk does."""
     config = settings(tiny_llama, module_rows, tmp_path / "run")
-    done = launch(config, tmp_path, limit=_limit_file_size)
+    done = launch(config, tmp_path, limits={"RLIMIT_FSIZE": 20_000})
     assert done.returncode == 2, done.stderr
     assert "the disk is full: the checkpoint of step 3" in done.stderr
     assert "Traceback" not in done.stderr
@@ -400,12 +389,6 @@ def test_a_loss_that_is_not_finite_is_refused(tiny_llama: Path, rows: Path, tmp_
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
 
 
-def _limit_memory() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (6 * 1024**3, 6 * 1024**3))
-
-
 class GreedyAtFive(TrainerCallback):
     """Asks for more memory than there is."""
 
@@ -419,7 +402,7 @@ class GreedyAtFive(TrainerCallback):
 def test_memory_that_runs_out_names_the_settings_to_change(tiny_llama: Path, module_rows: Path, tmp_path: Path) -> None:
     """The allocation is real; the limit stands for the machine's size."""
     config = settings(tiny_llama, module_rows, tmp_path / "run", callbacks=["tests.training.test_resume.GreedyAtFive"])
-    done = launch(config, tmp_path, limit=_limit_memory)
+    done = launch(config, tmp_path, limits={"RLIMIT_AS": 6 * 1024**3})
     assert done.returncode == 2, done.stderr
     assert "memory ran out" in done.stderr
     assert "step-00000003 is whole and kept" in done.stderr

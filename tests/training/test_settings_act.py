@@ -11,7 +11,7 @@ import pytest
 
 import luthier
 from luthier.config.training_section import TrainingConfig
-from tests.tiny import config_for
+from tests.tiny import config_for, write_rows
 
 Run = dict[str, Any]
 
@@ -171,22 +171,49 @@ def observe(tiny_llama: Path, rows: Path, out: Path, settings: dict[str, Any], m
     }
 
 
+@pytest.fixture(scope="module")
+def unchanged(
+    tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any], pytest.MonkeyPatch], Run]:
+    """The run of the settings that both runs share: most share none, and one run is enough for them."""
+    runs: dict[str, Run] = {}
+
+    def of(shared: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Run:
+        if repr(shared) not in runs:
+            folder = tmp_path_factory.mktemp("unchanged")
+            rows = write_rows(folder / "rows.jsonl")
+            runs[repr(shared)] = observe(tiny_llama, rows, folder / "run", dict(shared), monkeypatch)
+        return runs[repr(shared)]
+
+    return of
+
+
 @pytest.mark.parametrize("name", sorted(CHANGES))
 def test_changing_it_changes_the_run(
-    name: str, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    unchanged: Callable[..., Run],
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared, value, differs = CHANGES[name]
-    before = observe(tiny_llama, rows, tmp_path / "before", dict(shared), monkeypatch)
-    after = observe(tiny_llama, rows, tmp_path / "after", {**shared, name: value}, monkeypatch)
+    before = unchanged(shared, monkeypatch)
+    after = observe(tiny_llama, rows, tmp_path / "run", {**shared, name: value}, monkeypatch)
     assert differs(before) != differs(after)
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "dataloader_num_workers"])
 def test_how_it_is_computed_does_not_change_the_numbers(
-    name: str, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    unchanged: Callable[..., Run],
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = observe(tiny_llama, rows, tmp_path / "before", {}, monkeypatch)
-    after = observe(tiny_llama, rows, tmp_path / "after", {name: CHANGES[name][1]}, monkeypatch)
+    before = unchanged({}, monkeypatch)
+    after = observe(tiny_llama, rows, tmp_path / "run", {name: CHANGES[name][1]}, monkeypatch)
     assert losses(after) == pytest.approx(losses(before), rel=1e-6)
 
 

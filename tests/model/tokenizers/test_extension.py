@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import ModelError, UserError
 from luthier.model.loading import both_embeddings, find
 from luthier.model.tokenizers.extension import extend, extend_folder
+from tests import warm_python
 from tests.tiny import KINDS, tiny_folder, tiny_model, tiny_tokenizer
 
 WORDS: dict[str, str | None] = {"zither": None, "河边": None}
@@ -125,13 +123,13 @@ extend_folder(find(ModelConfig(name=sys.argv[1])), Path(sys.argv[2]), {"zither":
 """
 
 
-def test_killed_while_writing(tiny_llama: Path, tmp_path: Path) -> None:
+def test_killed_while_writing(tiny_llama: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(tiny_llama), str(out)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*command, "kill"], env=environment, capture_output=True)
+    program = ("-c", KILLED, str(tiny_llama), str(out))
+    done = warm_python.run(*program, "kill", outputs=tmp_path_factory.mktemp("outputs"))
     assert done.returncode == -signal.SIGKILL
     assert not out.exists(), "no half a model under the name that was asked for"
-    subprocess.run([*command, "go on"], env=environment, check=True, capture_output=True)
+    done = warm_python.run(*program, "go on", outputs=tmp_path_factory.mktemp("outputs"))
+    assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the next writer removes what was left"
     AutoTokenizer.from_pretrained(out)
