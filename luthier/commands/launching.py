@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from luthier.config.loading import load
+from luthier.commands.refusals import read
 from luthier.foundation.errors import UserError
 from luthier.foundation.ranks import is_launched
 
@@ -37,7 +37,7 @@ def processes_for(source: str | Path | Mapping[str, Any] | None, overrides: Sequ
         if asked is not None:
             raise UserError("--nproc-per-node was given to a process that a launcher started.", "Leave it to torchrun.")
         return 1
-    training = load(source, overrides).training  # before torch is imported, which takes seconds
+    training = read(source, overrides).training  # before torch is imported, which takes seconds
     if asked is None and (training.use_cpu or training.engine == "single"):
         return 1
     if asked is None:

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.commands.setup import set_up
-from luthier.config.loading import load
+from luthier.commands import refusals
 from luthier.data.report import DataReport
-from luthier.training.optimization import warmup_steps
 
 
 @dataclass
@@ -72,7 +70,12 @@ def plan(
     source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = (), *, trust_remote_code: bool = False
 ) -> PlanResult:
     """Count rows, tokens, targets, steps and parameters of a config; no weights are read."""
-    config = load(source, overrides)
+    config = refusals.read(source, overrides)
+    refusals.check(config)
+
+    from luthier.commands.setup import set_up
+    from luthier.training.optimization import warmup_steps
+
     remarks: list[str] = []
     setup = set_up(config, trust_remote_code=trust_remote_code, say=remarks.append)
     shown = set(setup.data.report.remarks())  # the report's table prints those itself

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config.data_section import DataConfig
 from luthier.config.plugins import ENCODERS, METHODS, STAGES
 from luthier.config.schema import RunConfig
-from luthier.data.locating import check_local
 from luthier.data.preparing import PreparedData, prepare
 from luthier.data.rejecting import write_rejected
 from luthier.data.rendering import AUTO, Renderer
 from luthier.data.template_files import load_template
-from luthier.foundation.errors import ConfigError, ModelError, UserError
+from luthier.foundation.errors import ConfigError, ModelError
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.adapters import AdapterPart, check_shapes
@@ -27,8 +25,7 @@ from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCou
 from luthier.model.tokenizers.repair import Repair, fit_model, repair, repair_padding
 from luthier.scoring.probe import probe
 from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
-from luthier.training.callbacks import callback_problems, metric_problems
-from luthier.training.optimization import check_schedule
+from luthier.training.callbacks import metric_problems
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
 
@@ -132,7 +129,7 @@ def open_tokenizer(
 
 
 def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[[str], None]) -> Setup:
-    """Resolve, read, count and check: model folder, tokenizer, stage, data, method.
+    """Resolve, read, count and check: model folder, tokenizer, stage, data, method. `refusals.check` went before.
 
     Args:
         say: told one sentence about everything that was changed or found odd.
@@ -140,7 +137,6 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     Raises:
         UserError: whatever of it can't be used.
     """
-    _check_together(config)
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
     source = loading.find(config.model)
     if config.model.continue_adapter:
@@ -197,41 +193,6 @@ def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None])
         shuffle=config.data.shuffle,
         **place,
     )
-
-
-def _check_together(config: RunConfig) -> None:
-    """What can be wrong without the other parts, told at once: model, files, template, schedule, callbacks.
-
-    Raises:
-        ConfigError: several problems. UserError: the only one.
-    """
-    problems: list[UserError] = []
-
-    def attempt(check: Callable[[], object]) -> None:
-        try:
-            check()
-        except UserError as error:
-            problems.append(error)
-
-    attempt(lambda: loading.find(config.model))
-    for name in ("train", "validation", "test"):
-        entries = getattr(config.data, name)
-        for entry in entries if isinstance(entries, list) else ():
-            attempt(partial(check_local, entry))
-    if config.data.template != AUTO:
-        attempt(lambda: load_template(config.data.template))
-    attempt(lambda: check_schedule(config))
-    found = callback_problems(config)
-    if found:
-        problems.append(ConfigError(found))
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise ConfigError([line for problem in problems for line in _lines(problem)])
-
-
-def _lines(error: UserError) -> list[str]:
-    return error.problems if isinstance(error, ConfigError) else [f"{error.problem} {error.remedy}".strip()]
 
 
 def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str], None]) -> ParameterCount:

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.commands import run_folder
+from luthier.commands import refusals, run_folder
 from luthier.commands.announcing import say_counts, say_what_next
 from luthier.commands.launching import PROCESSES
-from luthier.config.loading import load
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
 from luthier.foundation.ranks import is_launched
@@ -72,10 +71,11 @@ def train(
     trust_remote_code: bool = False,
 ) -> TrainResult:
     """Train a model as a config says; see `luthier.train`."""
-    config = load(source, overrides)
+    config = refusals.read(source, overrides)
     folder = Path(config.output_dir)
     command = command_line(source, overrides)
     run_folder.check_claim(folder, resume=resume, overwrite=overwrite, resume_command=resuming(command))
+    refusals.check(config)
 
     from luthier.commands.setup import set_up
     from luthier.foundation.devices import choose_device

@@ -207,14 +207,16 @@ def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bo
                 registry.load(name)
             except UserError as error:
                 problems.append(f"training.{key}: {error.problem} {error.remedy}")
+    wrong: list[Any] = []
     try:
         config = RunConfig.model_validate({key: value for key, value in filled.items() if value is not None})
         problems += config.training_problems() if for_training else []
     except ValidationError as error:
         noted = {(key,) for key in CHOICES if filled[key] is None}
-        problems += describe([item for item in error.errors() if item["loc"][:1] not in noted], RunConfig)
+        wrong = [item for item in error.errors() if item["loc"][:1] not in noted]
+        problems += describe(wrong, RunConfig)
     if problems:
-        raise ConfigError(problems, where)
+        raise ConfigError(problems, where, _without(filled, [item["loc"] for item in wrong]))
     return config
 
 
@@ -227,6 +229,25 @@ def _to_migrate(where: str) -> UserError:
         out = path.with_name(f"{path.stem}.luthier.yaml")
         command = shlex.join(["luthier", "config", "migrate", where, "--out", str(out)])
     return UserError(f"{where} is a config of LLaMA-Factory's.", f"Migrate it first: {command}")
+
+
+def _without(filled: dict[str, Any], places: Iterable[Sequence[int | str]]) -> RunConfig | None:
+    """The config without the keys that are wrong (of a section's, the section's key as a whole); None if it needs them."""
+    left = {key: dict(value) if isinstance(value, dict) else value for key, value in filled.items()}
+    for key, (registry, default) in CHOICES.items():
+        if left[key] is None:
+            left[key] = registry.load(default).Options(name=default)
+    for place in places:
+        key, *inner = map(str, place)
+        section = left.get(key)
+        if inner and isinstance(section, dict):
+            section.pop(inner[0], None)
+        else:
+            left.pop(key, None)
+    try:
+        return RunConfig.model_validate(left)
+    except ValidationError:
+        return None
 
 
 def _choose(key: str, registry: Registry, value: Any, problems: list[str], for_training: bool) -> PluginOptions | None:

@@ -34,10 +34,15 @@ class UserError(LuthierError):
 
 
 class ConfigError(UserError):
-    """All problems of a config at once, one line each."""
+    """All problems of a config at once, one line each.
 
-    def __init__(self, problems: Sequence[str], where: str = "the config") -> None:
-        self.problems = list(problems)
+    Args:
+        where: whose they are.
+        rest: the config without the keys that are wrong, where that is one: what it names can be looked for all the same.
+    """
+
+    def __init__(self, problems: Sequence[str], where: str = "the config", rest: object = None) -> None:
+        self.problems, self.where, self.rest = list(problems), where, rest
         count = len(self.problems)
         head = f"{where} has {count} problem{'s' if count != 1 else ''}:"
         super().__init__(

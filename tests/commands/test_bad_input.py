@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,9 @@ def several(config: dict[str, Any], folder: Path) -> None:
     config["data"]["cutoff_lenght"] = 10
     config["method"] = {"name": "lora", "rank": 0, "alfa": 3}
     config["stage"] = "sfd"
+    # what the sound keys name is looked for all the same
+    config["model"] = "./no-such-model"
+    config["data"] |= {"train": ["no/such.jsonl"], "template": "chatlm"}
 
 
 MASKED = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x", "weight": 0}]}\n'
@@ -102,7 +107,19 @@ CASES: dict[str, tuple[Change, list[str]]] = {
     "an encoder-decoder model": (encoder_decoder, ["encoder-decoder"]),
     "an optimizer that is not there": (set_value("training.optim", "adamv"), ["adamv", "adamw"]),
     "a model that is not there": (set_value("model", "./no-such-model"), ["no-such-model"]),
-    "many at once": (several, ["traning", "cutoff_lenght", "rank", "alfa", "sfd"]),
+    "many at once": (
+        several,
+        [
+            "traning",
+            "cutoff_lenght",
+            "rank",
+            "alfa",
+            "sfd",
+            "'./no-such-model' is no folder",
+            "'no/such.jsonl' does not exist",
+            "chatlm",
+        ],
+    ),
     "early stopping without evaluation": (set_value("training.early_stopping_patience", 2), ["eval_strategy"]),
     "a validation set that is never read": (set_value("data.validation", 0.1), ["eval_strategy"]),
     "schedule settings that do not fit": (
@@ -147,6 +164,22 @@ def test_what_can_be_refused_before_weights_are_read_is(
         (folder / "config.json").write_text(json.dumps(config))
         assert main(["train", str(folder / "config.json")]) == 2, name
     assert "weights were read" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_what_is_not_there_is_said_before_torch_is_imported(
+    verb: str, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """In the half second that the checks take, not after the libraries' imports."""
+    config = config_for(tiny_llama, rows, tmp_path / "run")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    program = "import sys; from luthier.cli import main; print(main(sys.argv[1:]), {'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program, verb, str(tmp_path / "config.json"), "data.train=no/such.jsonl"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "'no/such.jsonl' does not exist" in done.stderr
+    assert done.stdout == "2 set()\n"
 
 
 def test_a_used_folder(tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
