@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier import __version__
-from luthier.config.loading import dump, dump_yaml, read_file
+from luthier.config.files import read_file
+from luthier.config.loading import dump, dump_yaml
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import UserError
 from luthier.foundation.files import read_json, write_json, write_text

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.config.loading import dump, dump_yaml, load, read_file
+from luthier.config.files import read_file
+from luthier.config.loading import dump, dump_yaml, load
 from luthier.foundation.errors import UserError
 
 SHORT = "model: smollm2-135m\ndata: {train: rows.jsonl}\n"

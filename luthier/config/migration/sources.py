@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.config.loading import read_file
+from luthier.config.files import read_file
 from luthier.config.migration.command_lines import SCRIPTS, TOOLS, CommandLine, parse, split
 from luthier.config.migration.table import table
 from luthier.foundation.errors import UserError
