@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.data.batch import Segment
+from luthier.scoring.forest_attention import ForestAttention, Part
 
 NAME = "luthier_segmented"
 
@@ -48,10 +49,12 @@ class Layout:
     Args:
         lengths: tokens of each segment, in row order.
         ancestors: of each segment, the indices of its ancestors from the root down.
+        parts: the same for `ForestAttention`; none where the segments do not stand depth first.
     """
 
     lengths: tuple[int, ...]
     ancestors: tuple[tuple[int, ...], ...]
+    parts: tuple[Part, ...]
 
     @classmethod
     def of(cls, segments: tuple[Segment, ...]) -> Layout:
@@ -66,7 +69,26 @@ class Layout:
                 raise ValueError(f"segment {index} has the parent {segment.parent}, which does not come before it")
             chains.append(() if segment.parent is None else (*chains[segment.parent], segment.parent))
             end = segment.end
-        return cls(tuple(segment.end - segment.start for segment in segments), tuple(chains))
+        lengths = tuple(segment.end - segment.start for segment in segments)
+        return cls(lengths, tuple(chains), _parts(segments, chains))
+
+
+def _parts(segments: tuple[Segment, ...], chains: list[tuple[int, ...]]) -> tuple[Part, ...]:
+    """Each segment with itself, then the rows of each subtree with the tokens of its root."""
+    subtree_end = [segment.end for segment in segments]
+    for index, chain in enumerate(chains):
+        # depth first: the parent is the segment before, or one of its ancestors
+        if chain and chain[-1] != index - 1 and chain[-1] not in chains[index - 1]:
+            return ()
+        for ancestor in chain:
+            subtree_end[ancestor] = segments[index].end
+    own = [Part(segment.start, segment.end, segment.start, segment.end) for segment in segments]
+    below = [
+        Part(segment.end, end, segment.start, segment.end)
+        for segment, end in zip(segments, subtree_end, strict=True)
+        if end > segment.end
+    ]
+    return (*own, *below)
 
 
 def segmented_attention(
@@ -100,6 +122,9 @@ def segmented_attention(
             "no segments reached the attention: the model does not pass keyword arguments on"
         )
     _refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
+    if _has_forest_kernel(query, key, segments, sliding_window, dropout):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return ForestAttention.apply(query, key, value, segments.parts, scale), None  # type: ignore[no-untyped-call]
     groups = query.shape[1] // key.shape[1]
     # split, not slicing: its backward is one concatenation instead of a zero-filled [T] tensor for every segment
     queries, keys, values = (part.split(segments.lengths, dim=2) for part in (query, key, value))
@@ -125,6 +150,17 @@ def segmented_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _has_forest_kernel(query: Tensor, key: Tensor, segments: Layout, window: int | None, dropout: float) -> bool:
+    """Whether `ForestAttention` computes this: on a CPU, nothing dropped, no window that cuts anything off."""
+    return (
+        query.device.type == "cpu"
+        and dropout == 0.0
+        and bool(segments.parts)
+        and (window is None or window >= query.shape[2])
+        and query.dtype == key.dtype
+    )
 
 
 def _refuse_unknown(arguments: dict[str, Any], causal: bool) -> None:

@@ -217,6 +217,7 @@ def _forest(vocabulary: int) -> Batch:
         weights_N=torch.linspace(0.5, 1.5, count),
         sequence_of_source_N=torch.zeros(count, dtype=torch.long),
         tokens=24,
+        leaves=(1, 2, 3, 4),
     )
 
 

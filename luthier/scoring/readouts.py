@@ -28,8 +28,8 @@ class HeadAt:
 
     Args:
         head: the name of a module of the transformers model.
-        place: sources, the batch's source positions, or ends, the last token of each sequence (a leaf of the forest, in
-            their order), where transformers' `...ForSequenceClassification` reads: trailing padding tokens are passed over.
+        place: sources, the batch's source positions, or ends, the last token of each sequence, in their order, where
+            transformers' `...ForSequenceClassification` reads: trailing padding tokens are passed over.
     """
 
     head: str = "score"
@@ -100,8 +100,7 @@ class Positions:
 
 def sequence_ends(batch: Batch, pad_token_id: int) -> Tensor:
     """The row index of each sequence's last token that is not `pad_token_id` (where all are: of its last), int64."""
-    parents = {segment.parent for segment in batch.segments}
-    leaves = [segment for index, segment in enumerate(batch.segments) if index not in parents]
+    leaves = [batch.segments[index] for index in batch.leaves]
     device = batch.input_ids_T.device
     last = torch.tensor([leaf.end - 1 for leaf in leaves], device=device)
     first = torch.tensor([leaf.start for leaf in leaves], device=device)

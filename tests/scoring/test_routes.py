@@ -125,7 +125,8 @@ def forest(parents: list[int | None], lengths: list[int], vocabulary: int, seed:
         start += length
     return Batch(
         ids, torch.tensor(positions), tuple(segments), torch.tensor(sources), torch.tensor(targets),
-        torch.ones(len(sources)), torch.zeros(len(sources), dtype=torch.long), tokens=start,
+        torch.ones(len(sources)), torch.zeros(len(sources), dtype=torch.long), start,
+        tuple(index for index in range(len(parents)) if index not in parents),
     )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def test_unrolling_a_worked_forest() -> None:
     segments = (Segment(0, 2), Segment(2, 3, 0), Segment(3, 5, 0), Segment(5, 7))
     batch = Batch(
         torch.tensor([10, 11, 12, 13, 14, 15, 16]), torch.tensor([0, 1, 2, 2, 3, 0, 1]), segments,
-        torch.tensor([1, 3, 5]), torch.tensor([12, 14, 16]), torch.ones(3), torch.zeros(3, dtype=torch.long), 7,
+        torch.tensor([1, 3, 5]), torch.tensor([12, 14, 16]), torch.ones(3), torch.zeros(3, dtype=torch.long), 7, (1, 2, 3),
     )  # fmt: skip
     rows = unroll(batch, pad_token_id=9)
     assert rows.input_ids_RL.tolist() == [[10, 11, 12, 9], [10, 11, 13, 14], [15, 16, 9, 9]]
