@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from luthier.commands.calibration import calibration_batches
 from luthier.commands.setup import Setup
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import ModelError
+from luthier.foundation.errors import ConfigError, ModelError
 from luthier.foundation.files import whole_folder
 from luthier.foundation.progress import say
 from luthier.foundation.ranks import ranks
@@ -28,6 +28,7 @@ from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
 from luthier.training.feeds import make_feed
+from luthier.training.grouping import Packing
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
@@ -54,6 +55,7 @@ def assemble(
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)
+    packing = _packing(scorer, config)
     prepared = engine.prepare(scorer)
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
@@ -75,7 +77,10 @@ def assemble(
         checkpoints=checkpoints,
         metrics=JsonLines(folder / "metrics.jsonl", writes=engine.rank == 0),
         rejected=JsonLines(folder / "rejected.jsonl", writes=engine.rank == 0 and setup.data.stream is not None),
-        feed=make_feed(setup.data.train, setup.data.stream, setup.schedule, config.training.dataloader_num_workers),
+        feed=make_feed(
+            setup.data.train, setup.data.stream, setup.schedule, packing, config.training.dataloader_num_workers
+        ),
+        share_in_evaluation=scorer.may_share(training=False) and config.training.prefix_sharing != "off",
         validation=setup.data.validation,
         validation_sets=setup.data.validation_sets,
         save_model=lambda place: save_model(setup, tuned, place),
@@ -85,6 +90,24 @@ def assemble(
         say=say,
         resume_command=resume_command,
     )
+
+
+def _packing(scorer: Scorer, config: RunConfig) -> Packing:
+    """How batches are laid down.
+
+    Raises:
+        ConfigError: prefix sharing was asked for, and the route computes every row whole.
+    """
+    training = config.training
+    if training.prefix_sharing == "on" and scorer.route == "padded":
+        raise ConfigError(
+            [
+                "training.prefix_sharing is on, but this run computes padded rows, each of them whole"
+                f"{f': {scorer.finding.reason}' if scorer.finding.reason else ''}; set it to auto"
+            ]
+        )
+    share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
+    return Packing(share, training.grouping if share else "off", training.tokens_per_batch)
 
 
 def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from luthier.model.tokenizers.repair import Repair, fit_model, repair, repair_pa
 from luthier.scoring.probe import probe
 from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
 from luthier.training.callbacks import metric_problems
+from luthier.training.grouping import regrouped
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
 
@@ -179,20 +181,36 @@ def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None])
     """Which examples form which step, on this rank."""
     training = config.training
     sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
-    place = {"rank": ranks().rank, "world_size": ranks().world_size}
+    rank, world_size = ranks().rank, ranks().world_size
     if data.stream is not None:
         for remark in data.stream.remarks():
             say(remark)
-        return StreamSchedule(*sizes, total_steps=training.max_steps, **place)
-    return IndexedSchedule(
+        return StreamSchedule(*sizes, total_steps=training.max_steps, rank=rank, world_size=world_size)
+    schedule = IndexedSchedule(
         len(data.train),
         *sizes,
         epochs=training.num_train_epochs,
         max_steps=training.max_steps,
         seed=config.data_seed(),
         shuffle=config.data.shuffle,
-        **place,
+        rank=rank,
+        world_size=world_size,
     )
+    if training.grouping != "within_buffer":
+        return schedule
+
+    @functools.lru_cache(maxsize=2)
+    def grouped(epoch: int) -> list[int]:
+        return regrouped(
+            schedule.shuffled(epoch),
+            data.train,
+            schedule.examples_per_step,
+            training.grouping_buffer_size,
+            config.data_seed(),
+            epoch,
+        )
+
+    return replace(schedule, order=grouped)
 
 
 def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str], None]) -> ParameterCount:

@@ -106,6 +106,11 @@ class RunConfig(Section):
                 "training.dataloader_num_workers has no effect with data.streaming, which reads in the training process: "
                 "remove it"
             )
+        if self.data.streaming and self.training.grouping == "within_buffer":
+            found.append(
+                "training.grouping is within_buffer, which sorts examples by what they begin with, but with data.streaming "
+                "they come in the stream's own order: set it to within_step"
+            )
         return found
 
     def learning_rate(self) -> float:

@@ -34,6 +34,26 @@ class TrainingConfig(Section):
     per_device_train_batch_size: int = Field(4, ge=1, description="Examples per batch and device.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="Examples per evaluation batch and device.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
+    prefix_sharing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Lay down, and compute, once what several sequences of a batch begin with. auto: on the segmented route, "
+        "where nothing is dropped out and no router's loss counts tokens; on: also with dropout, which then drops the same "
+        "for all of them.",
+    )
+    grouping: Literal["off", "within_step", "within_buffer"] = Field(
+        "within_step",
+        description="Bring examples that begin alike into the same batch. within_step: which examples form a step does not "
+        "change; within_buffer: the examples of a step are chosen so too, so its gradient is no independent draw any more.",
+    )
+    grouping_buffer_size: int = Field(
+        1024, ge=1, description="Examples that grouping within_buffer sorts together, rounded up to whole steps."
+    )
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="A batch holds at most so many tokens, what is shared counted once, however many examples that is: the "
+        "examples of a step are dealt out anew. Unset: per_device_train_batch_size examples.",
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="Peak learning rate; unset: the method's recommendation."
     )
@@ -136,6 +156,7 @@ class TrainingConfig(Section):
             "early_stopping_threshold": (self.early_stopping_patience is not None, "early_stopping_patience"),
             "metric_for_best_model": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
             "greater_is_better": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "grouping_buffer_size": (self.grouping == "within_buffer", "grouping within_buffer"),
             "warmup_steps": (
                 self.lr_scheduler_type != "constant",
                 "another lr_scheduler_type, such as constant_with_warmup",

@@ -94,6 +94,11 @@ class Scorer(nn.Module):
             if fused:
                 fuse(inner)
 
+    def may_share(self, training: bool) -> bool:
+        """Whether sequences that begin alike may be laid down once: the segmented route computes a token once, nothing
+        is dropped out (each sequence would drop other units), and no router's loss counts tokens."""
+        return self.route == "segmented" and not (training and (self.router_loss.arguments or _has_dropout(self.model)))
+
     def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
         """What the readouts ask for of a batch, which is on the model's device."""
         readouts = as_readouts(readout)
@@ -151,3 +156,17 @@ class Scorer(nn.Module):
         )
         hidden = output.last_hidden_state[rows.row_N, rows.column_N]
         return hidden, self.router_loss(output, rows.attention_mask_RL) if router else None
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Whether a model drops anything out in training: a module that does, or a rate that attention is handed."""
+    from torch.nn.modules.dropout import _DropoutNd
+
+    return any(
+        (isinstance(module, _DropoutNd) and module.p > 0)
+        or any(
+            isinstance(rate, float) and rate > 0
+            for rate in (getattr(module, name, None) for name in ("attention_dropout", "dropout", "dropout_p"))
+        )
+        for module in model.modules()
+    )

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
-from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.data.streamed import News, Place, Streamed
+from luthier.training.grouping import Packing, pack_step
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 
 
@@ -59,8 +59,10 @@ class Feed(Protocol):
 class IndexedFeed:
     """Of a set in memory, packed here or ahead of time by worker processes."""
 
-    def __init__(self, examples: Sequence[TokenizedExample], schedule: IndexedSchedule, workers: int) -> None:
-        self._batches = StepBatches(examples, schedule)
+    def __init__(
+        self, examples: Sequence[TokenizedExample], schedule: IndexedSchedule, packing: Packing, workers: int
+    ) -> None:
+        self._batches = StepBatches(examples, schedule, packing)
         self._workers = workers
 
     def steps(self, epoch: int, index: int, place: Mapping[str, int]) -> Iterator[Step]:
@@ -79,20 +81,23 @@ def _origins(examples: Sequence[TokenizedExample], batches: Sequence[Sequence[in
 class StepBatches(Dataset[list[Batch]]):
     """The packed batches of each step, by (epoch, index in the epoch): a torch map-style dataset."""
 
-    def __init__(self, examples: Sequence[TokenizedExample], schedule: IndexedSchedule) -> None:
+    def __init__(self, examples: Sequence[TokenizedExample], schedule: IndexedSchedule, packing: Packing) -> None:
         self.examples = examples
         self.schedule = schedule
+        self.packing = packing
 
     def __getitem__(self, place: tuple[int, int]) -> list[Batch]:
-        return [pack([self.examples[index] for index in batch]) for batch in self.schedule.indices(*place)]
+        drawn = [[self.examples[index] for index in batch] for batch in self.schedule.indices(*place)]
+        return pack_step(drawn, self.packing)
 
 
 class StreamFeed:
     """Of a stream, read while it is trained on: every rank reads all of it, and takes its batches of each step."""
 
-    def __init__(self, stream: Stream, schedule: StreamSchedule) -> None:
+    def __init__(self, stream: Stream, schedule: StreamSchedule, packing: Packing) -> None:
         self._stream = stream
         self._schedule = schedule
+        self._packing = packing
 
     def steps(self, epoch: int, index: int, place: Mapping[str, int]) -> Iterator[Step]:
         """The steps from where the last one ended to the stream's end.
@@ -100,7 +105,7 @@ class StreamFeed:
         Raises:
             DataError: the stream is at its end before its first example, or a row of it can't be used.
         """
-        size, rank, world_size = self._schedule.batch_size, self._schedule.rank, self._schedule.world_size
+        build = partial(_step, schedule=self._schedule, packing=self._packing)
         waiting: list[TokenizedExample] = []
         news: list[News] = []  # of the windows that `waiting` is of
         untold: list[News] = []  # of windows none of whose examples is taken: a resumed run would hear of them again
@@ -112,37 +117,40 @@ class StreamFeed:
                 continue
             # a step is given once the example after it is there, so that the last one is known to be the last
             if len(waiting) == self._schedule.examples_per_step:
-                yield _step(waiting, size, rank, world_size, last=False, after=after, news=news)
+                yield build(waiting, last=False, after=after, news=news)
                 waiting, news = [], []
             waiting.append(found.example)
             news, untold = [*news, *untold], []
             after = found.after
         if waiting:
-            yield _step(waiting, size, rank, world_size, last=True, after=after, news=[*news, *untold])
+            yield build(waiting, last=True, after=after, news=[*news, *untold])
 
 
 def _step(
     examples: Sequence[TokenizedExample],
-    size: int,
-    rank: int,
-    world_size: int,
     *,
+    schedule: StreamSchedule,
+    packing: Packing,
     last: bool,
     after: Place | None,
     news: Sequence[News],
 ) -> Step:
-    batches = [examples[start : start + size] for start in range(0, len(examples), size)][rank::world_size]
+    size = schedule.batch_size
+    drawn = [examples[start : start + size] for start in range(0, len(examples), size)]
+    batches = drawn[schedule.rank :: schedule.world_size]
     rows = [example.origin for batch in batches for example in batch]
     place = after.as_dict() if after is not None else {}
-    return Step([pack(batch) for batch in batches], lambda: rows, last, place, tuple(news))
+    return Step(pack_step(batches, packing), lambda: rows, last, place, tuple(news))
 
 
-def make_feed(examples: Sequence[TokenizedExample], stream: Stream | None, schedule: Schedule, workers: int) -> Feed:
+def make_feed(
+    examples: Sequence[TokenizedExample], stream: Stream | None, schedule: Schedule, packing: Packing, workers: int
+) -> Feed:
     """The feed that fits a schedule."""
     if isinstance(schedule, IndexedSchedule):
-        return IndexedFeed(examples, schedule, workers)
+        return IndexedFeed(examples, schedule, packing, workers)
     assert stream is not None and isinstance(schedule, StreamSchedule)
-    return StreamFeed(stream, schedule)
+    return StreamFeed(stream, schedule, packing)
 
 
 def _packed(batches: StepBatches, places: Sequence[tuple[int, int]], workers: int) -> Iterator[list[Batch]]:

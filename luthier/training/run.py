@@ -46,6 +46,7 @@ class Fit:
 
     Args:
         validation_sets: the parts of `validation` that are measured apart, by name; none unless asked for.
+        share_in_evaluation: whether a batch of an evaluation lays down once what its sequences begin with.
         feed: gives the batches of every step. rejected: where rows of a stream that can't be used are written.
         scorer: as the engine prepared it. model: what is saved and shown to callbacks.
         save_model: writes model and tokenizer into a folder. save_method_state: what the method needs beside them to go on.
@@ -68,6 +69,7 @@ class Fit:
     rejected: JsonLines
     validation: Sequence[TokenizedExample]
     validation_sets: Mapping[str, Sequence[TokenizedExample]]
+    share_in_evaluation: bool
     save_model: Callable[[Path], None]
     save_method_state: Callable[[Path], None]
     stop: StopRequest

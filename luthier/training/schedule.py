@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +62,7 @@ class IndexedSchedule:
         max_steps: overrides epochs where positive.
         seed: of the order. shuffle: whether the order changes at all.
         rank, world_size: which part of a step this process computes.
+        order: an epoch's order in place of the shuffled one.
     """
 
     examples: int
@@ -72,6 +74,7 @@ class IndexedSchedule:
     shuffle: bool
     rank: int = 0
     world_size: int = 1
+    order: Callable[[int], Sequence[int]] | None = None
 
     @property
     def examples_per_step(self) -> int:
@@ -102,9 +105,13 @@ class IndexedSchedule:
         """Examples of so many steps, those of the epochs' shorter last steps counted as full."""
         return min(steps * self.examples_per_step, self.examples * self.total_epochs)
 
+    def shuffled(self, epoch: int) -> Sequence[int]:
+        """An epoch's order as it is drawn."""
+        return epoch_order(self.examples, self.seed, epoch) if self.shuffle else range(self.examples)
+
     def indices(self, epoch: int, index: int) -> list[list[int]]:
         """Example indices of each of this rank's batches in step `index` of an epoch, both from 0."""
-        order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else range(self.examples)
+        order = self.order(epoch) if self.order else self.shuffled(epoch)
         chosen = order[index * self.examples_per_step : (index + 1) * self.examples_per_step]
         batches = [list(chosen[start : start + self.batch_size]) for start in range(0, len(chosen), self.batch_size)]
         return batches[self.rank :: self.world_size]

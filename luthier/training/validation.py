@@ -82,7 +82,7 @@ def evaluate(run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[
     starts = range(0, len(examples), size)
     with torch.no_grad():
         for start in starts[run.engine.rank :: run.engine.world_size]:
-            batch = pack(examples[start : start + size]).to(run.engine.device)
+            batch = pack(examples[start : start + size], run.share_in_evaluation).to(run.engine.device)
             with run.engine.autocast():
                 scores = run.scorer(batch, run.stage.readout)
                 loss += float(run.stage.loss(scores, batch))

@@ -101,6 +101,10 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
     "report_to": ({}, ["tensorboard"], lambda run: run["event_files"]),
     "run_name": ({}, "another", argument("run_name")),
     "callbacks": ({}, [f"{__name__}.Halve"], losses),
+    "prefix_sharing": ({"per_device_train_batch_size": 8}, "off", lambda run: run["tokens_computed"]),
+    "grouping": ({}, "within_buffer", losses),
+    "grouping_buffer_size": ({"grouping": "within_buffer"}, 8, losses),
+    "tokens_per_batch": ({}, 50, lambda run: run["tokens_computed"]),
     "optim": ({}, "tests.training.plain_sgd", losses),
 }
 
@@ -128,15 +132,18 @@ class Watch(TrainerCallback):
     arguments: dict[str, Any]
     prediction_steps = 0
     layer_passes = 0
+    tokens_computed: list[int]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         Watch.arguments, Watch.prediction_steps, Watch.layer_passes = args.to_dict(), 0, 0
+        Watch.tokens_computed = []
         for name, module in model.named_modules():
             if name.endswith("input_layernorm"):
                 module.register_forward_hook(self.count)
 
-    def count(self, *_: Any) -> None:
+    def count(self, module: Any, inputs: Any, output: Any) -> None:
         Watch.layer_passes += 1
+        Watch.tokens_computed.append(output.shape[1])
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         Watch.prediction_steps += 1
@@ -168,6 +175,7 @@ def observe(tiny_llama: Path, rows: Path, out: Path, settings: dict[str, Any], m
         "arguments": Watch.arguments,
         "prediction_steps": Watch.prediction_steps,
         "layer_passes": Watch.layer_passes,
+        "tokens_computed": Watch.tokens_computed,
     }
 
 

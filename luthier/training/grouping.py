@@ -1,0 +1,95 @@
+"""Which examples are computed together: those of a step that begin alike, in rows of a bounded length; and, where the
+user allows it, which examples form a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample
+from luthier.data.packing import pack
+from luthier.foundation.seeding import permutation
+
+Grouping = Literal["off", "within_step", "within_buffer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the examples of a step become batches.
+
+    Args:
+        share: whether a batch lays down once what its sequences begin with.
+        grouping: off, each batch as it was drawn; else the examples of a step (of this rank) that begin alike come into
+            the same batch.
+        tokens_per_batch: a batch holds at most so many tokens as laid down, however many examples that is (one that is
+            longer is a batch of its own); None: batches keep their number of examples.
+    """
+
+    share: bool = False
+    grouping: Grouping = "off"
+    tokens_per_batch: int | None = None
+
+
+def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> list[Batch]:
+    """The batches of a step from those that were drawn for it; the same examples, once each."""
+    if packing.grouping != "off":
+        flat = iter(sorted(chain.from_iterable(drawn), key=_beginning))
+        drawn = [[next(flat) for _ in batch] for batch in drawn]
+    if packing.tokens_per_batch is not None:
+        drawn = _bounded(list(chain.from_iterable(drawn)), packing.tokens_per_batch, packing.share)
+    return [pack(batch, packing.share) for batch in drawn]
+
+
+def _beginning(example: TokenizedExample) -> tuple[int, ...]:
+    return example.sequences[0].input_ids
+
+
+def _bounded(examples: Sequence[TokenizedExample], most: int, share: bool) -> list[list[TokenizedExample]]:
+    """Runs of examples of at most `most` tokens each, what an example shares with the one before counted once."""
+    batches: list[list[TokenizedExample]] = []
+    filled = 0
+    for example in examples:
+        known = _common(_beginning(batches[-1][-1]), _beginning(example)) if share and batches else 0
+        own = example.tokens - known * (len(example.sequences) if share else 1)
+        if batches and filled + own <= most:
+            batches[-1].append(example)
+            filled += own
+        else:
+            batches.append([example])
+            filled = example.tokens
+    return batches
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def regrouped(
+    order: Sequence[int], examples: Sequence[TokenizedExample], step_size: int, buffer_size: int, seed: int, epoch: int
+) -> list[int]:
+    """An epoch's order in which the steps hold examples that begin alike.
+
+    The shuffled order is cut into buffers of whole steps; a buffer's examples are sorted by their ids and cut into
+    steps, and its steps are shuffled. Each example still comes once an epoch, but a step's examples are no independent
+    draw any more: its gradient is that of one schema or one system prompt.
+
+    Args:
+        order: example indices, shuffled.
+        step_size: examples of an optimizer step.
+        buffer_size: examples that are sorted together; rounded up to whole steps.
+    """
+    size = step_size * max(1, -(-buffer_size // step_size))
+    found: list[int] = []
+    for number, start in enumerate(range(0, len(order), size)):
+        buffer = sorted(order[start : start + size], key=lambda index: _beginning(examples[index]))
+        steps = [buffer[begin : begin + step_size] for begin in range(0, len(buffer), step_size)]
+        full = len(buffer) // step_size  # a shorter last step of the epoch stays its last
+        shuffled = permutation(full, seed, "grouping", epoch, number)
+        found.extend(chain.from_iterable(steps[index] for index in [*shuffled, *range(full, len(steps))]))
+    return found

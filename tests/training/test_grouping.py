@@ -1,0 +1,120 @@
+"""Which examples are computed together, and that it changes what is learnt only where the user allows it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import luthier
+from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.records import Origin
+from luthier.foundation.errors import ConfigError
+from luthier.foundation.seeding import permutation
+from luthier.training.grouping import Packing, pack_step, regrouped
+from tests.tiny import config_for
+
+
+def example(*ids: int) -> TokenizedExample:
+    weights = (0.0, *[1.0] * (len(ids) - 1))
+    return TokenizedExample((TokenSequence(ids, weights),), Origin("rows", 1), len(ids))
+
+
+HEADS = [tuple(range(start, start + 10)) for start in (10, 30, 50)]
+
+
+def rows(count: int) -> list[TokenizedExample]:
+    """Rows of three heads in turn, each with an end of its own."""
+    return [example(*HEADS[number % 3], 100 + number, 200 + number) for number in range(count)]
+
+
+def ends(batch: Batch) -> list[int]:
+    return sorted(batch.targets_N[batch.targets_N >= 200].tolist())
+
+
+def test_a_step_holds_the_same_examples_however_they_are_grouped() -> None:
+    drawn = [rows(12)[start : start + 4] for start in (0, 4, 8)]
+    for packing in (Packing(), Packing(share=True), Packing(True, "within_step"), Packing(True, "within_step", 30)):
+        batches = pack_step(drawn, packing)
+        assert sorted(end for batch in batches for end in ends(batch)) == list(range(200, 212))
+        assert sum(batch.tokens for batch in batches) == 144
+
+
+def test_examples_that_begin_alike_come_into_one_batch() -> None:
+    drawn = [rows(12)[start : start + 4] for start in (0, 4, 8)]
+    apart = pack_step(drawn, Packing(share=True))
+    together = pack_step(drawn, Packing(share=True, grouping="within_step"))
+    assert [len(batch.input_ids_T) for batch in apart] == [38, 38, 38]  # each with one head twice
+    assert [len(batch.input_ids_T) for batch in together] == [18, 18, 18]
+    assert [ends(batch) for batch in together] == [[200 + head + 3 * turn for turn in range(4)] for head in range(3)]
+
+
+def test_a_batch_is_bounded_by_what_is_laid_down() -> None:
+    drawn = [[*rows(3), example(*range(60, 100)), example(1, 2, 3)]]
+    batches = pack_step(drawn, Packing(share=True, grouping="within_step", tokens_per_batch=27))
+    # [1 2 3] with one row of 12, another of 12, and [60 ... 99], which is longer than a batch may be, in one of its own
+    assert [len(batch.input_ids_T) for batch in batches] == [27, 12, 40]
+    assert all(batch.tokens == len(batch.input_ids_T) for batch in batches)
+    shared = pack_step([rows(12)], Packing(share=True, grouping="within_step", tokens_per_batch=36))
+    assert [len(batch.input_ids_T) for batch in shared] == [36, 18]  # two heads with four ends each, and the third
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 40), st.integers(0, 5))
+def test_a_regrouped_epoch_is_a_permutation_that_stays_within_its_buffers(
+    count: int, step: int, buffer: int, epoch: int
+) -> None:
+    order = permutation(count, 1, "order", epoch)
+    found = regrouped(order, rows(count), step, buffer, 1, epoch)
+    assert sorted(found) == list(range(count))
+    size = step * -(-buffer // step)
+    for start in range(0, count, size):
+        assert Counter(found[start : start + size]) == Counter(order[start : start + size])
+    assert found == regrouped(order, rows(count), step, buffer, 1, epoch)
+
+
+def test_a_buffers_steps_hold_rows_of_one_head() -> None:
+    found = regrouped(list(range(24)), rows(24), 4, 24, 1, 0)
+    heads = [{index % 3 for index in found[start : start + 4]} for start in range(0, 24, 4)]
+    assert all(len(head) == 1 for head in heads)
+    assert found != sorted(found, key=lambda index: (index % 3, index))  # the steps are shuffled
+
+
+def losses_of(model: Path, data: Path, out: Path, **training: Any) -> list[float]:
+    luthier.train(config_for(model, data, out, **{"max_steps": 4, "logging_steps": 1, **training}))
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_the_same_shared_grouped_and_in_bounded_batches(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    step = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    plain = losses_of(tiny_llama, rows, tmp_path / "plain", **step, prefix_sharing="off", grouping="off")
+    assert plain == pytest.approx(losses_of(tiny_llama, rows, tmp_path / "shared", **step), rel=1e-5)
+    bounded = losses_of(tiny_llama, rows, tmp_path / "bounded", **step, tokens_per_batch=64)
+    assert plain == pytest.approx(bounded, rel=1e-5)
+
+
+def test_sharing_that_the_route_does_not_have_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_llama, rows, tmp_path / "run", prefix_sharing="on")
+    config["model"] = {"name": config["model"], "attention": "padded"}
+    with pytest.raises(ConfigError, match=r"prefix_sharing is on, but this run computes padded rows"):
+        luthier.train(config)
+
+
+def test_with_dropout_sharing_waits_to_be_asked_for(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    seen = {}
+    for setting in ("off", "auto", "on"):
+        config = config_for(tiny_llama, rows, tmp_path / setting, prefix_sharing=setting, max_steps=2, logging_steps=1)
+        config["method"] = {"name": "lora", "dropout": 0.5}
+        luthier.train(config)
+        lines = (tmp_path / setting / "metrics.jsonl").read_text().splitlines()
+        seen[setting] = [json.loads(line)["loss"] for line in lines]
+    assert seen["auto"] == seen["off"]
+    assert seen["on"] != seen["off"]
