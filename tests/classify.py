@@ -16,13 +16,13 @@ TELLING = {"bad": "brown", "good": "quick"}
 
 
 def labelled_rows(count: int, seed: int = 0, *, pairs: bool = False) -> list[dict[str, Any]]:
-    """Texts with one telling word among others; of pairs it stands in the second text."""
+    """Texts with one telling word near the end; of pairs it stands in the second text."""
     chance = random.Random(seed)
     rows = []
     for _ in range(count):
         label = chance.choice(sorted(TELLING))
-        words = [*chance.choices(WORDS, k=chance.randint(1, 7)), TELLING[label]]
-        chance.shuffle(words)
+        words = chance.choices(WORDS, k=chance.randint(1, 7))
+        words.insert(len(words) - chance.randint(0, 1), TELLING[label])
         text = " ".join(words)
         other = " ".join(chance.choices(WORDS, k=3))
         rows.append({"text": other, "text_pair": text, "label": label} if pairs else {"text": text, "label": label})
@@ -89,7 +89,7 @@ def classification_config(
         "method": method,
         "training": {
             "num_train_epochs": 4,
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": 4,
             "learning_rate": 1e-2,
             "eval_strategy": "epoch",
             "use_cpu": True,

@@ -14,7 +14,7 @@ from luthier.config.adapters_section import PRUNED, STACK, CombineConfig
 from luthier.config.plugins import METHODS
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import read_json
-from luthier.model.heads import load_head
+from luthier.model.heads import head_shapes, load_head
 from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD, fingerprint, header_of, is_adapter, weight_files
 from luthier.model.merging import check_mergeable, merge
 from luthier.model.quiet import quiet_peft
@@ -157,7 +157,8 @@ def _expected(skeleton: PreTrainedModel, part: AdapterPart) -> Mapping[str, tupl
                 f"Its base is {settings.get('base_model_name_or_path') or 'not named in it'}.",
             ) from error
         if config.is_prompt_learning:
-            return {"prompt_embeddings": tuple(tuned.prompt_encoder["default"].embedding.weight.shape)}
+            prompt = {"prompt_embeddings": tuple(tuned.prompt_encoder["default"].embedding.weight.shape)}
+            return prompt | (head_shapes(skeleton) if config.task_type == "SEQ_CLS" else {})
         state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     return {name: tuple(value.shape) for name, value in state.items()}
 

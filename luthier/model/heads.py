@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "head.json"
 HEAD_WEIGHTS = "head.safetensors"  # beside an adapter of ours; peft's and whole models hold it among their weights
+IN_PROMPTS = "base_model."  # before the head's names in an adapter of virtual tokens
 ENDING = "ForSequenceClassification"
 
 
@@ -124,8 +125,25 @@ def save_head(head: SequenceHead, model: Any, folder: Path) -> None:
 
 
 def load_head(model: Any, folder: Path) -> None:
-    """Put the head's weights back that `save_head` wrote, if it wrote any."""
+    """Put a head's weights back where the method does not: those that `save_head` wrote, and those beside virtual tokens,
+    of which a checkpoint's encoder alone is loaded."""
     from safetensors.torch import load_file
 
     if (folder / HEAD_WEIGHTS).is_file():
         model.load_state_dict(load_file(folder / HEAD_WEIGHTS), strict=False)
+    elif hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
+        saved = load_file(folder / "adapter_model.safetensors")
+        for name, module in head_modules(model.get_base_model()).items():
+            own = f"{IN_PROMPTS}{name}."
+            state = {key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)}
+            trained: Any = module.modules_to_save
+            trained["default"].load_state_dict(state)
+
+
+def head_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the head's tensors as peft writes them beside virtual tokens."""
+    return {
+        f"{IN_PROMPTS}{name}.{key}": tuple(value.shape)
+        for name, module in head_modules(model).items()
+        for key, value in module.state_dict().items()
+    }

@@ -22,6 +22,7 @@ QUERY_VALUE = ("q_proj", "v_proj", "query_key_value", "c_attn", "W_pack", "qkv_p
 KEY_VALUE = ("k_proj", "v_proj", "query_key_value", "c_attn", "W_pack", "qkv_proj", "Wqkv", "key", "value")
 FEED_FORWARD_OUT = (
     "down_proj", "dense_4h_to_h", "mlp.c_proj", "fc2", "fc_out", "mlp.dense_4h_to_h", "w2", "wo", "out_proj_ffn",
+    "output.dense",  # BERT's, and that of its attention, as in peft's own mapping
 )  # fmt: skip
 
 

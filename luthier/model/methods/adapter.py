@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
-FEED_FORWARD = ("mlp", "feed_forward", "ffn", "ff")
+FEED_FORWARD = (
+    "mlp",
+    "feed_forward",
+    "ffn",
+    "ff",
+    "output.dense",
+)  # BERT's has no module of its own, only its last map
 ATTENTION = ("self_attn", "attn", "self_attention", "attention")
 
 
@@ -89,10 +95,13 @@ def hang(model: PreTrainedModel, options: Options, gated: bool = False) -> None:
     hidden: int = model.config.get_text_config().hidden_size
     width = max(1, int(hidden / options.reduction_factor))
     parallel = options.placement == "parallel"
-    places = (ATTENTION, FEED_FORWARD) if options.placement == "houlsby" else (FEED_FORWARD,)
+    # beside a feed-forward block stands only what sees what goes into it
+    whole = tuple(name for name in FEED_FORWARD if not parallel or "." not in name)
+    places = (ATTENTION, whole) if options.placement == "houlsby" else (whole,)
     for block in layer_blocks(model):
         for names in places:
-            module: Any = next((getattr(block, name) for name in names if hasattr(block, name)), None)
+            inside = dict(block.named_modules())
+            module: Any = next((inside[name] for name in names if name in inside), None)
             if module is None:
                 raise ModelError(
                     f"a layer of {type(model).__name__} has no module called {' or '.join(names)} to hang an adapter on.",
