@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from luthier.data.word_memo import WordMemo
 from luthier.foundation.errors import ModelError
 
 if TYPE_CHECKING:
@@ -63,12 +64,14 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._direct = bool(tokenizer.is_fast) and self._ask_backend(_PROBE) == self._ask_tokenizer(_PROBE)
+        direct = bool(tokenizer.is_fast) and self._ask_backend(_PROBE) == self._ask_tokenizer(_PROBE)
+        self._ask = self._ask_backend if direct else self._ask_tokenizer
+        self._memo = WordMemo.of(tokenizer.backend_tokenizer, self._ask_backend) if direct else None
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self._ask_backend(texts) if self._direct else self._ask_tokenizer(texts)
+        return (self._memo or self._ask)(texts)
 
     def _ask_backend(self, texts: Sequence[str]) -> list[list[int]]:
         backend = self._tokenizer.backend_tokenizer
