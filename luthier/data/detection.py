@@ -21,6 +21,10 @@ from luthier.foundation.errors import DataError
 SAMPLED_ROWS = 100
 
 
+class FormatError(DataError):
+    """Rows that are in no known format, in several, or in one that another stage learns from."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChosenFormat:
     """A format, why it was chosen, and what it does to a row.
@@ -66,7 +70,8 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
             belong to (text with a label), never between answers and judged answers.
 
     Raises:
-        DataError: unknown columns, no format matches (fields and a mapping are named), or several do.
+        FormatError: no format matches (fields and a mapping are named), or several do.
+        DataError: settings that fit no row: unknown columns, tags without effect.
     """
     fields = {str(field) for row in rows for field in row.values}
     absent = {part: column for part, column in entry.columns.items() if column not in fields}
@@ -92,7 +97,7 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
         candidates = fallback
     if len(strong) > 1:
         reasons = "; ".join(f"{options.name}: {reason}" for _, options, reason in strong)
-        raise DataError(
+        raise FormatError(
             f"{entry.path} matches several formats ({reasons}).", "Say which one is meant: {path: ..., format: ...}."
         )
     for module, options, reason in (*strong, *candidates):
@@ -150,7 +155,7 @@ def _is_outside(module: ModuleType) -> bool:
     return not module.__name__.startswith(f"{FORMATS.package}.")
 
 
-def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
+def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> FormatError:
     """What to say when no format matches: the fields, what each format needs, and a mapping that may be meant."""
     needs, advice = [], ""
     for name in FORMATS.names():
@@ -161,7 +166,7 @@ def _no_match(entry: DataEntry, sample: Mapping[str, Any]) -> DataError:
         if not advice and fits:
             shown = ", ".join(f"{part}: {column}" for part, column in mapping.items())
             advice = f" Perhaps {{path: {entry.path}, format: {name}, columns: {{{shown}}}}}."
-    return DataError(
-        f"no format matches {entry.path}; its fields are: {fields_found(list(sample))} ({'; '.join(needs)}).",
-        f"Say where the parts stand with columns: {{part: column}}.{advice}",
+    return FormatError(
+        f"no format matches {entry.path}; its fields are: {fields_found(list(sample))}.",
+        f"Say where the parts stand with columns: {{part: column}}.{advice} Known formats: {'; '.join(needs)}.",
     )

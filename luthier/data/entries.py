@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from luthier.config.data_section import DataEntry
 from luthier.config.split_slices import SplitSlice
-from luthier.data.detection import ChosenFormat, choose_format
+from luthier.data.detection import ChosenFormat, FormatError, choose_format
 from luthier.data.locating import Located, locate
 from luthier.data.reading import read_files
 from luthier.data.records import (
@@ -58,7 +58,8 @@ def load_entry(
         accepts: the kind of record the encoder takes; None takes any.
 
     Raises:
-        DataError: files or a format that can't be used, records of the wrong kind, a slice beyond the rows.
+        FormatError: rows in no known format, or records of the wrong kind.
+        DataError: files or a format that can't be used, a slice beyond the rows.
     """
     located = located or locate(entry)
     entry = located.entry
@@ -126,7 +127,7 @@ def convert_rows(rows: Sequence[tuple[RawRow, Convert]]) -> tuple[list[Record], 
     return records, rejected
 
 
-def wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> DataError:
+def wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> FormatError:
     """Why records of one kind can't be learnt by a stage of another, and what would do."""
     found, stages = KINDS[chosen.record]
     wanted, _ = KINDS[accepts]
@@ -135,7 +136,7 @@ def wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> DataErr
         remedy += ", or name its text column: {format: text, columns: {text: ...}}"
     elif accepts is Conversation:
         remedy += ", or say where question and answer stand: {format: alpaca, columns: {instruction: ..., output: ...}}"
-    return DataError(
+    return FormatError(
         f"{entry.path} holds {found} (format {chosen.name}: {chosen.reason}), but this run's stage learns {wanted}.",
         f"{remedy}.",
     )

@@ -205,6 +205,21 @@ def test_only_bad_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "does not exist" in checked(capsys, "data.train=absent.jsonl", status=2)["error"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("split: 'train[1:200]'", "reaches to row 200, but there are only"),
+        ("columns: {instruction: ask}", "names the column 'ask', which no row has"),
+    ],
+)
+def test_settings_that_fit_no_row_are_no_matter_of_the_rows(
+    folder: Path, capsys: pytest.CaptureFixture[str], entry: str, problem: str
+) -> None:
+    path = lines(folder / "a.jsonl", GOOD)
+    value = checked(capsys, f"data.train={{path: {path}, {entry}}}", status=2)
+    assert problem in value["error"]
+
+
 def test_rows_that_are_too_long_never_stop_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, {'instruction': 'x', 'output': 'word ' * 500}])}"
     for mode in ("error", "drop"):

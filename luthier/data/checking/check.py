@@ -14,6 +14,7 @@ from luthier.data.checking.findings import Hit
 from luthier.data.checking.lengths import Lengths
 from luthier.data.checking.report import CheckReport, SplitCheck
 from luthier.data.checking.rows import RowTexts, texts_of
+from luthier.data.detection import FormatError
 from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.locating import locate
@@ -23,7 +24,6 @@ from luthier.data.reading import read_files
 from luthier.data.records import Document, Record, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
 from luthier.data.turns import NO_ASSISTANT_TURN
-from luthier.foundation.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def read_rows(data: DataConfig, seed: int, accepts: type) -> tuple[LoadedRecords
     The rows of a file in no known format are all rejected.
 
     Raises:
-        DataError: a file that is missing or can't be read at all.
+        DataError: a file that is missing or can't be read at all, settings that fit none of its rows.
     """
     loaded = LoadedRecords({}, DataReport())
     hits: list[Hit] = []
@@ -127,8 +127,8 @@ def _entry(entry: DataEntry, split: str, index: int, seed: int, accepts: type) -
     """An entry's records; all of its rows rejected where they are in no format, or in one for another stage."""
     try:
         return load_entry(entry, split, index, seed, accepts)
-    except DataError as error:
-        located = locate(entry)  # a file that is not there, or is damaged, is no matter of its rows: raises again
+    except FormatError as error:
+        located = locate(entry)
         rows = read_files(located)
         reason = f"{error.problem} {error.remedy}".strip()
         source = SourceReport(located.shown, split, NO_FORMAT, "see the rejected rows", (), len(rows), len(rows), 0, 0)
