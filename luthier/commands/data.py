@@ -167,12 +167,13 @@ def _page_head(
     config = opened.config
     tokens, targets = (sum(getattr(example, name) for example in examples) for name in ("tokens", "targets"))
     cut = sum(example.truncated for example in examples)
+    both, each = (", both answers", " each") if chosen.sequence_names else ("", "")
     figures = [
         (f"{len(examples):,}", f"rows of {records:,}" if chosen.record is not Document else "blocks of documents"),
         (f"{tokens:,}", "tokens"),
         (f"{tokens / max(len(examples), 1):,.0f}", "tokens a row"),
-        (f"{max((example.tokens for example in examples), default=0):,}", "tokens in the longest"),
-        (f"{cut:,}", f"cut at {config.data.cutoff_length:,}"),
+        (f"{max((example.tokens for example in examples), default=0):,}", f"tokens in the longest{both}"),
+        (f"{cut:,}", f"cut at {config.data.cutoff_length:,}{each}"),
     ]
     if chosen.trains_tokens:
         figures.insert(2, (f"{targets / max(tokens, 1):.1%}", "of the tokens trained"))

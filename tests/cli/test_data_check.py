@@ -220,6 +220,12 @@ def test_settings_that_fit_no_row_are_no_matter_of_the_rows(
     assert problem in value["error"]
 
 
+def test_a_pair_that_is_cut_tells_the_tokens_of_both_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', [{**PAIR, 'chosen': 'word ' * 500}])}"
+    (hit,) = checked(capsys, "stage=dpo", path)["findings"]["over_length"]["examples"]
+    assert " tokens (of both answers together), cut to " in hit["detail"]
+
+
 def test_rows_that_are_too_long_never_stop_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, {'instruction': 'x', 'output': 'word ' * 500}])}"
     for mode in ("error", "drop"):

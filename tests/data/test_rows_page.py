@@ -219,4 +219,4 @@ def test_a_pair_stands_side_by_side(chromium: str, tokenizer_folder: Path, tmp_p
     written(tokenizer_folder, tmp_path, rows, stage="dpo")
     document = dumped(chromium, page)
     assert re.findall(r"<h3>(\w+)</h3>", document) == ["prompt", "chosen", "rejected"]
-    assert document.count('class="sides"') == 1
+    assert document.count('class="sides"') == 1 and "in the longest, both answers" in document

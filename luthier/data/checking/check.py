@@ -188,7 +188,8 @@ def _encoding_hits(split: str, encoded: Encoded, chosen: ChosenEncoder, data: Da
     stops = frozenset(chosen.renderer.stop_token_ids) if chosen.renderer is not None else frozenset()
     for example in encoded.examples:
         if example.truncated:
-            detail = f"{example.untruncated_length} tokens, cut to {example.tokens}"
+            both = " (of both answers together)" if chosen.sequence_names else ""
+            detail = f"{example.untruncated_length} tokens{both}, cut to {example.tokens}"
             yield Hit("over_length", split, example.origin, detail)
             if stops and example.targets and not _ends(example, stops):
                 yield Hit("no_stop_token", split, example.origin, detail)

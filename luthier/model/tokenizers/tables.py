@@ -69,8 +69,16 @@ def fertility_table(name: str, rows: Sequence[Fertility]) -> Table:
     title = f"{name}: {first.texts:,} texts, {first.characters:,} characters, {first.words:,} words"
     table = Table(title=Text(title), title_justify="left")
     table.add_column("tokenizer", overflow="fold")
-    for heading in ("vocabulary", "tokens", "characters\nper token", "bytes\nper token", "tokens\nper word", "unknown"):
-        table.add_column(heading, justify="right")
+    # numbers stay whole in a terminal of 80 columns; a long name is folded
+    for heading in (
+        "known\ntokens",
+        "tokens",
+        "characters\nper token",
+        "bytes\nper token",
+        "tokens\nper word",
+        "unknown",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         rates = row.as_dict()
         ratios = [rates[key] for key in ("characters_per_token", "bytes_per_token", "tokens_per_word")]

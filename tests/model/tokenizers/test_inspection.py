@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import pytest
+from rich.console import Console
 
 from luthier.foundation.errors import UserError
 from luthier.model.tokenizers.inspection import PreToken, fertility_of, stages_of
+from luthier.model.tokenizers.tables import fertility_table
 from luthier.model.tokenizers.training import TrainingSpec, train
 from tests.tiny import tiny_tokenizer
 
@@ -64,3 +69,13 @@ def test_several_tokenizers_read_the_texts_once() -> None:
 
 def test_nothing_to_count() -> None:
     assert fertility_of({"bert": BERT}, [])[0].as_dict()["characters_per_token"] is None
+
+
+def test_the_table_of_fertility_keeps_its_numbers_whole_in_80_columns() -> None:
+    row = replace(
+        fertility_of({"a tokenizer with a long name": BERT}, ["low lower"])[0], vocabulary=151_936, tokens=4_567_890
+    )
+    written = io.StringIO()
+    Console(width=80, file=written).print(fertility_table("a.txt", [row]))
+    shown = written.getvalue()
+    assert "151,936" in shown and "4,567,890" in shown and "characters" in shown and "…" not in shown
