@@ -72,7 +72,7 @@ def explain(key: str | None = None) -> Explanation:
     if not key:
         return Explanation("", tuple(entry for entry in entries if "." not in entry.key), {})
     key = ".".join("0" if part.isdigit() else part for part in key.split("."))
-    choice, _, plugin = key.partition(".")
+    choice, _, plugin = key.rpartition(".")
     if choice in CHOICES and plugin in CHOICES[choice][0].names():
         title = f"{choice} {plugin}"
         own = tuple(entry for entry in entries if entry.valid_for == title)

@@ -45,7 +45,7 @@ FIXED = (
     "stage.",
     "method.",
     "training.pure_bf16:",
-    "training.optim:",
+    "training.optim.",
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,10 @@ from luthier.scoring.probe import probe
 from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
 from luthier.training.callbacks import metric_problems
 from luthier.training.grouping import regrouped
+from luthier.training.optimization import check_optimizer, trained_shapes
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
+from luthier.training.trained import TrainedParameter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +44,7 @@ class Setup:
 
     Args:
         head: what the stage's labels need in place of a head over words; None: a language model.
-        count: trainable and all parameters, from the model's skeleton.
+        count: trainable and all parameters, from the model's skeleton. trained: each of the former.
         repaired: what was mended in the tokenizer.
     """
 
@@ -57,6 +59,7 @@ class Setup:
     schedule: Schedule
     head: SequenceHead | None
     count: ParameterCount
+    trained: list[TrainedParameter] = field(default_factory=list)
 
     def tune(
         self,
@@ -231,6 +234,10 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     if has_virtual_tokens(tuned):
         padded_only(finding).choose(wish)
         refuse_checkpointed_prefix(tuned, setup.config.training.gradient_checkpointing)
+    ratio = setup.method.learning_rate_ratio
+    for remark in check_optimizer(setup.config, tuned, ratio, setup.schedule.total_steps):
+        say(remark)
+    setup.trained = trained_shapes(tuned)
     return count_parameters(tuned)
 
 

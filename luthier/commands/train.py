@@ -332,12 +332,13 @@ def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:
         CheckpointError: with both numbers.
     """
     from luthier.training.checkpoints import need_space
+    from luthier.training.trained import state_bytes
 
     training = setup.config.training
     beside = [*setup.source.tokenizer.glob("tokenizer*"), *setup.source.tokenizer.glob("*.jinja")]
     state = sum(path.stat().st_size for path in beside if path.is_file()) + 2**18  # and JSON files
     weights = 4 * (setup.count.total if setup.method.saves == "model" else setup.count.trainable)
-    one = weights + 8 * setup.count.trainable + state  # AdamW keeps two numbers for each trained one
+    one = weights + state_bytes(training.optim, setup.trained) + state
     every = (
         training.save_steps if training.save_steps >= 1 else max(1, training.save_steps * setup.schedule.total_steps)
     )

@@ -118,12 +118,14 @@ def json_schema() -> dict[str, Any]:
     root = dict(_resolve(places[RunConfig, "validation"], definitions))
     properties = dict(root["properties"])
     for choice, (registry, default) in CHOICES.items():
+        section, _, key = choice.rpartition(".")
+        owner = definitions[sections()[section].__name__]["properties"] if section else properties
         long_forms = []
         for name in registry.names():
             place = places[plugins[f"{choice}:{name}"], "validation"]
             long_forms.append({"allOf": [place, {"properties": {"name": {"const": name}}}]})
-        properties[choice] = {
-            "description": properties[choice].get("description", ""),
+        owner[key] = {
+            "description": owner[key].get("description", ""),
             "default": default,
             "anyOf": [{"type": "string", "description": f"one of {', '.join(registry.names())}"}, *long_forms],
         }

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from luthier.config import plugins
 from luthier.config.files import ConfigLoader, read_file
 from luthier.config.migration.table import is_llama_factory, luthiers_name
+from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.sections import PluginOptions
 from luthier.config.stage_encoders import untrained_stages
@@ -21,7 +22,11 @@ from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.registry import Registry, nearest
 
-CHOICES: dict[str, tuple[Registry, str]] = {"stage": (plugins.STAGES, "sft"), "method": (plugins.METHODS, "lora")}
+CHOICES: dict[str, tuple[Registry, str]] = {
+    "stage": (plugins.STAGES, "sft"),
+    "method": (plugins.METHODS, "lora"),
+    "training.optim": (plugins.OPTIMIZERS, "adamw"),
+}
 
 
 def apply_override(raw: dict[str, Any], setting: str) -> None:
@@ -119,23 +124,26 @@ def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bo
         raise _to_migrate(where)
     problems: list[str] = []
     filled = dict(raw)
+    if isinstance(raw.get("training"), dict):
+        filled["training"] = dict(raw["training"])
+        _check_engine(filled["training"].get("engine"), problems)
+    noted = set()  # choices that are missing below because something is wrong with them
     for key, (registry, default) in CHOICES.items():
-        filled[key] = _choose(key, registry, raw.get(key, default), problems, for_training)
-    section = raw.get("training")
-    training = section if isinstance(section, dict) else {}
-    for key, registry in (("optim", plugins.OPTIMIZERS), ("engine", plugins.ENGINES)):
-        name = training.get(key)
-        if isinstance(name, str) and (key, name) != ("engine", "auto"):
-            try:
-                registry.load(name)
-            except UserError as error:
-                problems.append(f"training.{key}: {error.problem} {error.remedy}")
+        section, _, name = key.rpartition(".")
+        place = filled.get(section) if section else filled
+        if not isinstance(place, dict):
+            continue  # a section that is left out has its defaults; one that is no mapping is told of below
+        chosen = _choose(key, registry, place.get(name, default), problems, for_training)
+        if chosen is not None:
+            place[name] = chosen
+        else:
+            place.pop(name, None)
+            noted.add((key,))
     wrong: list[Any] = []
     try:
         config = RunConfig.model_validate({key: value for key, value in filled.items() if value is not None})
         problems += config.training_problems() if for_training else []
     except ValidationError as error:
-        noted = {(key,) for key in CHOICES if filled[key] is None}
         wrong = [item for item in error.errors() if item["loc"][:1] not in noted]
         problems += describe(wrong, RunConfig)
     if problems:
@@ -158,7 +166,7 @@ def _without(filled: dict[str, Any], places: Iterable[Sequence[int | str]]) -> R
     """The config without the keys that are wrong (of a section's, the section's key as a whole); None if it needs them."""
     left = {key: dict(value) if isinstance(value, dict) else value for key, value in filled.items()}
     for key, (registry, default) in CHOICES.items():
-        if left[key] is None:
+        if "." not in key and left.get(key) is None:  # a section's own choice has a default
             left[key] = registry.load(default).Options(name=default)
     for place in places:
         key, *inner = map(str, place)
@@ -171,6 +179,15 @@ def _without(filled: dict[str, Any], places: Iterable[Sequence[int | str]]) -> R
         return RunConfig.model_validate(left)
     except ValidationError:
         return None
+
+
+def _check_engine(name: Any, problems: list[str]) -> None:
+    """Note an engine that there is not."""
+    if isinstance(name, str) and name != "auto":
+        try:
+            plugins.ENGINES.load(name)
+        except UserError as error:
+            problems.append(f"training.engine: {error.problem} {error.remedy}")
 
 
 def _choose(key: str, registry: Registry, value: Any, problems: list[str], for_training: bool) -> PluginOptions | None:
@@ -192,7 +209,9 @@ def _choose(key: str, registry: Registry, value: Any, problems: list[str], for_t
             return None
         checked = options.model_validate(settings)
     except UserError as error:
-        problems.append(f"{key}: {error.problem} {error.remedy}")
+        theirs = TRANSFORMERS_OPTIMIZERS.get(settings["name"]) if key == "training.optim" else None
+        remedy = f"transformers' {settings['name']} is {theirs} here." if theirs else error.remedy
+        problems.append(f"{key}: {error.problem} {remedy}")
         return None
     except ValidationError as error:
         problems += describe(error.errors(), options, key)
@@ -259,12 +278,12 @@ def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) ->
         section = child_section(section, parent) or section
     key, known = parts[-1], list(section.model_fields)
     everywhere = all_keys()
+    owners = _owners(key, location.rpartition(".")[0])
+    if owners:
+        return f"unknown key here; it is a setting of the {' and the '.join(owners)}"
     elsewhere = [name for name in everywhere if name.split(".")[-1] == key and name != location]
     if elsewhere:
         return f"unknown key here; luthier has it as {elsewhere[0]}"
-    owners = [place.replace(":", " ") for place, options in sections().items() if key in options.model_fields]
-    if owners:
-        return f"unknown key here; it is a setting of the {' and the '.join(owners)}"
     if named := luthiers_name(key, everywhere):
         return f"unknown key; LLaMA-Factory's {key} is {named} here"
     if close := nearest(key, known, 2):
@@ -273,6 +292,14 @@ def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) ->
         full = [name for name in everywhere if name.split(".")[-1] in far]
         return f"unknown key; did you mean {' or '.join(full[:2])}?"
     return f"unknown key; known here: {', '.join(known)}"
+
+
+def _owners(key: str, choice: str) -> list[str]:
+    """The plug-ins of one choice that have an option of this name: `method lora`."""
+    if choice not in CHOICES:
+        return []
+    registry = CHOICES[choice][0]
+    return [f"{registry.kind} {name}" for name in registry.names() if key in registry.load(name).Options.model_fields]
 
 
 def child_section(section: Any, name: str) -> type[BaseModel] | None:

@@ -114,8 +114,9 @@ class RunConfig(Section):
         return found
 
     def learning_rate(self) -> float:
-        """The peak learning rate: the one set, or the method's recommendation."""
-        return self.training.learning_rate or self.method.recommended_learning_rate
+        """The peak learning rate: the one set, or the method's recommendation as the optimizer wants it."""
+        recommended = self.method.recommended_learning_rate * self.training.optim.learning_rate_ratio
+        return self.training.learning_rate or recommended
 
     def data_seed(self) -> int:
         """Seed of data order and splits."""

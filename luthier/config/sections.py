@@ -8,6 +8,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+# settings of `training` that act on some optimizers and not on others
+ADAM_SETTINGS = frozenset({"adam_beta1", "adam_beta2", "adam_epsilon"})
+OPTIMIZER_SETTINGS = ADAM_SETTINGS | {"weight_decay"}
+
 
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values can't be changed after loading."""
@@ -61,7 +65,24 @@ class MethodOptions(PluginOptions):
 
 
 class OptimizerOptions(PluginOptions):
-    """Base of every optimizer's `Options`."""
+    """Base of every optimizer's `Options`.
+
+    reads: settings of `training` that act on it; changing one of `OPTIMIZER_SETTINGS` that it does not name is refused.
+    schedules: shapes of the learning rate that it takes, the first being its default; empty: any.
+    counts: keys of its parameter groups in which it counts; a resumed run takes them from the checkpoint, and all others
+    from the config.
+    transformers_name: what TrainingArguments.optim calls it, where transformers has it.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"weight_decay"})
+    schedules: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[frozenset[str]] = frozenset()
+    transformers_name: ClassVar[str | None] = None
+
+    @property
+    def learning_rate_ratio(self) -> float:
+        """How many times the method's recommended rate, which is AdamW's, it is best given."""
+        return 1.0
 
 
 def expand_user(value: str) -> str:

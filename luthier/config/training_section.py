@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
-from luthier.config.sections import Section, one_to_list
+from luthier.config.plugins import OPTIMIZERS
+from luthier.config.sections import OPTIMIZER_SETTINGS, OptimizerOptions, Section, one_to_list
 
 
 def _whole_or_share(value: float) -> float:
@@ -21,6 +22,14 @@ def _no_is_a_word(value: Any) -> Any:
 
 
 Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no_is_a_word)]
+
+
+def optimizer_options(value: Any = "adamw") -> Any:
+    """An optimizer's options from its name, or from a mapping with a name."""
+    settings = {"name": value} if isinstance(value, str) else value
+    if not isinstance(settings, dict):
+        return settings
+    return OPTIMIZERS.load(settings.get("name", "adamw")).Options.model_validate(settings)
 
 
 StepCount = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
@@ -55,7 +64,9 @@ class TrainingConfig(Section):
         "examples of a step are dealt out anew. Unset: per_device_train_batch_size examples.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate; unset: the method's recommendation."
+        None,
+        gt=0,
+        description="Peak learning rate; unset: the method's recommendation, times what the optimizer's differs by.",
     )
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial"
@@ -66,11 +77,17 @@ class TrainingConfig(Section):
     warmup_steps: Annotated[float, AfterValidator(_whole_or_share)] = Field(
         0, ge=0, description="Steps of linear warm-up; below 1: a share of all steps."
     )
-    optim: str = Field("adamw", description="Optimizer: a name in luthier/training/optimizers, or a dotted path.")
+    optim: Annotated[SerializeAsAny[OptimizerOptions], BeforeValidator(optimizer_options)] = Field(
+        default_factory=optimizer_options,
+        description="How gradients become updates (default adamw); docs/optimizers.md compares them. An optimizer of your "
+        "own: a dotted path.",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; none on norms and biases.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's second moment.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    adam_beta1: float = Field(
+        0.9, ge=0, lt=1, description="Decay of the first moment, of the optimizers with AdamW inside."
+    )
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment, of the same.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of the same.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: no clipping.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in backward: less memory, more time."
@@ -122,6 +139,15 @@ class TrainingConfig(Section):
     )
     callbacks: list[str] = Field(default_factory=list, description="Dotted paths of your own TrainerCallback classes.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_of_the_optimizer(cls, value: Any) -> Any:
+        """An optimizer that takes a certain schedule gets it, unless another is asked for, which `_agree` refuses."""
+        if not isinstance(value, dict) or "lr_scheduler_type" in value:
+            return value
+        schedules = getattr(value.get("optim"), "schedules", ())
+        return {**value, "lr_scheduler_type": schedules[0]} if schedules else value
+
     @model_validator(mode="after")
     def _agree(self) -> TrainingConfig:
         problems = []
@@ -143,6 +169,11 @@ class TrainingConfig(Section):
                     f"save_steps={self.save_steps:g}, eval_steps={self.eval_interval():g}"
                 )
         problems += self._settings_without_effect()
+        schedules = self.optim.schedules
+        if schedules and self.lr_scheduler_type not in schedules:
+            problems.append(
+                f"lr_scheduler_type is {self.lr_scheduler_type}, but optim {self.optim.name} takes only {' or '.join(schedules)}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -162,6 +193,8 @@ class TrainingConfig(Section):
                 "another lr_scheduler_type, such as constant_with_warmup",
             ),
         }
+        unread = OPTIMIZER_SETTINGS - self.optim.reads
+        rules |= dict.fromkeys(sorted(unread), (False, f"another optim than {self.optim.name}"))
         found = []
         for name, (acts, needed) in rules.items():
             value = getattr(self, name)

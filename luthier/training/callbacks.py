@@ -35,7 +35,7 @@ EVALUATION_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """A real TrainingArguments that says what this run does."""
     training = config.training
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=config.output_dir,
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
@@ -75,6 +75,9 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         run_name=training.run_name or Path(config.output_dir).name,
         disable_tqdm=True,
     )
+    # a name of theirs where they have the optimizer; it is only shown
+    arguments.optim = training.optim.transformers_name or training.optim.name
+    return arguments
 
 
 def _greater_is_better(config: RunConfig) -> bool | None:

@@ -13,6 +13,7 @@ from luthier.foundation.errors import Interrupted, LuthierError, TrainingError
 from luthier.foundation.seeding import seed_step
 from luthier.training.feeds import Step
 from luthier.training.metrics_log import Window
+from luthier.training.optimization import to_evaluation, to_training
 from luthier.training.run import Fit, Position
 from luthier.training.saving import save_checkpoint
 from luthier.training.validation import validate
@@ -40,6 +41,7 @@ def fit(run: Fit) -> dict[str, float]:
     while run.position.epoch < run.schedule.total_epochs and not run.bridge.control.should_training_stop:
         _epoch(run)
         _close_epoch(run)
+    to_evaluation(run.optimizer)
     seconds = time.perf_counter() - started
     steps = run.bridge.state.global_step - first_step
     examples = run.schedule.examples_in(steps)
@@ -104,6 +106,7 @@ def train_step(run: Fit, step: Step) -> None:
     bridge.fire("step_begin")
     seed_step(run.config.training.seed, state.global_step, run.engine.rank)
     run.scorer.train()
+    to_training(run.optimizer)
     denominator, tokens, targets = run.engine.totals(
         sum(run.stage.denominator(batch) for batch in batches),
         sum(batch.tokens for batch in batches),

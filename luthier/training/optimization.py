@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from luthier.config.plugins import OPTIMIZERS
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError
+from luthier.training.trained import Role, TrainedParameter
 
 SEPARATOR = "|"  # between a parameter's name and its state's: neither contains it
 
@@ -27,28 +28,57 @@ def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def parameter_groups(
     model: nn.Module, weight_decay: float, learning_rate: float, ratio: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict[str, Any]]:
-    """Weights that decay, and norms, biases and other vectors that don't; apart again for each learning rate.
+    """Weights that decay, and norms, biases and other vectors that don't; apart again for each role and learning rate.
+
+    Each has its parameters' names (`param_names`, as torch has them), their places in the model's order
+    (`param_places`), and their `role`.
 
     Args:
         ratio: how many times learning_rate a parameter learns with, by its name (see `Method.learning_rate_ratio`).
     """
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for parameter in module.parameters(recurse=False)
-    }
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in trained_parameters(model):
-        vector = parameter.ndim < 2 or name.endswith("bias") or id(parameter) in norms
-        groups.setdefault((ratio(name), vector), []).append(parameter)
-    return [
-        {
-            "params": groups[times, vector],
-            "weight_decay": 0.0 if vector else weight_decay,
+    groups: dict[tuple[float, Role], dict[str, Any]] = {}
+    roles = parameter_roles(model)
+    for place, (name, parameter) in enumerate(trained_parameters(model)):
+        times, role = ratio(name), roles[name]
+        kind: dict[str, Any] = {
+            "params": [],
+            "param_names": [],
+            "param_places": [],
+            "role": role,
+            "weight_decay": 0.0 if role == "vector" else weight_decay,
             "lr": learning_rate * times,
         }
-        for times, vector in sorted(groups)
+        group = groups.setdefault((times, role), kind)
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+        group["param_places"].append(place)
+    return [groups[kind] for kind in sorted(groups)]
+
+
+def parameter_roles(model: nn.Module) -> dict[str, Role]:
+    """What each trained parameter is to an optimizer, by its name."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) or module is head]
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    embeddings, vectors = (
+        {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+        for modules in (tables, norms)
+    )
+    roles: dict[str, Role] = {}
+    for name, parameter in trained_parameters(model):
+        if parameter.ndim < 2 or name.endswith("bias") or id(parameter) in vectors:
+            roles[name] = "vector"
+        else:
+            roles[name] = "embedding" if id(parameter) in embeddings else "matrix"
+    return roles
+
+
+def trained_shapes(model: nn.Module) -> list[TrainedParameter]:
+    """The trained parameters as a memory planner wants them; the model's weights may be on the meta device."""
+    roles = parameter_roles(model)
+    return [
+        TrainedParameter(name, tuple(parameter.shape), roles[name], parameter.element_size())
+        for name, parameter in trained_parameters(model)
     ]
 
 
@@ -58,7 +88,7 @@ def make_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], f
     Raises:
         TrainingError: an optimizer whose state can't be saved as tensors and numbers, before any step is made.
     """
-    build = OPTIMIZERS.load(config.training.optim).build
+    build = OPTIMIZERS.load(config.training.optim.name).build
     _refuse_unsavable_state(build, config)
     rate = config.learning_rate()
     groups = parameter_groups(model, config.training.weight_decay, rate, ratio)
@@ -69,16 +99,49 @@ def make_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], f
 def _refuse_unsavable_state(build: Any, config: RunConfig) -> None:
     """Make one step on a small matrix and look at the state it leaves."""
     trial = nn.Parameter(torch.ones(8, 8))
-    optimizer: Optimizer = build(config.training, [{"params": [trial], "weight_decay": 0.0}], config.learning_rate())
+    names = {"param_names": ["trial"], "param_places": [0], "role": "matrix"}
+    group = {"params": [trial], "weight_decay": 0.0, **names}
+    optimizer: Optimizer = build(config.training, [group], config.learning_rate())
+    to_training(optimizer)
     trial.grad = torch.ones_like(trial)
     optimizer.step()
+    to_evaluation(optimizer)
     for key, value in optimizer.state[trial].items():
         if not isinstance(value, (Tensor, int, float, bool, str, type(None))):
             raise TrainingError(
-                f"the optimizer {config.training.optim!r} keeps {key!r} as a {type(value).__name__}, which fits neither "
+                f"the optimizer {config.training.optim.name!r} keeps {key!r} as a {type(value).__name__}, which fits neither "
                 "safetensors nor JSON, so a run could not be resumed.",
                 "Choose another optimizer.",
             )
+
+
+def check_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], float], total_steps: int) -> list[str]:
+    """Whether the optimizer fits what is trained; the model's weights may be on the meta device.
+
+    Returns:
+        What is worth knowing of the two, a sentence each.
+
+    Raises:
+        TrainingError: nothing of it is what the optimizer is for. MissingExtraError: a package is absent.
+    """
+    optim, parameters = config.training.optim, trained_shapes(model)
+    plugin = OPTIMIZERS.load(optim.name)
+    if hasattr(plugin, "check"):
+        plugin.check(optim, parameters)
+    make_optimizer(config, model, ratio)
+    remark = plugin.remark(optim, parameters, total_steps) if hasattr(plugin, "remark") else None
+    return [remark] if remark else []
+
+
+def to_training(optimizer: Optimizer) -> None:
+    """Before a step's forward: an optimizer with a `train` of its own puts the weights in place that it learns at
+    (schedule_free), or says which parameters need a gradient (badam)."""
+    getattr(optimizer, "train", lambda: None)()
+
+
+def to_evaluation(optimizer: Optimizer) -> None:
+    """Before weights are used or saved: an optimizer with an `eval` of its own puts those in place that it gives."""
+    getattr(optimizer, "eval", lambda: None)()
 
 
 def make_scheduler(config: RunConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -127,28 +190,50 @@ def warmup_steps(setting: float, total_steps: int) -> int:
 
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as named tensors for safetensors, and the rest for JSON."""
-    names = {id(parameter): name for name, parameter in trained_parameters(model)}
+    names = {id(parameter): name for name, parameter in _own_parameters(model, optimizer)}
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
+    seen: set[int] = set()
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             place = f"{names[id(parameter)]}{SEPARATOR}{key}"
             if isinstance(value, Tensor):
-                tensors[place] = value.detach().to("cpu").contiguous()
+                kept = value.detach().to("cpu").contiguous()
+                # safetensors takes no tensor twice, and an optimizer may share one among its parameters (a quantization map)
+                tensors[place] = kept.clone() if kept.data_ptr() in seen else kept
+                seen.add(kept.data_ptr())
             else:
                 numbers[place] = value
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return tensors, {"numbers": numbers, "param_groups": groups}
+    unsaved = ("params", "param_names", "param_places")
+    groups = [{key: value for key, value in group.items() if key not in unsaved} for group in optimizer.param_groups]
+    # in an order that does not tell whether the run was gone on with
+    return tensors, {"numbers": dict(sorted(numbers.items())), "param_groups": groups}
 
 
-def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+def _own_parameters(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters of what an optimizer trains, whether or not they need a gradient at this moment."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) in own)
+
+
+def restore_optimizer(
+    model: nn.Module,
+    optimizer: Optimizer,
+    tensors: dict[str, Tensor],
+    rest: dict[str, Any],
+    counts: Collection[str] = (),
+) -> None:
     """Put a saved state back, to the same bits.
+
+    Args:
+        counts: what the optimizer counts in its groups, see `OptimizerOptions.counts`; the rest of what it has a default
+            for is a setting, and as the config says now.
 
     Raises:
         TrainingError: it belongs to other parameters than the model trains.
     """
     saved = {place.rsplit(SEPARATOR, 1)[0] for place in [*tensors, *rest["numbers"]]}
-    parameters = dict(trained_parameters(model))
+    parameters = dict(_own_parameters(model, optimizer))
     if saved - set(parameters) or len(rest["param_groups"]) != len(optimizer.param_groups):
         strangers = sorted(saved - set(parameters))[:3]
         raise TrainingError(
@@ -163,8 +248,8 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str,
         optimizer.state[parameter][key] = value.to(parameter.device) if isinstance(value, Tensor) else value
     for group, kept in zip(optimizer.param_groups, rest["param_groups"], strict=True):
         for key, value in kept.items():
-            # settings are the config's, which may have been changed on purpose; what an optimizer counts is the state's
-            if key not in optimizer.defaults and key not in ("lr", "initial_lr"):
+            # settings are the config's, which may have been changed on purpose
+            if key in counts or (key not in optimizer.defaults and key not in ("lr", "initial_lr")):
                 group[key] = tuple(value) if isinstance(value, list) else value
 
 

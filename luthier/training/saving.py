@@ -10,7 +10,7 @@ from luthier.foundation.errors import TrainingError
 from luthier.foundation.files import write_json
 from luthier.training.checkpoints import Checkpoint
 from luthier.training.metrics_log import Window
-from luthier.training.optimization import optimizer_state, restore_optimizer, restore_scheduler
+from luthier.training.optimization import optimizer_state, restore_optimizer, restore_scheduler, to_evaluation
 from luthier.training.run import Fit, Position
 from luthier.training.schedule import Schedule
 
@@ -22,6 +22,7 @@ OPTIMIZER_REST = "optimizer.json"
 
 def save_checkpoint(run: Fit) -> Path:
     """Write the run's whole state; returns the checkpoint's folder."""
+    to_evaluation(run.optimizer)
     state = run.bridge.state
     path = run.checkpoints.path_of(state.global_step)
     if state.best_global_step == state.global_step and state.best_metric is not None:
@@ -91,7 +92,8 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     loop = checkpoint.read_json(LOOP_STATE)
     check_steps(checkpoint, run.schedule)
     rest = checkpoint.read_json(OPTIMIZER_REST)
-    restore_optimizer(run.model, run.optimizer, load_file(checkpoint.path / OPTIMIZER_TENSORS), rest)
+    tensors = load_file(checkpoint.path / OPTIMIZER_TENSORS)
+    restore_optimizer(run.model, run.optimizer, tensors, rest, run.config.training.optim.counts)
     restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])
     kept = checkpoint.read_json(TRAINER_STATE)
     run.bridge.restore(kept)

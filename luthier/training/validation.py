@@ -14,6 +14,7 @@ from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
 from luthier.foundation.errors import TrainingError
 from luthier.metrics._metric import Array
+from luthier.training.optimization import to_evaluation
 from luthier.training.run import Fit
 
 
@@ -76,6 +77,7 @@ def validate(run: Fit) -> None:
 def evaluate(run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None) -> Evaluation:
     """A set's loss and outcomes, its batches shared out among the ranks; weights untouched."""
     run.scorer.eval()
+    to_evaluation(run.optimizer)
     loss, denominator, targets = 0.0, 0.0, 0
     outcomes_EC: Array | None = None
     size = run.config.training.per_device_eval_batch_size

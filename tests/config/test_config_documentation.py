@@ -21,7 +21,7 @@ def test_every_key_is_described() -> None:
 def test_the_listing_has_every_key() -> None:
     lines = command.listing().splitlines()
     listed = {line.split(":")[0] for line in lines if not line.startswith((" ", "#"))} - {""}
-    assert listed == set(all_keys()) - {"stage.name", "method.name"}
+    assert listed == set(all_keys()) - {"stage.name", "method.name", "training.optim.name"}
 
 
 def test_types_in_words() -> None:
@@ -43,6 +43,9 @@ def test_the_json_schema_holds_short_and_long_forms() -> None:
     train = schema["$defs"]["DataConfig"]["properties"]["train"]
     assert {branch.get("type") for branch in train["anyOf"]} >= {"string", "array"}
     assert "rank" in json.dumps(schema)
+    optim = schema["$defs"]["TrainingConfig"]["properties"]["optim"]["anyOf"]
+    assert optim[0]["type"] == "string"
+    assert {branch["allOf"][1]["properties"]["name"]["const"] for branch in optim[1:]} >= {"adamw", "galore"}
 
 
 def test_every_reference_in_the_json_schema_resolves() -> None:
@@ -67,6 +70,10 @@ def test_every_reference_in_the_json_schema_resolves() -> None:
         ("method.rank", "arxiv.org/abs/2106.09685"),
         ("method.lora", "method.alpha"),
         ("method", "About method full"),
+        ("training.optim", "About training.optim galore"),
+        ("training.optim.galore", "valid   where training.optim is galore"),
+        ("training.optim.galore", "arxiv.org/abs/2403.03507"),
+        ("training.optim.rank", "where training.optim is apollo"),
         ("stage", "sft"),
         ("training", "training.max_steps"),
         ("data.train.0.system", "System prompt"),

@@ -180,15 +180,20 @@ def test_losses_equal_trl(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
 def test_decay_leaves_norms_and_biases_alone() -> None:
     for kind in ("llama", "qwen2", "gpt2"):
         model = tiny_model(kind)
-        decayed, kept = parameter_groups(model, 0.1, 1e-3)
-        assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+        embeddings, decayed, kept = parameter_groups(model, 0.1, 1e-3)
+        assert [g["role"] for g in (embeddings, decayed, kept)] == ["embedding", "matrix", "vector"]
+        assert [g["weight_decay"] for g in (embeddings, decayed, kept)] == [0.1, 0.1, 0.0]
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for parameter in kept["params"]:
             name = names[id(parameter)]
             assert "norm" in name or "ln_" in name or name.endswith("bias"), name
         for parameter in decayed["params"]:
             assert parameter.ndim == 2, names[id(parameter)]
-        assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+        assert all(
+            "emb" in names[id(p)] or "wt" in names[id(p)] or "wp" in names[id(p)] or "head" in names[id(p)]
+            for p in embeddings["params"]
+        )
+        assert sum(len(g["params"]) for g in (embeddings, decayed, kept)) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,10 @@ from luthier.config.migration import asking
 from luthier.config.migration.answers import Answer, Case, changed, mapped, names, refused
 from luthier.config.migration.data_rules import DATA_RULES
 from luthier.config.migration.table import table
+from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
 from luthier.foundation.registry import nearest
 
 STAGES = {"pt": "pretrain", "rm": "reward"}  # the others bear the same names
-OPTIMIZERS = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw"), "adamw"),
-    **dict.fromkeys(("paged_adamw", "paged_adamw_32bit"), "adamw"),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), "adamw8bit"),
-    **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), "lion"),
-    **dict.fromkeys(("galore_adamw", "galore_adamw_layerwise"), "galore"),
-    **dict.fromkeys(("apollo_adamw", "apollo_adamw_layerwise"), "apollo"),
-    **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"), "schedule_free"),
-}
 SWITCHES = {
     "use_galore": "galore",
     "use_apollo": "apollo",
@@ -262,7 +254,7 @@ def optim(case: Case, key: str, value: Any) -> Answer:
     chosen = [switch for switch in SWITCHES if case.value(switch)]
     if chosen:
         return mapped(note=f"{chosen[0]} chooses the optimizer")
-    settings = {"training.optim": OPTIMIZERS.get(value, value)}
+    settings = {"training.optim": TRANSFORMERS_OPTIMIZERS.get(value, value)}
     if value.startswith("paged_"):
         return changed(settings, "its state is not paged out to the processor's memory")
     return mapped(settings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.config.sections import OptimizerOptions
+from luthier.config.sections import OPTIMIZER_SETTINGS, OptimizerOptions
+from luthier.training.trained import TrainedParameter, total_bytes
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -16,6 +18,14 @@ class Options(OptimizerOptions):
     """AdamW's settings are training.adam_beta1, adam_beta2, adam_epsilon and weight_decay."""
 
     name: str = "adamw"
+
+    reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
+    transformers_name: ClassVar[str | None] = "adamw_torch_fused"
+
+
+def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int:
+    """Two moments."""
+    return 2 * total_bytes(parameters)
 
 
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
