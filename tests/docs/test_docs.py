@@ -16,7 +16,7 @@ import yaml
 
 from luthier import cli
 from luthier.config.loading import apply_override, validate
-from luthier.config.plugins import EXPORTERS, METHODS
+from luthier.config.plugins import EXPORTERS, METHODS, OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
@@ -213,6 +213,13 @@ def test_every_method_stands_in_its_tables() -> None:
     for name in METHODS.names():
         assert f"\n| `{name}` | " in text, f"the table of methods lacks {name}"
         assert len(re.findall(rf"^\|.*`{name}`", text, re.MULTILINE)) >= 2, f"{name} is not in the table of formats"
+
+
+def test_every_optimizer_stands_in_its_tables() -> None:
+    text = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    for name in OPTIMIZERS.names():
+        rows = re.findall(rf"^\| `{name}` \| .*$", text, re.MULTILINE)
+        assert len(rows) >= 2, f"{name} is not in the table of ideas and in that of measurements"
 
 
 def test_no_page_names_this_machine() -> None:
