@@ -237,7 +237,7 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     ratio = setup.method.learning_rate_ratio
     for remark in check_optimizer(setup.config, tuned, ratio, setup.schedule.total_steps):
         say(remark)
-    setup.trained = trained_shapes(tuned)
+    setup.trained = trained_shapes(tuned, pure_bf16=setup.config.training.pure_bf16)
     return count_parameters(tuned)
 
 

@@ -58,7 +58,8 @@ def parameter_groups(
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
     """What each trained parameter is to an optimizer, by its name."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) or module is head]
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables += head.modules() if head is not None else []  # an adapter's copy of the head is inside it
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     embeddings, vectors = (
         {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
@@ -73,11 +74,12 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     return roles
 
 
-def trained_shapes(model: nn.Module) -> list[TrainedParameter]:
-    """The trained parameters as a memory planner wants them; the model's weights may be on the meta device."""
+def trained_shapes(model: nn.Module, *, pure_bf16: bool = False) -> list[TrainedParameter]:
+    """The trained parameters as a memory planner wants them; the model's weights may be on the meta device, and in another
+    precision than the float32 (or, on request, bfloat16) that they will be trained in."""
     roles = parameter_roles(model)
     return [
-        TrainedParameter(name, tuple(parameter.shape), roles[name], parameter.element_size())
+        TrainedParameter(name, tuple(parameter.shape), roles[name], 2 if pure_bf16 else 4)
         for name, parameter in trained_parameters(model)
     ]
 

@@ -125,7 +125,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("data", "dbgpt_hub/data"):
         (place / folder).mkdir(parents=True)
         data_sets(place / folder)
-    tiny_folder(place / "model", hidden_size=64, num_key_value_heads=4)  # as wide as the largest rank of the cases
+    tiny_folder(place / "model", hidden_size=128, num_key_value_heads=4)  # as wide as the largest rank of the cases
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = tokenizer.pad_token  # llama2's template begins with it
     tokenizer.save_pretrained(place / "model")
