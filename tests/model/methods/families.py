@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from tests.tiny import KINDS, tiny_model
 
-FAMILIES = ("mistral", "bloom", "falcon", "glm")
+FAMILIES = ("mistral", "bloom", "falcon", "glm", "baichuan")
 NARROW = {"vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 2}
+
+
+class PackedAttention(LlamaAttention):  # type: ignore[misc]
+    """Llama's attention with one projection W_pack for queries, keys and values, as Baichuan's own code has it."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        # a part of its output each: Llama's forward asks for them by these names, one after the other
+        self.q_proj, self.k_proj, self.v_proj = (Part(index) for index in range(3))
+
+    def forward(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
+        return super().forward(self.W_pack(hidden_states), *arguments, **named)
+
+
+class Part(nn.Module):
+    """One third of what W_pack gives."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, packed: Tensor) -> Tensor:
+        return packed.chunk(3, dim=-1)[self.index]
+
+
+class PackedLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+    """A Llama with fused projections, of a class that is not transformers' own."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = PackedAttention(config, index)
+        self.post_init()
 
 
 def family_model(kind: str) -> PreTrainedModel:
@@ -21,6 +59,7 @@ def family_model(kind: str) -> PreTrainedModel:
     made = {
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {**grouped, "sliding_window": 16}),
         "glm": (transformers.GlmConfig, transformers.GlmForCausalLM, {**grouped, "head_dim": 8}),
+        "baichuan": (transformers.LlamaConfig, PackedLlama, {**grouped, "num_key_value_heads": 4}),
         "bloom": (
             transformers.BloomConfig,
             transformers.BloomForCausalLM,

