@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from pydantic import ValidationError
 
-from luthier.config.adapters_section import STACK
-from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from luthier.config.schema import ModelConfig
 
 Config = Annotated[
     str | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file; may be left out where settings say all.")
@@ -46,12 +46,16 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
 
 
-def named_model(name: str, adapters: Sequence[str] = (), combine: str = STACK) -> ModelConfig:
+def named_model(name: str, adapters: Sequence[str] = (), combine: str = "stack") -> ModelConfig:
     """A model by name with adapters on it, each PATH or PATH=WEIGHT.
 
     Raises:
         UserError: a weight or a combination that the config would refuse.
     """
+    from pydantic import ValidationError  # here: it would take longer than all of `luthier --help`
+
+    from luthier.config.schema import ModelConfig
+
     entries: list[dict[str, Any]] = []
     for text in adapters:
         path, sign, weight = text.rpartition("=")

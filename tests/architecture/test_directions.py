@@ -146,6 +146,13 @@ def test_plugins_and_the_command_line_are_read_without_heavy_packages() -> None:
         pytest.fail(f"these are imported at the top of a file: {guilty}")
 
 
+def test_help_is_given_without_the_schema() -> None:
+    """pydantic and the sections take as long to import as all that `luthier --help` needs."""
+    code = "import luthier.cli, sys; print(sorted({'pydantic', 'yaml', 'luthier.config.schema'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_config_is_checked_without_heavy_packages() -> None:
     statement = (
         "from luthier.config.loading import load\nload({'model': 'm', 'data': {'train': 'a'}}, ['method.rank=4'])"
