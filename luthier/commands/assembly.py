@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from luthier.commands import run_folder
 from luthier.commands.calibration import calibration_batches
 from luthier.commands.setup import Setup
+from luthier.config.loading import dump
 from luthier.config.schema import RunConfig
+from luthier.data.examples import TokenizedExample
 from luthier.foundation.errors import ConfigError, ModelError
 from luthier.foundation.files import whole_folder
 from luthier.foundation.progress import say
@@ -32,6 +36,7 @@ from luthier.training.grouping import Packing
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
+from luthier.training.reference import Reference
 from luthier.training.run import Fit
 
 
@@ -56,7 +61,9 @@ def assemble(
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)
     packing = _packing(scorer, config)
+    share_in_evaluation = scorer.may_share(training=False) and config.training.prefix_sharing != "off"
     prepared = engine.prepare(scorer)
+    sets = _with_reference(setup, engine, prepared, share_in_evaluation)
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
     bridge = Bridge(config, setup.schedule, [*callbacks, *setup.method.callbacks(tuned)])
@@ -78,11 +85,12 @@ def assemble(
         metrics=JsonLines(folder / "metrics.jsonl", writes=engine.rank == 0),
         rejected=JsonLines(folder / "rejected.jsonl", writes=engine.rank == 0 and setup.data.stream is not None),
         feed=make_feed(
-            setup.data.train, setup.data.stream, setup.schedule, packing, config.training.dataloader_num_workers
+            sets["train"], setup.data.stream, setup.schedule, packing, config.training.dataloader_num_workers
         ),
-        share_in_evaluation=scorer.may_share(training=False) and config.training.prefix_sharing != "off",
-        validation=setup.data.validation,
-        validation_sets=setup.data.validation_sets,
+        share_in_evaluation=share_in_evaluation,
+        validation=sets["validation"],
+        test=sets["test"],
+        validation_sets={name: sets[f"validation {name}"] for name in setup.data.validation_sets},
         save_model=lambda place: save_model(setup, tuned, place),
         save_method_state=lambda place: save_for_resuming(setup.method, tuned, place),
         stop=StopRequest(),
@@ -90,6 +98,29 @@ def assemble(
         say=say,
         resume_command=resume_command,
     )
+
+
+def _with_reference(
+    setup: Setup, engine: Engine, scorer: nn.Module, share: bool
+) -> dict[str, Sequence[TokenizedExample]]:
+    """The run's examples by split; where the stage asks for it, with the log-probabilities of the model as it is now."""
+    data, config = setup.data, setup.config
+    splits: dict[str, Sequence[TokenizedExample]]
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits |= {f"validation {name}": part for name, part in data.validation_sets.items()}
+    if not setup.stage.reference:
+        return splits
+    told = dump(config)
+    identity = {
+        "model": [setup.source.fingerprint, told["model"], told["method"], config.training.seed],
+        "data": data.fingerprint,
+        "precision": [config.training.bf16, config.training.fp16, config.training.pure_bf16],
+        "device": str(engine.device.type),
+        "versions": run_folder.versions(),
+    }
+    size = config.training.per_device_eval_batch_size
+    reference = Reference(scorer, engine, identity, size, share, say)
+    return {name: reference.examples(name, examples) for name, examples in splits.items()}
 
 
 def _packing(scorer: Scorer, config: RunConfig) -> Packing:

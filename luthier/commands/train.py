@@ -248,8 +248,8 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         say(
             f"final/ takes the best weights, those of {best.name} ({run.bridge.args.metric_for_best_model} {state.best_metric:.4f})."
         )
-    test = evaluate(run, setup.data.test) if setup.data.test else None
-    held = evaluate(run, setup.data.validation) if setup.data.validation and setup.stage.metrics else None
+    test = evaluate(run, run.test) if run.test else None
+    held = evaluate(run, run.validation) if run.validation and setup.stage.metrics else None
     run.bridge.fire("train_end")
     result = TrainResult(
         output_dir=str(folder),

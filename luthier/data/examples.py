@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import overload
 
 from luthier.data.records import Origin, Rejected
 
@@ -82,3 +83,29 @@ class Encoded:
     dropped: list[Origin] = field(default_factory=list)
     unfinished: int = 0
     findings: Counter[str] = field(default_factory=Counter)
+
+
+class ExamplesWith(Sequence[TokenizedExample]):
+    """Examples with further numbers among their extras.
+
+    Args:
+        numbers: of each name, one number an example.
+    """
+
+    def __init__(self, examples: Sequence[TokenizedExample], numbers: Mapping[str, Sequence[float]]) -> None:
+        self._examples = examples
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        example = self._examples[index]
+        more = {name: float(values[index]) for name, values in self._numbers.items()}
+        return replace(example, extras={**example.extras, **more})

@@ -45,6 +45,7 @@ class Fit:
     """Everything a run needs, and its state.
 
     Args:
+        validation, test: examples that are measured only; empty where there are none.
         validation_sets: the parts of `validation` that are measured apart, by name; none unless asked for.
         share_in_evaluation: whether a batch of an evaluation lays down once what its sequences begin with.
         feed: gives the batches of every step. rejected: where rows of a stream that can't be used are written.
@@ -68,6 +69,7 @@ class Fit:
     feed: Feed
     rejected: JsonLines
     validation: Sequence[TokenizedExample]
+    test: Sequence[TokenizedExample]
     validation_sets: Mapping[str, Sequence[TokenizedExample]]
     share_in_evaluation: bool
     save_model: Callable[[Path], None]

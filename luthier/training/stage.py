@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.config.sections import PluginOptions
 from luthier.config.stage_encoders import encoder_of
@@ -30,6 +30,8 @@ class Stage(ABC):
     encoder: str
     encoder_options: Mapping[str, Any]
     metrics: tuple[str, ...] = ()
+    reference: ClassVar[bool] = False
+    """Whether examples must come with the log-probabilities of `luthier.training.reference`."""
 
     @abstractmethod
     def denominator(self, batch: Batch) -> float:
