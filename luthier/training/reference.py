@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.data.examples import ExamplesWith, TokenizedExample
-from luthier.data.packing import pack
 from luthier.foundation.files import home, whole_folder
 from luthier.foundation.progress import progress_bar
 
@@ -86,6 +85,8 @@ class Reference:
     def _compute(self, name: str, examples: Sequence[TokenizedExample]) -> Array:
         """Each rank computes its batches; the numbers of all are added to zeros elsewhere."""
         import torch
+
+        from luthier.data.packing import pack
 
         engine = self.engine
         found = np.zeros((len(examples), len(examples[0].sequences)))

@@ -115,6 +115,16 @@ def data_sets(folder: Path) -> None:
     registry: dict[str, Any] = {
         name: {"file_name": "rows.jsonl"} for name in ("identity", "alpaca_en_demo", "example_text2sql_train")
     }
+    turns = {"conversations": [{"from": "human", "value": "what is your name"}]}
+    answers = {"chosen": {"from": "gpt", "value": "the fox"}, "rejected": {"from": "gpt", "value": "the dog"}}
+    (folder / "pairs.jsonl").write_text((json.dumps({**turns, **answers}) + "\n") * 12)
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    registry["dpo_en_demo"] = {
+        "file_name": "pairs.jsonl",
+        "ranking": True,
+        "formatting": "sharegpt",
+        "columns": columns,
+    }
     registry["wiki_demo"] = {"file_name": "text.jsonl", "columns": {"prompt": "text"}}
     (folder / "dataset_info.json").write_text(json.dumps(registry))
 
