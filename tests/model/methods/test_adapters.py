@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 import luthier
+from luthier.cli import main
 from luthier.commands.chat import chat
 from luthier.commands.export import export
 from luthier.commands.plan import plan
@@ -182,6 +183,17 @@ def test_exported_as_one_adapter_and_merged(base: Path, made: Maker, tmp_path: P
     assert torch.allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
     with pytest.raises(ModelError, match="stacked or weighted are no single adapter"):
         export(str(base), tmp_path / "none", format="adapter", adapters=[str(made(1)), str(made(2))])
+
+
+def test_on_the_command_line(base: Path, made: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--adapter", f"{made(1)}=0.5", "--adapter", str(made(2)), "--combine", "cat", "--json"]
+    assert main(["export", str(base), str(tmp_path / "out"), "--format", "adapter", *flags]) == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 8
+    assert main(["chat", str(base), "--prompt", "your name", "--max-new-tokens", "4", *flags]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])["answer"]
+    alone = chat(str(tmp_path / "out"), prompt="your name", max_new_tokens=4)
+    assert alone is not None
+    assert alone.answer == answer
 
 
 def test_talked_to_beside_the_base(base: Path, made: Maker) -> None:
