@@ -1,11 +1,16 @@
-"""Every optimizer on all weights of smollm2-135m: seconds of its step, memory of its state, and what it learns.
+"""Every optimizer's step and state, in turn; and, with --train, what each makes of smollm2-135m.
 
-    python benchmarks/optimizers.py [--steps 24] [--only lion,muon] [--times 1.0]
+    python benchmarks/optimizers.py [--rounds 5]
+    python benchmarks/optimizers.py --train 24 [--only lion,muon] [--times 1.0]
 
-Each is trained in a process of its own on the identity rows, 4 a step, at the rate that luthier recommends for it (times
---times), with AdamW's settings. Seconds are medians over the steps, of the optimizer's step alone and of the whole step;
-galore's first, in which it looks for its subspaces, is told apart. State is what the optimizer keeps after the last step.
-The loss is the mean of the first and of the last four steps. Results go to benchmarks/results/optimizers.json.
+The first steps over all weights of a random Llama of smollm2-135m's width (576, 12 layers, 8,192 tokens, 47 million
+weights) with random gradients. In each round every optimizer makes one step, so that all meet the same neighbours;
+seconds are medians, and ratios are to AdamW's in the same round. galore's first step, in which it looks for its
+subspaces, and which comes again every update_proj_gap steps, is told apart. State is what the optimizer keeps. Results go
+to benchmarks/results/optimizers.json.
+
+The second trains all weights of smollm2-135m on the identity rows, 4 a step, each optimizer in a process of its own at the
+rate that luthier recommends for it (times --times), and prints the loss of the first and the last four steps.
 """
 
 from __future__ import annotations
@@ -99,11 +104,60 @@ def one(name: str, steps: int, times: float) -> dict[str, Any]:
     }
 
 
+def step_alone(rounds: int, names: list[str]) -> dict[str, Any]:
+    """Seconds and state of every optimizer over the same random model, in turn."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from luthier.config.loading import load
+    from luthier.training.optimization import make_optimizer, to_training
+
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "vocab_size": 8192}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    generator = torch.Generator().manual_seed(0)
+    gradients = {p: torch.randn(p.shape, generator=generator) * 1e-3 for p in model.parameters()}
+    optimizers = {}
+    for name in names:
+        config = load({"model": "m", "data": {"train": "a"}, "method": "full", "training": {"optim": name}})
+        optimizers[name] = make_optimizer(config, model)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds + 1):
+        for name, optimizer in optimizers.items():
+            for parameter in model.parameters():
+                parameter.requires_grad_(True)
+            to_training(optimizer)
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient if parameter.requires_grad else None
+            began = time.perf_counter()
+            optimizer.step()
+            seconds[name].append(time.perf_counter() - began)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    found = {}
+    for name, optimizer in optimizers.items():
+        kept = {
+            value.data_ptr(): value.nbytes
+            for parts in optimizer.state.values()
+            for value in parts.values()
+            if hasattr(value, "data_ptr")
+        }
+        own, adamws = seconds[name][1:], seconds["adamw"][1:]
+        found[name] = {
+            "step_ms": round(1000 * statistics.median(own), 1),
+            "first_step_ms": round(1000 * seconds[name][0], 1),
+            "times_adamw": round(statistics.median(x / y for x, y in zip(own, adamws, strict=True)), 2),
+            "state_mib": round(sum(kept.values()) / 2**20, 1),
+            "state_bytes_per_parameter": round(sum(kept.values()) / count, 2),
+        }
+    return {"parameters": count, "rounds": rounds, "threads": torch.get_num_threads(), "optimizers": found}
+
+
 def main() -> int:
     from luthier.config.plugins import OPTIMIZERS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train", type=int, default=0, metavar="STEPS", dest="steps")
     parser.add_argument("--only", default=",".join(OPTIMIZERS.names()))
     parser.add_argument("--times", type=float, default=1.0)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # this is the process that is measured
@@ -112,20 +166,21 @@ def main() -> int:
     if options.here:
         print(json.dumps(one(names[0], options.steps, options.times)))
         return 0
-    found: dict[str, Any] = {}
+    if not options.steps:
+        result = {**step_alone(options.rounds, OPTIMIZERS.names()), "load": round(os.getloadavg()[0], 1)}
+        for name, values in result["optimizers"].items():
+            print(name, values)
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+        return 0
     for name in names:
         command = [sys.executable, __file__, "--here", "--only", name]
-        command += ["--steps", str(options.steps), "--times", str(options.times)]
+        command += ["--train", str(options.steps), "--times", str(options.times)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             print(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}", flush=True)
             continue
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-        print(name, found[name], flush=True)
-    if set(names) == set(OPTIMIZERS.names()) and options.times == 1.0:
-        load_now = round(os.getloadavg()[0], 1)
-        RESULTS.write_text(json.dumps({"steps": options.steps, "load": load_now, "optimizers": found}, indent=2) + "\n")
+        print(name, json.loads(done.stdout.splitlines()[-1]), flush=True)
     return 0
 
 

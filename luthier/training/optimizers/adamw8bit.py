@@ -1,5 +1,5 @@
 """AdamW whose two moments are kept in 8 bits, in blocks of 256 with a scale each (Dettmers et al. 2022,
-https://arxiv.org/abs/2110.02861), by bitsandbytes, on GPUs and CPUs.
+https://arxiv.org/abs/2110.02861), by bitsandbytes, on GPUs and CPUs (there its step is some fifteen times AdamW's).
 """
 
 from __future__ import annotations
