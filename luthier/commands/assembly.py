@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from luthier.commands import run_folder
 from luthier.commands.calibration import calibration_batches
 from luthier.commands.setup import Setup
 from luthier.config.loading import dump
+from luthier.config.model_section import QuantizationConfig
 from luthier.config.schema import RunConfig
 from luthier.data.examples import TokenizedExample
 from luthier.foundation.errors import ConfigError, ModelError
-from luthier.foundation.files import whole_folder
+from luthier.foundation.files import human_bytes, whole_folder
 from luthier.foundation.progress import say
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
@@ -26,6 +27,7 @@ from luthier.model.heads import save_head, saved_head
 from luthier.model.inspection import is_model_folder
 from luthier.model.merging import merge
 from luthier.model.method import count_parameters, save_for_resuming
+from luthier.model.quantization import is_quantized, quantized_layers
 from luthier.model.tokenizers.repair import fit_model
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.callbacks import Bridge
@@ -56,6 +58,7 @@ def assemble(
     model, base_name = _base_model(setup, folder, engine, trust_remote_code)
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
+    _say_quantized(model)
     tuned = setup.tune(model, base_name, batches=partial(calibration_batches, setup), checkpoint=checkpoint)
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
@@ -183,14 +186,20 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
         dtype = torch.float32  # float32 weights can't be multiplied with 16-bit activations without autocast
     source, under = setup.source, setup.merged_adapters
     read = partial(
-        loading.weights_at, dtype=dtype, head=setup.head, seed=training.seed, trust_remote_code=trust_remote_code
+        loading.weights_at,
+        dtype=dtype,
+        head=setup.head,
+        seed=training.seed,
+        quantization=_with_compute_dtype(setup),
+        device=engine.device,
+        trust_remote_code=trust_remote_code,
     )
     if not under:
         return read(source.base), source.base_name
     whole = source if under == source.adapters else source.only(under)
 
     def merged() -> Any:
-        return merge(loading.load(whole, dtype, trust_remote_code=trust_remote_code))
+        return merge(loading.load(whole, dtype, plain=True, trust_remote_code=trust_remote_code))
 
     if setup.method.saves == "model" and saved_head(whole.adapter, whole.base) == setup.head:
         return merged(), ""
@@ -212,6 +221,27 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
     return read(base), str(base.absolute())
 
 
+def _with_compute_dtype(setup: Setup) -> QuantizationConfig | None:
+    """The quantization with the precision of its products: autocast's, where there is one."""
+    how, training = setup.base_settings.quantization, setup.config.training
+    if how is None or how.compute_dtype != "auto" or not (training.bf16 or training.fp16):
+        return how
+    return how.model_copy(update={"compute_dtype": "bfloat16" if training.bf16 else "float16"})
+
+
+def _say_quantized(model: PreTrainedModel) -> None:
+    layers = [module for module in model.modules() if is_quantized(module)]
+    if layers:
+        count, all_weights = sum(count_parameters(layer).total for layer in layers), count_parameters(model).total
+        kept = human_bytes(model.get_memory_footprint())
+        say(f"model: {count:,} of {all_weights:,} weights are quantized; the base takes {kept}")
+        if left := quantized_layers(model):
+            say(
+                f"model: {len(left)} layers whose width is no multiple of 64 stay plain, which bitsandbytes computes wrongly "
+                f"here: {', '.join(left[:3])}{' ...' if len(left) > 3 else ''}"
+            )
+
+
 def _checkpoint_gradients(model: Any, config: RunConfig) -> None:
     if not config.training.gradient_checkpointing:
         return
@@ -229,6 +259,8 @@ def save_model(setup: Setup, model: nn.Module, folder: Path) -> None:
     setup.method.save(model, folder)
     if setup.head is not None and setup.method.saves == "adapter":
         save_head(setup.head, transformers_model(model) if not hasattr(model, "peft_config") else model, folder)
+    if setup.method.saves == "adapter":
+        setup.base_settings.write(folder)
     setup.tokenizer.save_pretrained(folder)
     generation = getattr(transformers_model(model), "generation_config", None)
     if generation is not None:

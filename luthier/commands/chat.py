@@ -146,11 +146,12 @@ def open_talker(
     renderer = Renderer(tokenizer, template)
     base_source = _base_to_load(source) if compare_base else None
     device = choose_device()
+    loading.check_quantization(source, device, training=False)
     dtype = loading.choose_dtype("auto", model_config, device)
-    tuned = loading.load(source, dtype, trust_remote_code=trust_remote_code).to(device).eval()
+    tuned = loading.load(source, dtype, device=device, trust_remote_code=trust_remote_code).eval()
     base = None
     if base_source is not None:
-        base = loading.load(base_source, dtype, trust_remote_code=trust_remote_code).to(device).eval()
+        base = loading.load(base_source, dtype, device=device, trust_remote_code=trust_remote_code).eval()
         loading.grow_embeddings(base, tokenizer)  # it is asked in the tuned model's words, some of which may be new
     return Talker(tuned, tokenizer, renderer, _stops(source, tuned, renderer), sampling, base)
 

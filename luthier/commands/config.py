@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.config import documentation
 from luthier.config.documentation import KeyHelp
+from luthier.config.foreign_keys import TRANSFORMERS
 from luthier.config.loading import CHOICES, all_keys
 from luthier.config.migration.table import luthiers_name
 from luthier.foundation.errors import UserError
@@ -93,6 +94,8 @@ def _unknown(key: str, entries: list[KeyHelp]) -> UserError:
     last = key.split(".")[-1]
     if named := luthiers_name(last, all_keys()):
         return UserError(f"there is no key {key!r}: LLaMA-Factory's {last} is {named} here.")
+    if last in TRANSFORMERS:
+        return UserError(f"there is no key {key!r}: transformers' {last} is {TRANSFORMERS[last]} here.")
     known = list(dict.fromkeys(entry.key for entry in entries))
     close = nearest(key, known) or [name for name in known if name.split(".")[-1] in nearest(last, _last_parts(known))]
     hint = f"Did you mean {' or '.join(close[:3])}?" if close else "`luthier config schema` lists them all."

@@ -33,6 +33,7 @@ EXTRAS = {
     "mlflow": ("mlflow", "training.report_to: mlflow"),
     "rensa": ("check", "near duplicates in data check"),
     "py3langid": ("check", "languages in data check"),
+    "bitsandbytes": ("quantization", "bases in 4 or 8 bits (model.quantization)"),
 }
 
 Level = Literal["good", "note", "problem"]
@@ -84,6 +85,7 @@ def doctor() -> DoctorReport:
     findings = [
         *(machine_findings(devices.inspect_machine()) if _version("torch") else ()),
         *(precision_findings() if _version("torch") else ()),
+        *(quantization_findings() if _version("torch") else ()),
         disk_finding("disk.cache", home(), "downloaded models stand here (LUTHIER_HOME)"),
         disk_finding("disk.here", Path.cwd(), "runs are written below the folder luthier is started in"),
         *library_findings(),
@@ -163,6 +165,40 @@ def precision_findings() -> list[Finding]:
                 "good" if good else "note",
                 round(rate, 3),
             )
+        )
+    return found
+
+
+def quantization_findings() -> list[Finding]:
+    """Bases in 4 and 8 bits on the device that training would use: a tiny layer of each type, forward and backward; and
+    formats of other tools, as far as transformers can load them."""
+    from luthier.config.model_section import QUANTIZED_TYPES, QuantizationConfig
+    from luthier.foundation.errors import UserError
+    from luthier.model import quantization
+
+    device = devices.choose_device()
+    found = []
+    for name in QUANTIZED_TYPES:
+        try:
+            quantization.check_backend(QuantizationConfig.model_validate({"type": name}), device)
+            works, why = True, f"a layer was tried on {device.type}: model.quantization: {name} works"
+            if QUANTIZED_TYPES[name] == 4 and quantization.odd_widths_are_wrong(device.type):
+                why += (
+                    "; layers whose width is no multiple of 64 are computed wrongly by bitsandbytes, so they stay plain"
+                )
+        except UserError as error:
+            works, why = False, f"{error.problem} {error.remedy}"
+        found.append(
+            Finding(f"quantization.{name}", "works" if works else "absent", why, "good" if works else "note", works)
+        )
+    for name in ("gptq", "awq"):
+        try:
+            quantization.check_saved(Path("of this format"), {"quant_method": name, "bits": 4}, device, training=True)
+            works, why = True, f"folders with {name} weights load, and adapters train on them"
+        except UserError as error:
+            works, why = False, error.problem.partition(", which ")[2] or error.problem
+        found.append(
+            Finding(f"quantization.{name}", "works" if works else "absent", why, "good" if works else "note", works)
         )
     return found
 

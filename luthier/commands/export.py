@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from luthier.commands.verb_options import named_model
@@ -69,17 +70,26 @@ def export(
             f"the disk is full: the export could not be written to {target} ({human_bytes(free_bytes(target))} free).",
             "Make room, or choose another disk; nothing was left behind.",
         ) from error
-    result = ExportResult(
-        str(target), format, measured.dtype, len(files), size, measured.largest_logit_difference, measured.largest_logit
-    )
-    say(f"Exported to {target}: {format}, {measured.dtype}, {human_bytes(size)} in {len(files)} files.")
-    say(
-        f"Read back, its logits differ from the source's by at most {measured.largest_logit_difference:.2g} "
-        f"(the largest logit is {measured.largest_logit:.3g})."
-    )
-    if measured.dtype == "float32" and measured.largest_logit_difference > 1e-3 * measured.largest_logit:
-        say("warning: that is more than rounding: the exported model is not the one that was trained.")
+    result = ExportResult(str(target), format, bytes=size, files=len(files), **asdict(measured))
+    _say_measured(result)
     return result
+
+
+def _say_measured(result: ExportResult) -> None:
+    say(
+        f"Exported to {result.path}: {result.format}, {result.dtype}, {human_bytes(result.bytes)} in {result.files} files."
+    )
+    say(
+        f"Read back, its logits differ from the source's by at most {result.largest_logit_difference:.2g} "
+        f"(the largest logit is {result.largest_logit:.3g})."
+    )
+    if result.quantized_logit_difference is not None:
+        say(
+            "The adapter was trained beside quantized weights, and stands in plain ones now: from what was trained the "
+            f"logits differ by at most {result.quantized_logit_difference:.2g}."
+        )
+    if result.dtype == "float32" and result.largest_logit_difference > 1e-3 * result.largest_logit:
+        say("warning: that is more than rounding: the exported model is not the one that was trained.")
 
 
 def _check_options(target: Path, dtype: str, max_shard_size: str, overwrite: bool) -> None:

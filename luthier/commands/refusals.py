@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.loading import load
+from luthier.config.plugins import METHODS
 from luthier.config.schema import RunConfig
 from luthier.data.locating import check_local
 from luthier.data.rendering import AUTO
 from luthier.data.template_files import load_template
-from luthier.foundation.errors import ConfigError, UserError
-from luthier.model.loading import find
+from luthier.foundation.errors import ConfigError, ModelError, UserError
+from luthier.model.finding import ModelSource, find, is_base_quantized, trained_on
+from luthier.model.method import Method
+from luthier.model.quantization import saved_name
 from luthier.model.resolving import locate
 
 
@@ -88,7 +91,19 @@ def _not_found(config: RunConfig, *, may_fetch: bool) -> _Problems:
     try:
         hub, _ = locate(config.model.name)
         if hub == "local" or (may_fetch and not problems):
-            find(config.model)
+            _check_method(config, find(config.model))
     except UserError as error:
         problems.insert(0, error)
     return problems
+
+
+def _check_method(config: RunConfig, source: ModelSource) -> None:
+    """Raise ModelError for a method that can't train beside quantized weights."""
+    if not is_base_quantized(config.model, source):
+        return
+    method: Method = METHODS.load(config.method.name).build(config.method)
+    if problem := method.quantized_problem():
+        how = trained_on(config.model, source).quantization or saved_name(source.saved_quantization or {})
+        raise ModelError(
+            f"the base is quantized ({how}): {problem}.", "Use method: lora, or a base with plain weights."
+        )

@@ -41,6 +41,7 @@ FIXED = (
     "model.dtype:",
     "model.attention:",
     "model.continue_adapter:",
+    "model.quantization",
     "data.",
     "stage.",
     "method.",

@@ -19,7 +19,9 @@ from luthier.foundation.errors import ConfigError, ModelError
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.adapters import AdapterPart, check_shapes
+from luthier.model.base_settings import BaseSettings
 from luthier.model.continuing import continued_options
+from luthier.model.finding import is_base_quantized, trained_on
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
 from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
@@ -101,7 +103,13 @@ class Setup:
             tokenizer=self.tokenizer,
             adapter=self.source.adapter if self.config.model.continue_adapter else None,
             head=self.head,
+            quantized=is_base_quantized(self.config.model, self.source),
         )
+
+    @property
+    def base_settings(self) -> BaseSettings:
+        """How the base that the method stands on is changed while it loads."""
+        return trained_on(self.config.model, self.source)
 
     @property
     def merged_adapters(self) -> tuple[AdapterPart, ...]:

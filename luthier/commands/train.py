@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +79,18 @@ def train(
 
     from luthier.commands.setup import set_up
     from luthier.foundation.devices import choose_device
+    from luthier.model.loading import check_quantization
+    from luthier.model.quantization import check_backend
     from luthier.training.engine import make_engine
     from luthier.training.precision import warn_of_slow_precision
 
     device = choose_device(config.training.use_cpu)
     engine = make_engine(config.training, device)
     warn_of_slow_precision(config, device, say)
+    if config.model.quantization is not None:
+        check_backend(config.model.quantization, device)
     setup = set_up(config, trust_remote_code=trust_remote_code, say=say)
+    check_quantization(replace(setup.source, settings=setup.base_settings), device, training=True)
     say_counts(setup)
     # one rank keeps the folder to the run; the others follow it
     with run_folder.locked(folder) if engine.rank == 0 else nullcontext():

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.config import plugins
 from luthier.config.files import ConfigLoader, read_file
+from luthier.config.foreign_keys import TRANSFORMERS
 from luthier.config.migration.table import is_llama_factory, luthiers_name
+from luthier.config.model_section import QuantizationConfig
 from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.sections import PluginOptions
@@ -71,7 +73,8 @@ def _grown(value: Any, path: list[str], next_part: str) -> Any:
     if value is None:
         return {}
     if isinstance(value, str):
-        return {"path" if path[0] == "data" or "adapters" in path else "name": value}
+        key = "path" if path[0] == "data" or "adapters" in path else "type" if path[-1] == "quantization" else "name"
+        return {key: value}
     return value
 
 
@@ -286,6 +289,8 @@ def _unknown_key(location: str, parts: Sequence[str], model: type[BaseModel]) ->
         return f"unknown key here; luthier has it as {elsewhere[0]}"
     if named := luthiers_name(key, everywhere):
         return f"unknown key; LLaMA-Factory's {key} is {named} here"
+    if key in TRANSFORMERS:
+        return f"unknown key; transformers' {key} is {TRANSFORMERS[key]} here"
     if close := nearest(key, known, 2):
         return f"unknown key; did you mean {' or '.join(close)}?"
     if far := nearest(key, [name.split(".")[-1] for name in everywhere], 2):
@@ -320,7 +325,12 @@ def _classes(annotation: Any) -> Iterable[type[BaseModel]]:
 
 def sections() -> dict[str, type[BaseModel]]:
     """Every section and plug-in choice by its dotted place: `training`, `method:lora`."""
-    found: dict[str, type[BaseModel]] = {"": RunConfig, "model": ModelConfig, "training": TrainingConfig}
+    found: dict[str, type[BaseModel]] = {
+        "": RunConfig,
+        "model": ModelConfig,
+        "model.quantization": QuantizationConfig,
+        "training": TrainingConfig,
+    }
     data = child_section(RunConfig, "data")
     assert data is not None
     found["data"] = data

@@ -5,77 +5,22 @@ Names are those of transformers' `TrainingArguments`, peft's configs and the pap
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
-from luthier.config.adapters_section import AdapterEntry, CombineConfig, to_entries
 from luthier.config.data_section import DataConfig
-from luthier.config.sections import MethodOptions, PluginOptions, Section, expand_user
+from luthier.config.model_section import ModelConfig
+from luthier.config.sections import MethodOptions, PluginOptions, Section, expand_user, name_to_mapping
 from luthier.config.training_section import TrainingConfig
 
-
-def _name_to_mapping(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class ModelConfig(Section):
-    """Which model, from where, in which precision. Short form: its name."""
-
-    name: str = Field(
-        description="An alias (`luthier models list`), a folder, a run, a checkpoint, a hub id, or `hub:id` with one of "
-        "the prefixes local:, huggingface:, modelscope:, pypi:."
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    cache_dir: str | None = Field(None, description="Where the hub client keeps downloads; default: its own.")
-    token: str | None = Field(
-        None,
-        description="Access token of the hub; default: HF_TOKEN or the hub's login. Never written to a run.",
-        repr=False,
-    )
-    endpoint: str | None = Field(
-        None, description="Address of the hub or a mirror (https://...); default: HF_ENDPOINT."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Precision of frozen weights. auto: the model's own where the device does it fast, else float32. "
-        "Trainable weights are float32 unless training.pure_bf16.",
-    )
-    adapters: Annotated[
-        list[AdapterEntry],
-        BeforeValidator(to_entries, json_schema_input_type=str | AdapterEntry | list[str | AdapterEntry]),
-    ] = Field(
-        default_factory=list,
-        description="Adapters that are put on the model, in this order. They are merged before a new one is trained on top.",
-    )
-    combine: Annotated[CombineConfig, BeforeValidator(_name_to_mapping, json_schema_input_type=str | CombineConfig)] = (
-        Field(default_factory=CombineConfig, description="How several adapters become one.")
-    )
-    continue_adapter: bool = Field(
-        False,
-        description="Train the model's adapter further (the last of several) instead of merging it and making a new one.",
-    )
-    router_aux_loss_coef: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of a mixture of experts' load-balancing loss, added to each batch's; 0: none. Unset: as the "
-        "model's own config says (output_router_logits, router_aux_loss_coef).",
-    )
-    attention: Literal["auto", "segmented", "padded"] = Field(
-        "auto",
-        description="Route of the forward pass. auto: segmented (no padding) if this kind of model passes the probe, else padded.",
-    )
-    fused: bool = Field(
-        True,
-        description="Compute LoRA layers, norms and gated feed-forward blocks in fewer passes wherever that gives the same, "
-        "on the segmented route; false: module by module.",
-    )
+__all__ = ["ModelConfig", "RunConfig"]
 
 
 class RunConfig(Section):
     """A whole run."""
 
-    model: Annotated[ModelConfig, BeforeValidator(_name_to_mapping, json_schema_input_type=str | ModelConfig)] = Field(
+    model: Annotated[ModelConfig, BeforeValidator(name_to_mapping, json_schema_input_type=str | ModelConfig)] = Field(
         description="The model to start from."
     )
     data: DataConfig = Field(description="The rows to learn from.")

@@ -90,6 +90,11 @@ def expand_user(value: str) -> str:
     return os.path.expanduser(value)
 
 
+def name_to_mapping(value: Any) -> Any:
+    """A section may be written as its name alone."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 def one_to_list(value: Any) -> Any:
     """A list may be written as its only item."""
     return [value] if isinstance(value, (str, dict)) else value

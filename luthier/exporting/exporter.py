@@ -36,6 +36,8 @@ class ExportResult:
         path: the folder. dtype: of its weights. bytes: of all its files.
         largest_logit_difference: between the model that was read and the one that was written, read back, over a
             short text in English and Chinese; largest_logit is the size to compare it with.
+        quantized_logit_difference: between the quantized base with its adapter, as it was trained, and the model that was
+            written; None where nothing was quantized.
     """
 
     path: str
@@ -45,6 +47,7 @@ class ExportResult:
     bytes: int
     largest_logit_difference: float
     largest_logit: float
+    quantized_logit_difference: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +60,7 @@ class Comparison:
     dtype: str
     largest_logit_difference: float
     largest_logit: float
+    quantized_logit_difference: float | None = None
 
 
 class Exporter(Protocol):

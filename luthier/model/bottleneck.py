@@ -84,8 +84,10 @@ class GatedPrefix(nn.Module):
 
 
 def hang_on(module: nn.Module, bottleneck: Bottleneck) -> None:
-    """Let a module's output pass through a bottleneck."""
-    module.add_module(NAME, bottleneck)
+    """Let a module's output pass through a bottleneck, which is put beside the module's weights."""
+    weight = next(module.parameters())
+    # quantized weights are whole numbers: beside them it stays as it was made
+    module.add_module(NAME, bottleneck.to(weight.device, weight.dtype if weight.is_floating_point() else None))
     module.register_forward_hook(_add, with_kwargs=True)
 
 

@@ -3,143 +3,61 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.adapters_section import STACK, CombineConfig
 from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
-from luthier.foundation.errors import ModelError, UserError
-from luthier.foundation.files import read_json
-from luthier.model.adapters import AdapterPart, adapter_parts, check_base, check_shapes, mark, put_on
+from luthier.foundation.errors import ModelError
+from luthier.model.adapters import check_shapes, put_on
+from luthier.model.finding import ModelSource, base_of_run, find
 from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
-from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.quantization import (
+    check_backend,
+    check_saved,
+    compute_dtype,
+    dequantized,
+    loading_settings,
+    saved_in,
+    settle,
+)
 from luthier.model.quiet import quiet_bars, quiet_loading
-from luthier.model.resolving import locate, resolve
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from luthier.config.model_section import QuantizationConfig
+
+__all__ = [  # with what is found before anything is loaded
+    "ModelSource",
+    "base_of_run",
+    "both_embeddings",
+    "check_quantization",
+    "choose_dtype",
+    "config_at",
+    "find",
+    "grow_embeddings",
+    "load",
+    "load_tokenizer",
+    "skeleton",
+    "tokenizer_at",
+    "weights_at",
+]
+
 QUIET_BELOW_BYTES = 2 * 1024**3  # smaller models load in a moment and need no bar
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model's parts stand on this machine.
-
-    Args:
-        base: folder with config.json and weights.
-        adapter: folder with an adapter on top of it (the last of several), or None.
-        base_name: what an adapter trained on the base names it: the hub id, or the folder's absolute path.
-        revision: the base's revision on its hub.
-        fingerprint: of everything that is loaded.
-        adapters: all of them, in the order they are put on; of a single one it may be left out.
-        combine: how several become one.
-    """
-
-    base: Path
-    adapter: Path | None
-    base_name: str
-    revision: str | None
-    fingerprint: str
-    adapters: tuple[AdapterPart, ...] = ()
-    combine: CombineConfig = field(default_factory=CombineConfig)
-
-    def __post_init__(self) -> None:
-        if self.adapter is None or not self.adapters or self.adapters[-1].folder != self.adapter:
-            alone = () if self.adapter is None else (AdapterPart(self.adapter),)
-            object.__setattr__(self, "adapters", alone)
-
-    @property
-    def tokenizer(self) -> Path:
-        """Folder of the tokenizer: the adapter's own if it brought one."""
-        own = self.adapter
-        return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
-
-    def only(self, adapters: tuple[AdapterPart, ...]) -> ModelSource:
-        """The base with these adapters, as they are stacked."""
-        return replace(self, adapter=adapters[-1].folder if adapters else None, adapters=adapters)
-
-
-def find(model: ModelConfig) -> ModelSource:
-    """Resolve a model's name, an adapter's base, and the adapters that are put on it.
+def check_quantization(source: ModelSource, device: torch.device, *, training: bool) -> None:
+    """Whether this machine can compute with a base in 4 or 8 bits; nothing where the weights are plain.
 
     Raises:
-        HubError, ModelError: not there, not reachable, not loadable, or adapters that do not fit the base or each other;
-            says which.
+        ModelError, MissingExtraError: it can't; says what is missing.
     """
-    folder = resolve(model)
-    adapter = None
-    named = model
-    if is_adapter(folder):
-        adapter = folder
-        named = _base_of(adapter, model)
-        try:
-            folder = resolve(named)
-        except UserError as error:
-            # a base that only a cache_dir of the run's, or its working directory, could find
-            remembered = base_of_run(adapter)
-            if remembered is None:
-                raise ModelError(
-                    f"the adapter {adapter} names the base {named.name!r}, which could not be loaded: {error}",
-                    f"Fetch the base, or mend base_model_name_or_path in {adapter / 'adapter_config.json'}.",
-                ) from error
-            folder = remembered
-    hub, name = locate(named.name)
-    at_hub = hub == "huggingface"
-    base_name = name if at_hub else str(folder.absolute())
-    listed = [
-        resolve(model.model_copy(update={"name": entry.path, "revision": entry.revision})) for entry in model.adapters
-    ]
-    parts = adapter_parts(adapter, listed, [entry.weight for entry in model.adapters], model.combine)
-    marks = [fingerprint(folder)]
-    for part in parts:
-        if part.folder != adapter:
-            check_base(part, folder, base_name, marks)
-        marks.append(f"{marks[-1]}+{fingerprint(part.folder)}")
-    _check_use(model, parts)
-    whole = mark(marks[0], parts, model.combine)
-    last = parts[-1].folder if parts else None
-    return ModelSource(folder, last, base_name, named.revision if at_hub else None, whole, parts, model.combine)
-
-
-def _check_use(model: ModelConfig, parts: tuple[AdapterPart, ...]) -> None:
-    """Raise ModelError where settings speak of adapters that are not there, or of one that is several."""
-    if not parts and (model.continue_adapter or model.combine.name != STACK):
-        key = "continue_adapter" if model.continue_adapter else "combine"
-        raise ModelError(
-            f"model.{key} is set, but {model.name} is no adapter and model.adapters is empty.",
-            f"Name an adapter in model.adapters, or leave model.{key} out.",
-        )
-    if model.continue_adapter and (model.combine.name != STACK or parts[-1].weight != 1):
-        raise ModelError(
-            "model.continue_adapter trains an adapter as it is, and this one is combined or weighted.",
-            "Write it first: `luthier export MODEL OUT --format adapter --adapter ... --combine ...`, then continue OUT.",
-        )
-
-
-def base_of_run(folder: Path) -> Path | None:
-    """The base model's folder, as the run says that `folder` (its final/ or a checkpoint) is part of; None elsewhere."""
-    for place in (folder, *folder.resolve().parents[:2]):
-        if (place / "run.json").is_file():
-            named = read_json(place / "run.json").get("base_folder")
-            return Path(named) if named and Path(named).is_dir() else None
-    return None
-
-
-def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    base = settings.get("base_model_name_or_path")
-    if not base:
-        raise ModelError(
-            f"the adapter {adapter} does not name its base model.",
-            "Set base_model_name_or_path in its adapter_config.json.",
-        )
-    revision = None if Path(base).exists() else settings.get("revision")
-    return model.model_copy(update={"name": base, "revision": revision})
+    if source.saved_quantization is not None:
+        check_saved(source.base, source.saved_quantization, device, training=training)
+    elif source.settings.quantization is not None:
+        check_backend(source.settings.quantization, device)
 
 
 def load_tokenizer(model: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -198,21 +116,36 @@ def weights_at(
     *,
     head: SequenceHead | None = None,
     seed: int = 0,
+    quantization: QuantizationConfig | None = None,
+    device: torch.device | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The causal language model in a folder, on the CPU, in evaluation mode; or its backbone with a head.
+    """The causal language model in a folder, in evaluation mode; or its backbone with a head.
 
     Args:
+        dtype: of all weights but the quantized ones.
         head: made anew where the folder's model has none. seed: torch's, before that.
+        quantization: for plain weights to be quantized while they are read.
+        device: where quantized weights go, which do not move afterwards; plain ones are on the CPU.
+
+    Raises:
+        ModelError: weights that do not load, or are not all there.
     """
     import torch
 
     kind = _kind(head)
-    more = {}
+    more: dict[str, Any] = {}
     if head is not None:
         more["config"] = with_head(config_at(folder, trust_remote_code=trust_remote_code), head)
         torch.manual_seed(seed)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if quantization is not None or saved_in(folder) is not None:
+        more["device_map"] = {"": device or "cpu"}
+    if quantization is not None:
+        bare = skeleton(
+            config_at(folder, trust_remote_code=trust_remote_code), head=head, trust_remote_code=trust_remote_code
+        )
+        more["quantization_config"] = loading_settings(quantization, dtype, bare, device, head is not None)
     with contextlib.ExitStack() as quiet:
         if size < QUIET_BELOW_BYTES:
             quiet.enter_context(quiet_bars())
@@ -228,12 +161,19 @@ def weights_at(
                 output_loading_info=True,
                 **more,
             )
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
             raise ModelError(
                 f"the model in {folder} does not load: {_first_line(error)}",
                 "`luthier models verify` checks its files." + _remote_code_hint(error),
             ) from error
-    # transformers fills what is missing with random numbers and goes on
+    if "device_map" in more:
+        settle(model, compute_dtype(quantization, dtype) if quantization is not None else dtype)
+    _check_complete(model, report, folder, head)
+    return model
+
+
+def _check_complete(model: PreTrainedModel, report: Any, folder: Path, head: SequenceHead | None) -> None:
+    """Raise ModelError for weights that were not there: transformers fills them with random numbers and goes on."""
     absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if head is not None and saved_head(folder) is None:
         new = tuple(f"{name}." for name in head_modules(model))
@@ -244,7 +184,6 @@ def weights_at(
             f"shape: {', '.join(absent[:6])}{' ...' if len(absent) > 6 else ''}.",
             "Fetch the model again; a model made for another task (classification, embedding) has no head to train.",
         )
-    return model
 
 
 def skeleton(
@@ -290,23 +229,53 @@ def both_embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
     return list({id(module.weight): module.weight for module in modules if module is not None}.values())
 
 
-def load(source: ModelSource, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+def load(
+    source: ModelSource,
+    dtype: torch.dtype,
+    *,
+    device: torch.device | None = None,
+    plain: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
     """Base and adapters together, for generation and export: a transformers model, or a peft model around one.
+
+    Args:
+        dtype: of all weights but the quantized ones.
+        device: where to put it; None: the CPU.
+        plain: read the base in `dtype` though it was quantized in training, for an adapter to be merged into it.
 
     Raises:
         ModelError: weights that do not load, or an adapter made for another base.
     """
     head = saved_head(source.adapter, source.base)
-    if source.adapter is None:
-        return weights_at(source.base, dtype, head=head, trust_remote_code=trust_remote_code)
-    config = config_at(source.base, trust_remote_code=trust_remote_code)
-    bare = skeleton(config, head=head, trust_remote_code=trust_remote_code)
-    words = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    grow_embeddings(bare, words)
-    check_shapes(bare, source.adapters)
-    model = weights_at(source.base, dtype, head=head, trust_remote_code=trust_remote_code)
-    grow_embeddings(model, words)
-    return put_on(model, source.adapters, source.combine)
+    words = None
+    if source.adapter is not None:
+        config = config_at(source.base, trust_remote_code=trust_remote_code)
+        bare = skeleton(config, head=head, trust_remote_code=trust_remote_code)
+        words = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
+        grow_embeddings(bare, words)
+        check_shapes(bare, source.adapters)
+    quantization = None if plain else source.settings.quantization
+    if quantization is not None and len(source.adapters) > 1:
+        raise ModelError(
+            f"{len(source.adapters)} adapters are put on a base in {quantization}, and all but the last would be merged into "
+            "quantized weights.",
+            "Leave the quantization out, or write them as one first: `luthier export MODEL OUT --adapter ...`.",
+        )
+    model: Any = weights_at(
+        source.base,
+        dtype,
+        head=head,
+        quantization=quantization,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if source.saved_quantization is not None and (plain or len(source.adapters) > 1):
+        model = dequantized(model, dtype)
+    if words is not None:
+        grow_embeddings(model, words)
+        model = put_on(model, source.adapters, source.combine)
+    return model if device is None else model.to(device)
 
 
 def _first_line(error: BaseException) -> str:

@@ -39,6 +39,7 @@ class Apply:
         batches: the run's own rows, padded, for methods that look at activations before the first step; asked for with the
             trained tokens that each batch needs. Every rank gets the same. None where there are no weights yet.
         checkpoint: what the run goes on from: it is put back after `apply`, which need not find again what it holds.
+        quantized: the linear layers' weights are in 4 or 8 bits, or will be once they are read.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class Apply:
     head: SequenceHead | None = None
     batches: CalibrationBatches | None = None
     checkpoint: Path | None = None
+    quantized: bool = False
 
 
 METHOD_STATE = "method_state.safetensors"
@@ -78,6 +80,12 @@ class Method(ABC):
     @abstractmethod
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the weights of a checkpoint back into a model that `apply` made, to the same bits."""
+
+    def quantized_problem(self) -> str:
+        """Why the method can't train beside weights in 4 or 8 bits, as its options stand; empty if it can."""
+        if self.saves == "model":
+            return f"method {self.options.name} trains the base's own weights, and a quantized one can't learn"
+        return ""
 
     def state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """What going on needs and the saved model does not hold: an encoder that is left out of it, running means."""
@@ -132,9 +140,14 @@ class ParameterCount:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count a model's parameters."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    """Count a model's parameters; two weights of four bits that share a byte are two."""
+    counts = [(_weights_in(p), p.requires_grad) for p in model.parameters()]
     return ParameterCount(sum(n for n, trained in counts if trained), sum(n for n, _ in counts))
+
+
+def _weights_in(parameter: Tensor) -> int:
+    packed = getattr(parameter, "quant_state", None)  # bitsandbytes' 4 bits
+    return parameter.numel() if packed is None else int(packed.shape.numel())
 
 
 def trainable_to_float32(model: nn.Module, pure_bf16: bool) -> None:

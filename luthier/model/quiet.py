@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# bitsandbytes, which peft imports in any run, speaks of compiled kernels that are not used (see quantization.settle), and
+# says once for every layer and call that 8-bit products round activations to float16
+NOISE = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+}
+
+
+class _Without(logging.Filter):
+    """Drops the messages that begin so."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(self.start)
+
+
+for _name, _start in NOISE.items():
+    logging.getLogger(_name).addFilter(_Without(_start))
 
 
 @contextmanager
@@ -17,6 +40,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Invalid `oft_block_size`", category=UserWarning)
         warnings.filterwarnings("ignore", message="lora with eva initialization used", category=UserWarning)
+        # GPT-2's layers are transposed in the base, and not in a quantized one; peft sets the flag right
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         yield
 

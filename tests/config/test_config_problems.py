@@ -44,6 +44,16 @@ def with_data(**settings: Any) -> dict[str, Any]:
             with_training(warmup_ratio=0.1),
             "LLaMA-Factory's warmup_ratio is training.warmup_steps (below 1: a share) here",
         ),
+        ({**GOOD, "quantization_bit": 4}, "LLaMA-Factory's quantization_bit is model.quantization.bits here"),
+        (
+            {**GOOD, "model": {"name": "m", "load_in_4bit": True}},
+            "transformers' load_in_4bit is model.quantization: nf4",
+        ),
+        (
+            {**GOOD, "model": {"name": "m", "quantization": {"bnb_4bit_quant_type": "fp4"}}},
+            "model.quantization.bnb_4bit_quant_type: unknown key; transformers' bnb_4bit_quant_type is "
+            "model.quantization.type here",
+        ),
         ({**GOOD, "method": {"name": "lora", "rnak": 4}}, "method.rnak: unknown key; did you mean rank?"),
         (
             {**GOOD, "method": {"name": "full", "rank": 4}},

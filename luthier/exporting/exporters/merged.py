@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from luthier.config.sections import PluginOptions
 from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
+
+if TYPE_CHECKING:
+    from luthier.model.loading import ModelSource
 
 
 class Options(PluginOptions):
@@ -16,7 +21,10 @@ class Merged:
     """Merges in float32, whatever the target precision: 16-bit sums would lose the small updates."""
 
     def export(self, request: ExportRequest) -> Comparison:
-        """Merge, write, read back, compare."""
+        """Merge, write, read back, compare; also with the quantized base that an adapter was trained on.
+
+        The adapter goes into the plain weights that the quantized ones were made from, where there are any.
+        """
         import torch
 
         from luthier.model import loading
@@ -29,7 +37,8 @@ class Merged:
         for part in source.adapters:
             check_mergeable(part.folder)
         tokens = sample_tokens(source, trust)
-        model = loading.load(source, torch.float32, trust_remote_code=trust).eval()
+        trained_on = sample_logits(_as_trained(source, trust), tokens) if _is_quantized(source) else None
+        model = loading.load(source, torch.float32, plain=True, trust_remote_code=trust).eval()
         before = sample_logits(model, tokens)
         merged = merge(model)
         own = str(getattr(loading.config_at(source.base, trust_remote_code=trust), "dtype", None) or "float32")
@@ -44,7 +53,25 @@ class Merged:
         del merged, model
         head = saved_head(request.building)
         again = loading.weights_at(request.building, torch.float32, head=head, trust_remote_code=trust).eval()
-        return Comparison(dtype, largest_difference(before, sample_logits(again, tokens)), float(before.abs().max()))
+        after = sample_logits(again, tokens)
+        beside_quantized = largest_difference(trained_on, after) if trained_on is not None else None
+        return Comparison(dtype, largest_difference(before, after), float(before.abs().max()), beside_quantized)
+
+
+def _is_quantized(source: ModelSource) -> bool:
+    return source.settings.quantization is not None or source.saved_quantization is not None
+
+
+def _as_trained(source: ModelSource, trust_remote_code: bool) -> Any:
+    """The quantized base with its adapter, on the device that computes with it."""
+    import torch
+
+    from luthier.foundation.devices import choose_device
+    from luthier.model import loading
+
+    device = choose_device()
+    loading.check_quantization(source, device, training=False)
+    return loading.load(source, torch.float32, device=device, trust_remote_code=trust_remote_code).eval()
 
 
 def _keep_stop_tokens(merged: object, source: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -82,7 +82,7 @@ def check_rank(
     widths: dict[str, int] = {}
     for full, module in model.named_modules():
         if _is_target(model, full, module, targets):
-            kind, width = full.split(".")[-1], min(module.weight.shape)
+            kind, width = full.split(".")[-1], min(widths_of(module))
             widths[kind] = min(width, widths.get(kind, width))
     narrow = sorted(kind for kind, width in widths.items() if width < rank)
     if not narrow:
@@ -96,6 +96,17 @@ def check_rank(
         )
     if model.device.type != "meta":
         say(f"method: {setting} {rank} is above the width of {found}: what is above it adds nothing there")
+
+
+def widths_of(module: Any) -> tuple[int, int]:
+    """Width of a linear map's input and output, or of an embedding; the weight's shape does not tell, where it is packed
+    in 4 bits or transposed (GPT-2)."""
+    names = next(
+        pair
+        for pair in (("in_features", "out_features"), ("nx", "nf"), ("num_embeddings", "embedding_dim"))
+        if hasattr(module, pair[0])
+    )
+    return getattr(module, names[0]), getattr(module, names[1])
 
 
 def _is_target(model: PreTrainedModel, full: str, module: nn.Module, targets: str | list[str]) -> bool:

@@ -108,8 +108,7 @@ def hang(model: PreTrainedModel, options: Options, gated: bool = False) -> None:
                     f"It has: {', '.join(name for name, _ in block.named_children())}. Use method: lora.",
                 )
             made = Bottleneck(hidden, width, hidden, options.activation, options.scale, parallel, gated=gated)
-            weight = next(module.parameters())
-            hang_on(module, made.to(device=weight.device, dtype=weight.dtype))
+            hang_on(module, made)
 
 
 def attach(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -22,7 +22,8 @@ from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
 from luthier.model.method import Apply, trainable_to_float32
 from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
-from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d
+from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d, named
+from luthier.model.quantization import is_quantized, quantized_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,6 +112,17 @@ class Lora(PeftMethod):
     def check_tokens(self, how: Apply) -> None:
         """New rows of the embedding learn beside the updates."""
 
+    def quantized_problem(self) -> str:
+        """Updates stand beside quantized weights, but can't be taken out of them."""
+        if self.options.init in FROM_THE_WEIGHT:
+            return f"method.init {self.options.init} takes the start of the update out of the base's weight, which is quantized"
+        if self.options.bias != "none":
+            return (
+                f"method.bias {self.options.bias} trains biases of quantized layers, which bitsandbytes keeps in the "
+                "precision of their products"
+            )
+        return ""
+
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
         """Put the updates beside the target modules.
 
@@ -142,6 +154,8 @@ class Lora(PeftMethod):
         own = self.options
         check_targets(model, own.target_modules, own.modules_to_save, embeddings=own.init not in FROM_THE_WEIGHT)
         self._check_rank(model)
+        if how.quantized:
+            refuse_learning_whole(model, own.modules_to_save)
         if own.init == "olora" and has_conv1d(model):
             raise ModelError(
                 f"method.init is olora, which peft computes wrongly for the Conv1D layers of {type(model).__name__}.",
@@ -224,6 +238,19 @@ class Lora(PeftMethod):
             for name, value in read_adapter(folder).items()
         }
         set_peft_model_state_dict(model, tensors)
+
+
+def refuse_learning_whole(model: PreTrainedModel, names: list[str]) -> None:
+    """Raise ModelError for modules that should learn whole though their weights are quantized."""
+    modules = dict(model.named_modules())
+    layers = {name for name, module in modules.items() if is_quantized(module)} or set(quantized_layers(model))
+    for name in names:
+        chosen = [full for full in modules if named(full, name)]
+        if any(layer == full or layer.startswith(f"{full}.") for full in chosen for layer in layers):
+            raise ModelError(
+                f"method.modules_to_save names {name}, whose weights are quantized and can't learn.",
+                "Leave it out (head, embeddings and norms stay plain), or leave model.quantization out.",
+            )
 
 
 def _factors(model: nn.Module) -> dict[str, Tensor]:

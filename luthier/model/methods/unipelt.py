@@ -18,7 +18,7 @@ from pydantic import Field
 from luthier.model.methods import adapter
 from luthier.model.methods._combination import Combination, CombinedOptions
 from luthier.model.methods._own_adapter import read_options
-from luthier.model.methods._targets import QUERY_VALUE, check_rank, check_targets, is_linear, named, present
+from luthier.model.methods._targets import QUERY_VALUE, check_rank, check_targets, is_linear, named, present, widths_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,12 +63,10 @@ class UniPelt(Combination):
         shape = {"reduction_factor": own.reduction_factor, "activation": own.activation}
         adapter.hang(model, adapter.Options(placement="pfeiffer", **shape), gated=True)
         for module in chosen:
-            weight: Any = module.weight
-            # GPT-2's Conv1D keeps its weight transposed
-            outputs, inputs = weight.shape if hasattr(module, "in_features") else reversed(weight.shape)
+            inputs, outputs = widths_of(module)
             scale = own.alpha / own.rank
             update = Bottleneck(inputs, own.rank, outputs, "linear", scale, parallel=True, bias=False, gated=True)
-            hang_on(module, update.to(device=weight.device, dtype=weight.dtype))
+            hang_on(module, update)
 
 
 def attach(model: PreTrainedModel, folder: Path) -> Any:

