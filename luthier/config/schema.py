@@ -24,7 +24,9 @@ class RunConfig(Section):
         description="The model to start from."
     )
     data: DataConfig = Field(description="The rows to learn from.")
-    stage: SerializeAsAny[PluginOptions] = Field(description="What is learnt: sft (default) or pretrain.")
+    stage: SerializeAsAny[PluginOptions] = Field(
+        description="What is learnt: sft (default), pretrain, classification or regression."
+    )
     method: SerializeAsAny[MethodOptions] = Field(
         description="Which weights learn, and how (default lora); docs/methods.md compares them."
     )

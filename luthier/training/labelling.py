@@ -55,15 +55,9 @@ class Labelling:
         """Take the classes' names from the data; returns how many training rows each has, float [K] (a number: none).
 
         Raises:
-            DataError: the rows are all of one class, or have all one number; or the classes of streamed rows are unknown.
+            DataError: the rows are all of one class, or have all one number.
         """
         self.labels = data.report.labels
-        if data.stream is not None:
-            if not self.labels and self.task != "regression":
-                raise DataError(
-                    "data.streaming is true, so nobody has seen which classes there are.", "Name them in stage.labels."
-                )
-            return np.zeros(len(self.labels))
         if self.task == "multi_label":
             counts = np.array([data.train.numbers(f"label.{number}").sum() for number in range(len(self.labels))])
             if not len(counts) or not ((counts > 0) & (counts < len(data.train))).any():

@@ -20,7 +20,7 @@ from luthier.config.plugins import EXPORTERS, METHODS, OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
-PAGES = (*READMES, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "identity" / "README.md")
+PAGES = (*READMES, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("README.md")))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

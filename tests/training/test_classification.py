@@ -104,6 +104,30 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_llama: Path, data: Path, tmp
         assert weights() == whole
 
 
+def test_two_ranks_measure_what_one_does(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """Batches of 5 over 12 rows: one rank has two of them, the other one."""
+    from tests.training.test_ranks import start_warm
+
+    still = {"max_steps": 2, "save_strategy": "no", "optim": "tests.training.plain_sgd", "learning_rate": 0.01}
+    sizes = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 5}
+    one = classification_config(tiny_llama, data, tmp_path / "one", "full", **still, **sizes)
+    two = classification_config(
+        tiny_llama, data, tmp_path / "two", "full", **still, **sizes, per_device_train_batch_size=2
+    )
+    luthier.train(one)
+    statuses, said = start_warm(two, tmp_path)
+    assert statuses == [0, 0], said
+    mine, theirs = (lines(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
+    assert len(mine) == 12 and [(row["row"], row["label"]) for row in mine] == [(r["row"], r["label"]) for r in theirs]
+    for own, other in zip(mine, theirs, strict=True):
+        assert own["probabilities"] == pytest.approx(other["probabilities"], abs=2e-6)
+    measured = [
+        {key: value for key, value in lines(tmp_path / name / "metrics.jsonl")[-1].items() if key.startswith("eval_")}
+        for name in ("one", "two")
+    ]
+    assert measured[0] == pytest.approx(measured[1], rel=1e-5)
+
+
 def test_the_loss_is_torchs_weighted_mean_however_a_step_is_cut(
     tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
