@@ -102,6 +102,11 @@ def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def in_sequence_head(model: Any, name: str) -> bool:
+    """Whether a module, by its dotted name, is of a head that classifies: it learns whole, and no update stands beside it."""
+    return type(model).__name__.endswith(ENDING) and name.split(".")[0] in head_modules(model)
+
+
 def train_head(model: PreTrainedModel, pure_bf16: bool) -> None:
     """Let the whole head learn: it starts at random. peft does so itself."""
     import torch

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from luthier.foundation.errors import ModelError
 from luthier.foundation.progress import say
+from luthier.model.heads import in_sequence_head
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,7 +114,7 @@ def _is_target(model: PreTrainedModel, full: str, module: nn.Module, targets: st
     if not fits(module, embeddings=True):
         return False
     if targets == ALL_LINEAR:
-        return is_linear(module) and module is not model.get_output_embeddings()
+        return is_linear(module) and module is not model.get_output_embeddings() and not in_sequence_head(model, full)
     if isinstance(targets, str):
         return re.fullmatch(targets, full) is not None
     return any(named(full, name) for name in targets)
@@ -172,7 +173,7 @@ def linear_kinds(model: nn.Module) -> set[str]:
     return {
         name.split(".")[-1]
         for name, module in model.named_modules()
-        if is_linear(module) and not name.endswith("lm_head")
+        if is_linear(module) and not name.endswith("lm_head") and not in_sequence_head(model, name)
     }
 
 

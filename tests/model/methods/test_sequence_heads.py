@@ -124,3 +124,13 @@ def test_what_does_not_fit_is_refused_on_the_skeleton(name: str, kind: str, fold
     model = loading.skeleton(loading.config_at(folders[kind]), head=HEAD)
     with pytest.raises(ModelError, match=REFUSED[name, kind]):
         build(name).apply(model, Apply(seed=0, head=HEAD))
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "vera", "oft"])
+def test_no_update_stands_beside_the_head(
+    name: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = tuned_on(folders["llama"], build(name))
+    assert "score" not in capsys.readouterr().err, "nothing is said of the head's width"
+    beside = {key.rpartition(".score.")[2] for key, _ in tuned.named_parameters() if ".score." in key}
+    assert beside == {"original_module.weight", "modules_to_save.default.weight"}
