@@ -49,15 +49,18 @@ class Layout:
     Args:
         lengths: tokens of each segment, in row order.
         ancestors: of each segment, the indices of its ancestors from the root down.
+        rows_U: rows of the last layer's output that are read, int64; None: all.
         parts: the same for `ForestAttention`; none where the segments do not stand depth first.
     """
 
     lengths: tuple[int, ...]
     ancestors: tuple[tuple[int, ...], ...]
     parts: tuple[Part, ...]
+    rows_U: Tensor | None = None
 
     @classmethod
-    def of(cls, segments: tuple[Segment, ...]) -> Layout:
+    def of(cls, segments: tuple[Segment, ...], rows_U: Tensor | None = None) -> Layout:
+        """The layout of a row; ValueError where the segments are no forest that covers it."""
         chains: list[tuple[int, ...]] = []
         end = 0
         for index, segment in enumerate(segments):
@@ -70,7 +73,7 @@ class Layout:
             chains.append(() if segment.parent is None else (*chains[segment.parent], segment.parent))
             end = segment.end
         lengths = tuple(segment.end - segment.start for segment in segments)
-        return cls(lengths, tuple(chains), _parts(segments, chains))
+        return cls(lengths, tuple(chains), _parts(segments, chains), rows_U)
 
 
 def _parts(segments: tuple[Segment, ...], chains: list[tuple[int, ...]]) -> tuple[Part, ...]:

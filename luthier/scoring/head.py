@@ -2,7 +2,8 @@
 
 A [T, vocab] or [N, vocab] tensor never exists: logits are made for a few hundred positions at a time.
 
-Shapes: N targets, C targets of one chunk, H hidden width, V vocabulary.
+Shapes: U positions that are read, N targets (one position may predict several, of sequences that share it), C of one
+chunk, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -69,19 +70,29 @@ class Head:
         return self.read(hidden_NH, targets_N)[0]
 
     def read(
-        self, hidden_NH: Tensor, targets_N: Tensor, functions: Sequence[Callable[[Tensor, slice], Tensor]] = ()
+        self,
+        hidden_UH: Tensor,
+        targets_N: Tensor,
+        functions: Sequence[Callable[[Tensor, slice], Tensor]] = (),
+        position_of_N: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """log p(target) of every position, float32 [N], and what each function makes of the logits, [N, k].
+        """log p(target) of every target, float32 [N], and what each function makes of the logits, [N, k].
 
         Args:
+            position_of_N: which of the hidden states predicts each target; None: the n-th the n-th.
             functions: from the logits [C, V] of some positions, and which they are, to [C, k].
         """
         vocabulary: int = self.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         chunk = max(16, CHUNK_BYTES // (4 * vocabulary))
         linear = self.frozen_linear()
         if linear is not None and not functions:
-            logp_N: Tensor = _FrozenLinearLogp.apply(hidden_NH, linear.weight, linear.bias, targets_N, chunk)  # type: ignore[no-untyped-call]
+            if position_of_N is None:
+                position_of_N = torch.arange(len(targets_N), device=targets_N.device)
+            logp_N: Tensor = _FrozenLinearLogp.apply(  # type: ignore[no-untyped-call]
+                hidden_UH, linear.weight, linear.bias, targets_N, position_of_N, chunk
+            )
             return logp_N, []
+        hidden_NH = hidden_UH if position_of_N is None else hidden_UH[position_of_N]
         if not len(targets_N):  # a head that runs the model's own forward may not take rows of no tokens
             none_CV = hidden_NH.new_zeros((0, vocabulary), dtype=torch.float32)
             return none_CV.sum(dim=1), [function(none_CV, slice(0, 0)) for function in functions]
@@ -106,37 +117,50 @@ class Head:
 class _FrozenLinearLogp(torch.autograd.Function):
     """log softmax(W h + b)[target] for a W that is not trained, forward and backward in one pass over the chunks.
 
-    d logp / dh = W[target] - sum_v p_v W[v]  does not depend on the gradient that comes in, which only scales it; so
-    it is made while the logits of a chunk are there, and no logits are recomputed in backward.
+    d logp / dh = W[target] - sum_v p_v W[v]:  the sum does not depend on the gradient that comes in, which only scales it,
+    nor on the target; so it is made while the logits of a chunk are there, and no logits are recomputed in backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, chunk: int
+        ctx: Any,
+        hidden_UH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        position_of_N: Tensor,
+        chunk: int,
     ) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0]
-        logp_N = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
-        gradient_NH = torch.empty_like(hidden_NH) if needs_gradient else None
+        logp_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_UH.device)
+        expected_UH = torch.empty_like(hidden_UH) if ctx.needs_input_grad[0] else None
+        order_N = position_of_N.argsort(stable=True)
+        starts = range(0, hidden_UH.shape[0], chunk)
+        edges = torch.tensor([*starts, hidden_UH.shape[0]], device=position_of_N.device)
+        of_chunks = torch.searchsorted(position_of_N[order_N], edges).tolist()
         scores_CV = None
-        for start in range(0, hidden_NH.shape[0], chunk):
+        for number, start in enumerate(starts):
             rows = slice(start, start + chunk)
-            targets_C = targets_N[rows]
-            scores_CV = _logits(hidden_NH[rows], weight_VH, bias_V, scores_CV)
-            target_C1 = scores_CV.gather(1, targets_C[:, None])
+            chosen = order_N[of_chunks[number] : of_chunks[number + 1]]
+            row_of_target = position_of_N[chosen] - start
+            scores_CV = _logits(hidden_UH[rows], weight_VH, bias_V, scores_CV)
+            of_targets = scores_CV[row_of_target, targets_N[chosen]]
             top_C1, sum_C1 = _exponentiate(scores_CV)
-            logp_N[rows] = (target_C1 - top_C1 - sum_C1.log())[:, 0]
-            if gradient_NH is not None:
+            logp_N[chosen] = of_targets - (top_C1 + sum_C1.log())[row_of_target, 0]
+            if expected_UH is not None:
                 # divided by the sum after the product: a pass over [C, H] in place of one over [C, V]
-                expected_CH = (scores_CV.to(weight_VH.dtype) @ weight_VH).div_(sum_C1.to(weight_VH.dtype))
-                gradient_NH[rows] = (weight_VH[targets_C] - expected_CH).to(hidden_NH.dtype)
-        if gradient_NH is not None:
-            ctx.save_for_backward(gradient_NH)
+                expected_UH[rows] = (scores_CV.to(weight_VH.dtype) @ weight_VH).div_(sum_C1.to(weight_VH.dtype))
+        if expected_UH is not None:
+            ctx.save_for_backward(expected_UH, weight_VH, targets_N, position_of_N)
         return logp_N
 
     @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_NH,) = ctx.saved_tensors
-        return gradient_NH * gradient_N[:, None].to(gradient_NH.dtype), None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        expected_UH, weight_VH, targets_N, position_of_N = ctx.saved_tensors
+        gradient_N = gradients[0].to(expected_UH.dtype)
+        whole_U = gradient_N.new_zeros(expected_UH.shape[0]).index_add_(0, position_of_N, gradient_N)
+        into_UH = -expected_UH * whole_U[:, None]
+        of_targets_NH = weight_VH[targets_N].to(expected_UH.dtype) * gradient_N[:, None]
+        return into_UH.index_add_(0, position_of_N, of_targets_NH), None, None, None, None, None
 
 
 def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, into_CV: Tensor | None) -> Tensor:

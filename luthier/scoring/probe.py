@@ -21,9 +21,11 @@ from luthier.data.batch import Batch, Segment
 from luthier.foundation.errors import ModelError
 from luthier.model.heads import ENDING
 from luthier.scoring import attention
+from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.readouts import HeadAt
+from luthier.scoring.segmented import hidden_at
 
 TOLERANCE = 1e-5  # relative, float32, dropout off
 SEED = 20240229
@@ -261,13 +263,9 @@ def _difference(model: PreTrainedModel, batch: Batch, read: Callable[[Tensor], T
         model.zero_grad(set_to_none=True)
         model.set_attn_implementation(attention.NAME if segmented else own_attention)
         if segmented:
-            output = backbone(
-                input_ids=batch.input_ids_T[None],
-                position_ids=batch.position_ids_T[None],
-                use_cache=False,
-                segments=attention.Layout.of(batch.segments),
-            )
-            hidden_NH = output.last_hidden_state[0].index_select(0, batch.source_positions_N)
+            fuse(model)
+            _, hidden_UH, of_place_N = hidden_at(model, batch, batch.source_positions_N)
+            hidden_NH = hidden_UH[of_place_N]
         else:
             output = backbone(
                 input_ids=rows.input_ids_RL,

@@ -93,9 +93,9 @@ class Positions:
             parts.append(sequence_ends(batch, pad_token_id))
         self.rows_P = torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def part(self, hidden_PH: Tensor, place: Literal["sources", "ends"]) -> Tensor:
-        """Those of the hidden states [P, H] that a place stands for."""
-        return hidden_PH[: self._sources] if place == "sources" else hidden_PH[self._sources :]
+    def part(self, of_P: Tensor, place: Literal["sources", "ends"]) -> Tensor:
+        """What a place stands for, of something that is there for each of the P."""
+        return of_P[: self._sources] if place == "sources" else of_P[self._sources :]
 
 
 def sequence_ends(batch: Batch, pad_token_id: int) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ from luthier.scoring.readouts import (
 )
 from luthier.scoring.readouts import Scores as Scores
 from luthier.scoring.router import RouterLoss
+from luthier.scoring.segmented import hidden_at
 from luthier.scoring.virtual_tokens import (
     has_virtual_tokens,
     hidden_behind_virtual_tokens,
@@ -105,19 +107,20 @@ class Scorer(nn.Module):
         if self._reads_itself:
             return self._own_reading(batch, readouts)
         positions = Positions(batch, readouts, self.pad_token_id)
-        hidden_PH, auxiliary_loss = self._hidden(replace(batch, source_positions_N=positions.rows_P))
+        hidden_UH, of_place_P, auxiliary_loss = self._hidden(replace(batch, source_positions_N=positions.rows_P))
         penalty = self._penalty() if self.training else None
         if penalty is not None:
             auxiliary_loss = penalty if auxiliary_loss is None else auxiliary_loss + penalty
         readings: dict[Readout, Tensor] = {}
         for wanted in (item for item in readouts if isinstance(item, HeadAt)):
             head = head_of(transformers_model(self.model), wanted.head)
-            readings[wanted] = head_outputs(head, positions.part(hidden_PH, wanted.place))
+            readings[wanted] = head_outputs(head, hidden_UH[positions.part(of_place_P, wanted.place)])
         chunked = [item for item in readouts if not isinstance(item, HeadAt)]
         if chunked:
-            hidden_NH = positions.part(hidden_PH, "sources")
             functions = [item.fn for item in chunked if isinstance(item, PerChunk)]
-            logp_N, values = self._head.read(hidden_NH, batch.targets_N, functions)
+            logp_N, values = self._head.read(
+                hidden_UH, batch.targets_N, functions, positions.part(of_place_P, "sources")
+            )
             of_functions = iter(values)
             readings |= {item: logp_N if isinstance(item, TargetLogp) else next(of_functions) for item in chunked}
         return Scores(readings, auxiliary_loss)
@@ -129,24 +132,21 @@ class Scorer(nn.Module):
         logits = own_logits(self.model, unroll(batch, self.pad_token_id), batch.extras.get("second_text_at"))
         return Scores({HeadAt(): logits}, self._penalty() if self.training else None)
 
-    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Last hidden states [N, H] at the batch's source positions, and a router's loss in training."""
-        backbone: Any = transformers_model(self.model).get_decoder()
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Last hidden states [U, H], which of them each of the batch's source positions is [N], and a router's loss in
+        training."""
         router = self.router_loss.arguments if self.training else {}
         if self.route == "segmented":
-            output = backbone(
-                input_ids=batch.input_ids_T[None],
-                position_ids=batch.position_ids_T[None],
-                use_cache=False,
-                segments=attention.Layout.of(batch.segments),
-                **router,
+            output, hidden, of_place_N = hidden_at(
+                transformers_model(self.model), batch, batch.source_positions_N, **router
             )
-            hidden: Tensor = output.last_hidden_state[0].index_select(0, batch.source_positions_N)
-            return hidden, self.router_loss(output) if router else None
+            return hidden, of_place_N, self.router_loss(output) if router else None
+        each_N = torch.arange(len(batch.source_positions_N), device=batch.input_ids_T.device)
         rows = unroll(batch, self.pad_token_id)
         if self._virtual:
             output, hidden_RLH, mask = hidden_behind_virtual_tokens(self.model, rows, **router)
-            return hidden_RLH[rows.row_N, rows.column_N], self.router_loss(output, mask) if router else None
+            return hidden_RLH[rows.row_N, rows.column_N], each_N, self.router_loss(output, mask) if router else None
+        backbone: Any = transformers_model(self.model).get_decoder()
         output = backbone(
             input_ids=rows.input_ids_RL,
             attention_mask=rows.attention_mask_RL,
@@ -155,7 +155,7 @@ class Scorer(nn.Module):
             **router,
         )
         hidden = output.last_hidden_state[rows.row_N, rows.column_N]
-        return hidden, self.router_loss(output, rows.attention_mask_RL) if router else None
+        return hidden, each_N, self.router_loss(output, rows.attention_mask_RL) if router else None
 
 
 def _has_dropout(model: nn.Module) -> bool:

@@ -91,7 +91,12 @@ def test_fused_models_equal_the_reference_in_value_and_gradient(kind: str) -> No
 
 
 def test_every_lora_layer_norm_and_feed_forward_block_of_llama_is_fused() -> None:
-    assert fuse(lora_model()) == {"Linear": 21, "LlamaRMSNorm": 7, "LlamaMLP": 3}
+    assert fuse(lora_model().get_base_model()) == {
+        "Linear": 21,
+        "LlamaRMSNorm": 7,
+        "LlamaMLP": 3,
+        "LlamaDecoderLayer": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_a_family_computes_the_same_fused_or_is_left_alone(kind: str) -> None:
             (output * direction).sum().backward()
         assert relative(outputs[0].detach(), outputs[1].detach()) < 1e-6
         assert relative(values[0].grad, values[1].grad) < 1e-6  # type: ignore[arg-type]
-    expected = {"qwen2": 7, "mistral": 7, "mixtral": 5, "qwen3": 11, "granite": 7, "cohere": 2, "olmo2": 2}
+    expected = {"qwen2": 8, "mistral": 8, "mixtral": 5, "qwen3": 12, "gemma": 1, "granite": 7, "cohere": 2, "olmo2": 2}
     assert sum(found.values()) == expected.get(kind, 0), found
 
 
@@ -186,7 +191,7 @@ def test_dropout_that_does_nothing_is_no_obstacle() -> None:
 
 def test_autocast_and_other_arguments_go_to_the_layers_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora_model()
-    fuse(model)
+    fuse(model.get_base_model())
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     x = torch.randn(3, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -206,7 +211,7 @@ def test_a_fused_model_can_be_disabled_copied_and_merged() -> None:
     ids = torch.arange(10)[None]
     plain = tiny_model("llama").eval()(ids).logits
     tuned = model(ids).logits
-    fuse(model)
+    fuse(model.get_base_model())
     assert relative(model(ids).logits, tuned) < 1e-5
     with model.disable_adapter():
         assert relative(model(ids).logits, plain) < 1e-6
@@ -247,7 +252,7 @@ def test_a_block_keeps_less_for_backward() -> None:
         return sum(storages.values())
 
     before = kept()
-    fuse(model)
+    fuse(model.get_base_model())
     weights = 3 * 32 * 48 * 4  # of the three maps: saved, but not made for it
     assert kept() - weights < 0.7 * (before - weights)
 
@@ -269,3 +274,26 @@ def test_the_setting_reaches_the_run(
         calls.clear()
     assert curves[True][0] == pytest.approx(curves[False][0], rel=1e-5)
     assert curves[True][1] > 0 and curves[False][1] == 0
+
+
+def test_the_last_layer_computes_only_what_is_read() -> None:
+    """Its feed-forward block sees the tokens that predict a target, and the gradient is that of the whole layer."""
+    examples = random_examples([30, 14, 25])
+    batch = pack(examples)
+    found = []
+    for fused in (True, False):
+        model = lora_model()
+        seen: list[int] = []
+        model.get_base_model().model.layers[-1].mlp.register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(inputs[0].shape[1])
+        )
+        scorer = Scorer(model, "segmented", fused=fused)
+        logp_N = scorer(batch).logp_N
+        logp_N.sum().backward()
+        found.append((seen, logp_N.detach(), gradients(scorer)))
+    assert len(batch.targets_N) < len(batch.input_ids_T) - len(examples)  # some tokens are read by nobody
+    assert found[0][0] == [len(batch.targets_N)]
+    assert found[1][0] == [len(batch.input_ids_T)]
+    assert relative(found[0][1], found[1][1]) < 1e-5
+    for name, gradient in found[1][2].items():
+        assert relative(found[0][2][name], gradient) < 1e-5, name

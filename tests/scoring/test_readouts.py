@@ -62,7 +62,7 @@ def test_readouts_have_the_gradients_of_the_unchunked_computation(monkeypatch: p
     assert len(batch.targets_N) > 32
     scorer = Scorer(model, "padded")
     scores = scorer(batch, (TargetLogp(), PerChunk(entropy), HeadAt("value", "sources")))
-    hidden_NH, _ = scorer._hidden(batch)
+    hidden_NH, _, _ = scorer._hidden(batch)
     logits_NV = model.lm_head(hidden_NH)
     logp_N = torch.log_softmax(logits_NV, dim=1).gather(1, batch.targets_N[:, None])[:, 0]
     plain = logp_N.sum() + 0.3 * entropy(logits_NV, slice(0, 0)).square().sum() + model.value(hidden_NH).square().sum()

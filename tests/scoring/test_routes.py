@@ -246,12 +246,12 @@ def test_frozen_head_in_one_pass_passes_gradcheck() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
-    targets = torch.tensor([0, 6, 3, 3, 1])
+    targets, position = torch.tensor([0, 6, 3, 3, 1, 2]), torch.tensor([4, 2, 0, 2, 1, 1])  # none of 3, two of 1 and 2
     # the log-probability itself is kept in float32, so the tolerance is that of float32 differences
-    expected = torch.log_softmax(hidden @ weight.T + bias, dim=-1).gather(1, targets[:, None])[:, 0]
-    got = _FrozenLinearLogp.apply(hidden, weight, bias, targets, 2)
+    expected = torch.log_softmax(hidden @ weight.T + bias, dim=-1)[position].gather(1, targets[:, None])[:, 0]
+    got = _FrozenLinearLogp.apply(hidden, weight, bias, targets, position, 2)
     assert torch.allclose(got.double(), expected, atol=1e-6)
-    scale = torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+    scale = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
     (own,) = torch.autograd.grad((got.double() * scale).sum(), hidden)
     (reference,) = torch.autograd.grad((expected * scale).sum(), hidden)
     assert torch.allclose(own, reference, atol=1e-6)

@@ -7,10 +7,6 @@ added to, hooks set, and precision changed, at any time.
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from types import MethodType
@@ -18,19 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
 from luthier.scoring.fused.low_rank import LowRank, LowRankLinear, has_hooks, plain_linear
+from luthier.scoring.fused.narrowing import narrow
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 
 
-def fuse(model: nn.Module) -> Counter[str]:
-    """Let the modules of a model that can compute fused do so.
+def fuse(model: PreTrainedModel) -> Counter[str]:
+    """Let the modules of a transformers model that can compute fused do so, and its last layer where it is read only.
 
     Returns:
         how many modules of each class were found.
     """
     found: Counter[str] = Counter()
+    if narrow(model.get_decoder()):
+        found[type(model.get_decoder().layers[-1]).__name__] += 1
     for module in model.modules():
         forward = _forward_of(module)
         if forward is not None:
@@ -48,34 +49,12 @@ def _forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
         return _lora_linear
     if not type(module).__module__.startswith("transformers.models."):
         return None
-    formula = _formula(type(module).forward)
-    if formula == _formula(LlamaRMSNorm.forward):
+    own = formula(type(module).forward)
+    if own == formula(LlamaRMSNorm.forward):
         return _norm
-    if formula == _formula(LlamaMLP.forward) and _is_silu(module.act_fn):
+    if own == formula(LlamaMLP.forward) and _is_silu(module.act_fn):
         return _gated_mlp
     return None
-
-
-@functools.cache
-def _formula(forward: Callable[..., Any]) -> str:
-    """The text of a forward without names of arguments, types and comments.
-
-    A hundred and forty families write Llama's norm and feed-forward block out again, word for word, under names of their
-    own: the text tells more surely than a list of names which of them compute the same.
-    """
-    try:
-        source = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
-    except (OSError, TypeError, SyntaxError):
-        return f"no source of {forward.__qualname__}"
-    assert isinstance(source, ast.FunctionDef)
-    order = {argument.arg: f"argument{number}" for number, argument in enumerate(source.args.args)}
-    for node in ast.walk(source):
-        if isinstance(node, ast.Name):
-            node.id = order.get(node.id, node.id)
-    statements = [
-        part for part in source.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
-    ]
-    return "; ".join([str(len(order)), *(ast.unparse(part) for part in statements)])
 
 
 def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
