@@ -97,7 +97,7 @@ def model(case: Case, key: str, value: Any) -> Answer:
 
 def _takes_adapters(case: Case) -> bool:
     """Whether luthier's config names adapters beside their base."""
-    return case.work == "train" and asking.refusal("adapters", ["a"], {}) is None
+    return case.work == "train" and asking.refusal("model.adapters", ["a"], {}) is None
 
 
 def adapter(case: Case, key: str, value: Any) -> Answer:
@@ -110,7 +110,9 @@ def adapter(case: Case, key: str, value: Any) -> Answer:
     else:
         fresh = bool(case.value("create_new_adapter")) or case.given.get("resume_lora_training") is False
     if _takes_adapters(case):
-        return mapped({"adapters": adapters} if fresh else {"adapters": adapters, "continue_adapter": True})
+        return mapped(
+            {"model.adapters": adapters} if fresh else {"model.adapters": adapters, "model.continue_adapter": True}
+        )
     if len(adapters) > 1:
         return refused("luthier starts from one adapter: merge the others first with `luthier export`")
     if case.work != "train":
