@@ -119,6 +119,38 @@ def train(
 
 
 @app.command()
+def auto(
+    model: Annotated[str, typer.Argument(help="A model: a short name, a folder or a hub id.")],
+    data: Annotated[str, typer.Argument(help="Rows: a file, a folder, a pattern or a hub's data set.")],
+    output: Annotated[
+        str | None,
+        typer.Option(help="The run's folder; default: runs/auto-DATA. The config is written as FOLDER.yaml."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the config, and stop.")] = False,
+    budget: Annotated[float | None, typer.Option(min=0, help="Minutes that the run may take.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the config and the run that are there.")] = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Choose a config for rows, a model and this machine, each choice with its reason, and train."""
+    from luthier.commands.auto import auto as command
+
+    result = command(
+        model,
+        data,
+        output=output,
+        dry_run=dry_run,
+        budget=budget,
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+    print(result.text(), file=people(as_json))
+    report(result, as_json)
+
+
+@app.command()
 def plan(
     config: Config = None, settings: Settings = None, trust_remote_code: RemoteCode = False, as_json: Json = False
 ) -> None:

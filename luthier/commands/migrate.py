@@ -15,7 +15,8 @@ from luthier.config.migration.commands import CONFIG, Verbs
 from luthier.config.migration.migrating import Migration
 from luthier.config.migration.migrating import migrate as migrate_source
 from luthier.config.migration.sources import from_file, from_words
-from luthier.config.migration.writing import config_yaml, flow, header
+from luthier.config.migration.writing import header
+from luthier.config.yaml_text import config_yaml, flow
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.files import write_text
 

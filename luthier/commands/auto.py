@@ -1,0 +1,195 @@
+"""`luthier auto MODEL DATA`: a config from the rows, the model and the machine, each choice with its reason; then the run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.config.loading import load
+from luthier.config.yaml_text import commented, flow
+from luthier.foundation.errors import UserError
+from luthier.foundation.files import human_bytes, write_text
+from luthier.foundation.progress import say
+from luthier.planning.auto import Choice, Prediction, choose
+from luthier.planning.fitting import fit, within
+
+SECTIONS = ("data", "training")
+# above this many minutes a person may want to know about --budget
+LONG_MINUTES = 30
+
+
+@dataclass(frozen=True)
+class AutoResult:
+    """What was chosen, and what came of it.
+
+    Args:
+        config: the file that was written.
+        choices: key, value and reason.
+        peak_bytes, seconds: what the run was predicted to take.
+        training: the run's results, None under --dry-run.
+        evaluations: lines of the evaluations on the held-out rows, in order.
+    """
+
+    config: str
+    choices: tuple[Choice, ...]
+    peak_bytes: int
+    seconds: float
+    training: Mapping[str, Any] | None
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """The evaluations, for the terminal."""
+        if not self.evaluations:
+            return ""
+        lines = [
+            ", ".join(
+                f"{name.removeprefix('eval_')} {value:.4g}" for name, value in line.items() if name.startswith("eval_")
+            )
+            for line in self.evaluations
+        ]
+        return "\n".join(
+            [
+                "On the held-out rows:",
+                *(f"  step {line['step']}: {text}" for line, text in zip(self.evaluations, lines, strict=True)),
+            ]
+        )
+
+
+def auto(
+    model: str,
+    data: str,
+    *,
+    output: str | None = None,
+    dry_run: bool = False,
+    budget: float | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> AutoResult:
+    """Choose a config, write it, and train.
+
+    Args:
+        output: the run's folder; the config is written beside it, as `FOLDER.yaml`.
+        budget: minutes that the run may take.
+        resume: go on with the config that is there, as it is, edited or not.
+
+    Raises:
+        UserError: rows that auto does not choose for, a model that does not fit, a folder in use.
+    """
+    folder = Path(output or f"runs/auto-{_stem(data)}").expanduser()
+    file = folder.with_name(f"{folder.name}.yaml")
+    if resume and file.exists():
+        say(f"Going on with {file}.")
+        return _trained(
+            file, (), Prediction(0, 0.0), 0.0, resume=True, overwrite=False, trust_remote_code=trust_remote_code
+        )
+    if file.exists() and not (overwrite or dry_run):
+        raise UserError(
+            f"{file} is there already.",
+            f"Train it as it is with `luthier train {shlex.quote(str(file))}`, go on with --resume, or choose anew with --overwrite.",
+        )
+    from luthier.commands.looking import look
+    from luthier.planning.reckoning import measured_rate, reckon, run_seconds
+
+    facts = look(model, data, trust_remote_code=trust_remote_code)
+
+    def predict(choices: tuple[Choice, ...]) -> Prediction:
+        return reckon(facts, choices, lambda: measured_rate(facts.device, facts.precision))
+
+    choices, found = fit(facts, choose(facts, model, data, str(folder)), predict)
+    if budget is not None:
+        choices = within(facts, choices, found, budget)
+    seconds = run_seconds(facts, choices, found)
+    head = [
+        f"Chosen by `luthier auto {shlex.join([model, data])}`; docs/auto.md states the rules.",
+        f"Change what you like, and train it: luthier train {shlex.quote(str(file))}",
+        f"Predicted: {human_bytes(found.peak_bytes)} of memory, {_minutes(seconds)}.",
+    ]
+    text = config_text(choices, head)
+    load(_nested(choices))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    say(text.rstrip())
+    say(f"Written to {file}.")
+    if dry_run:
+        return AutoResult(str(file), choices, found.peak_bytes, seconds, None)
+    if budget is None and seconds > 60 * LONG_MINUTES:
+        say(
+            f"That takes about {seconds / 60:.0f} minutes; Ctrl-C stops it, and --budget MINUTES makes a shorter run of it."
+        )
+    return _trained(
+        file, choices, found, seconds, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code
+    )
+
+
+def _trained(
+    file: Path,
+    choices: tuple[Choice, ...],
+    found: Prediction,
+    seconds: float,
+    *,
+    resume: bool,
+    overwrite: bool,
+    trust_remote_code: bool,
+) -> AutoResult:
+    from luthier.commands.train import train
+
+    result = train(file, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    evaluations = tuple(
+        {
+            "step": line["step"],
+            **{key: value for key, value in line.items() if key.startswith("eval_") and not _timing(key)},
+        }
+        for line in result.history
+        if "eval_loss" in line
+    )
+    return AutoResult(str(file), choices, found.peak_bytes, seconds, result.as_dict(), evaluations)
+
+
+def _minutes(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes} minute{'s' if minutes > 1 else ''}"
+
+
+def _timing(key: str) -> bool:
+    return key.endswith(("_runtime", "_per_second"))
+
+
+def _stem(data: str) -> str:
+    """What a run on some data is called."""
+    return Path(data.split("#")[-1].split(":")[-1]).name.split(".")[0] or "data"
+
+
+def _nested(choices: tuple[Choice, ...]) -> dict[str, Any]:
+    """Choices as a config."""
+    raw: dict[str, Any] = {}
+    for choice in choices:
+        section, _, key = choice.key.partition(".")
+        if key:
+            raw.setdefault(section, {})[key] = choice.value
+        else:
+            raw[section] = choice.value
+    return raw
+
+
+def config_text(choices: tuple[Choice, ...], head: list[str]) -> str:
+    """Choices as YAML, each under its reason."""
+    parts = [commented(head)]
+    by_section: dict[str, list[Choice]] = {}
+    for choice in choices:
+        by_section.setdefault(choice.key.partition(".")[0], []).append(choice)
+    for section, listed in by_section.items():
+        indent = "  " if section in SECTIONS else ""
+        if indent:
+            parts.append(f"{section}:\n")
+        for choice in listed:
+            name = choice.key.rpartition(".")[2]
+            reason = commented([choice.reason]).replace("\n#", f"\n{indent}#")
+            parts.append(f"{indent}{reason}{indent}{name}: {flow(choice.value)}\n")
+    return "".join(parts)

@@ -1,0 +1,227 @@
+"""What `luthier auto` finds out before it chooses: rows, their lengths, the model, the machine. No weights are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from luthier.commands.setup import Setup, set_up
+from luthier.config.data_section import DataEntry
+from luthier.config.loading import load
+from luthier.config.plugins import STAGES
+from luthier.config.schema import ModelConfig
+from luthier.data.entries import KINDS, convert_rows, formats_of
+from luthier.data.locating import locate
+from luthier.data.reading import read_files
+from luthier.data.records import Conversation, Document, Labelled, Record
+from luthier.foundation.devices import choose_device, fast_precisions
+from luthier.foundation.errors import DataError, UserError
+from luthier.model import loading
+from luthier.planning.auto import Facts, Kind
+from luthier.planning.reckoning import measured_rate
+
+SAMPLE = 1000  # rows that are tokenized to know their lengths
+LONGEST = 32_768  # tokens that a row is looked at
+STAGE_OF: dict[Kind, str] = {
+    "conversations": "sft",
+    "text": "pretrain",
+    "classes": "classification",
+    "numbers": "regression",
+}
+WORTH_IT = 2  # times as fast that 16 bits must be on a processor
+ANOTHER_TEMPLATE = 0.05  # share of rows that a template may refuse before the next one is tried
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the data hold.
+
+    Args:
+        records: of all rows that can be used; rejected: how many can't.
+    """
+
+    kind: Kind
+    records: Sequence[Record]
+    rejected: int
+
+
+def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
+    """Everything the rules go by.
+
+    Raises:
+        UserError: rows of a kind that auto does not choose for, no template that renders them, or a model or file that
+            can't be used.
+    """
+    rows = look_at_rows(data)
+    setup, template, reason = look_at_model(model, data, rows, trust_remote_code)
+    examples = setup.data.train
+    records = setup.data.report.splits["train"].records
+    learnt = examples.tokens if rows.kind == "text" else examples.targets or records
+    text = setup.model_config.get_text_config()
+    device = choose_device()
+    labels = [record.label for record in rows.records if isinstance(record, Labelled)]
+    return Facts(
+        kind=rows.kind,
+        rows=len(rows.records),
+        rejected=rows.rejected,
+        token_lengths=tuple(sorted(example.untruncated_length for example in examples)),
+        trained_tokens=int(learnt / max(1, records) * len(rows.records)),
+        has_tools=any(isinstance(record, Conversation) and record.tools for record in rows.records),
+        classes=_counted(labels) if rows.kind == "classes" else {},
+        template=template,
+        template_reason=reason,
+        parameters=setup.count.total - setup.count.trainable,
+        width=int(getattr(text, "hidden_size", 0)),
+        layers=int(getattr(text, "num_hidden_layers", 0)),
+        positions=getattr(text, "max_position_embeddings", None),
+        reads_both_ways=_reads_both_ways(setup),
+        device=device.type,
+        precision=_precision(device),
+        free_bytes=_free_bytes(device),
+        can_quantize="quantization" in ModelConfig.model_fields and find_spec("bitsandbytes") is not None,
+    )
+
+
+def look_at_rows(data: str) -> Rows:
+    """The rows as records, and of what kind they are."""
+    located = locate(DataEntry(path=data))
+    rows = read_files(located)
+    chosen = formats_of(located.entry, rows, None)[0]
+    records, rejected = convert_rows([(row, chosen.convert_all) for row in rows])
+    if not records:
+        raise DataError(f"{data}: none of its {len(rows):,} rows can be used: {rejected[0].reason}.", "Mend them.")
+    kind: Kind
+    if chosen.record is Conversation:
+        kind = "conversations"
+    elif chosen.record is Document:
+        kind = "text"
+    elif chosen.record is Labelled:
+        kind = (
+            "numbers"
+            if _are_numbers([record.label for record in records if isinstance(record, Labelled)])
+            else "classes"
+        )
+    else:
+        what, stages = KINDS[chosen.record]
+        known = STAGES.names()
+        able = [stage for stage in ("reward", "dpo", "orpo", "simpo", "kto") if stage in known and stage in stages]
+        here = (
+            f"luthier can train {', '.join(able)} on them"
+            if able
+            else f"luthier trains {', '.join(known)}, none of which learns from them yet"
+        )
+        raise UserError(
+            f"{data} holds {what} (format {chosen.name}: {chosen.reason}), and auto chooses for conversations, text and labels "
+            f"only; {here}.",
+            "Write a config with one of those stages: the README shows one of six lines."
+            if able
+            else "To learn the good answers alone, write a config that names their columns in data.train.0.columns.",
+        )
+    if STAGE_OF[kind] not in STAGES.names():
+        raise UserError(f"{data} holds {KINDS[chosen.record][0]}, which luthier can't train on yet.", "")
+    return Rows(kind, records, len(rejected))
+
+
+def _are_numbers(labels: Sequence[Any]) -> bool:
+    """Whether labels are quantities: numbers, with fractions or of very many different values."""
+    try:
+        values = [float(label) for label in labels]
+    except (TypeError, ValueError):
+        return False
+    different = len(set(values))
+    return any(value != int(value) for value in values) or (different > 20 and different > len(values) / 10)
+
+
+def _counted(labels: Sequence[Any]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for label in labels:
+        counts.update(label if isinstance(label, tuple) else [str(label)])
+    return dict(counts.most_common())
+
+
+def look_at_model(model: str, data: str, rows: Rows, trust_remote_code: bool) -> tuple[Setup, str, str]:
+    """The model with a sample of the rows tokenized for it, the template that renders them, and why that one."""
+    source = loading.find(ModelConfig(name=model))
+    model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
+    known = getattr(model_config.get_text_config(), "max_position_embeddings", None) or LONGEST
+    length = min(known, 1024 if rows.kind == "text" else LONGEST)
+    candidates = [("", "")]
+    if rows.kind == "conversations":
+        tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
+        tools = any(isinstance(record, Conversation) and record.tools for record in rows.records)
+        candidates = list(_templates(tokenizer, tools))
+    refusals = []
+    for template, reason in candidates:
+        try:
+            setup = set_up(
+                load(_light(model, data, rows, length, template)), trust_remote_code=trust_remote_code, say=_ignore
+            )
+        except DataError as error:
+            refusals.append(f"{template or 'the rows'}: {error.problem}")
+            continue
+        report = setup.data.report.splits["train"]
+        if report.unrendered <= ANOTHER_TEMPLATE * report.records:
+            return setup, template, reason
+        refusals.append(f"{template}: refuses {report.unrendered} of {report.records} rows")
+    raise UserError(
+        f"none of the templates that were tried renders the rows of {data} ({'; '.join(refusals)}).",
+        "Look at them with `luthier data show`, and name a template in a config of your own.",
+    )
+
+
+def _ignore(remark: str) -> None:
+    """Remarks of the look are made again when the run is set up."""
+
+
+def _templates(tokenizer: Any, tools: bool) -> list[tuple[str, str]]:
+    """Chat templates to try, in order, each with its reason."""
+    found = []
+    if tokenizer.chat_template:
+        found.append(("auto", "the tokenizer brings its own: the one the model knows"))
+    chatml = {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab())
+    known = "whose markers the tokenizer has" if chatml else "whose two markers are new tokens"
+    if tools:
+        return [*found, ("qwen2.5", f"ChatML, {known}, with tools as Qwen2.5 writes them: the rows call tools")]
+    markers = ("chatml", f"a base model's tokenizer has no template; ChatML, {known}")
+    plain = ("default", "a base model's tokenizer has no template; plain headings need no new tokens")
+    return [*found, *((markers, plain) if chatml else (plain, markers))]
+
+
+def _light(model: str, data: str, rows: Rows, length: int, template: str) -> dict[str, Any]:
+    """A config that tokenizes a sample."""
+    total = len(rows.records) + rows.rejected
+    sample = {"path": data, "max_samples": SAMPLE} if total > SAMPLE else {"path": data}
+    settings = {"train": sample, "cutoff_length": length, "invalid_rows": "reject", "cache": False}
+    if template:
+        settings["template"] = template
+    return {"model": model, "data": settings, "stage": STAGE_OF[rows.kind], "method": "lora"}
+
+
+def _reads_both_ways(setup: Setup) -> bool:
+    """Whether the model is an encoder: no causal language model is known of its kind, or its config says so."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = setup.model_config.model_type
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(setup.model_config, "is_decoder", False)
+
+
+def _precision(device: Any) -> str:
+    fast = fast_precisions(device)
+    if "bfloat16" not in fast or device.type == "mps":
+        return "fp16" if device.type == "cuda" else ""
+    if device.type == "cpu" and measured_rate("cpu", "bf16") < WORTH_IT * measured_rate("cpu", ""):
+        return ""  # it has the instructions, and is not the faster for them
+    return "bf16"
+
+
+def _free_bytes(device: Any) -> int:
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,237 @@
+"""The rules of `luthier auto` as docs/auto.md states them, and the verb on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from luthier import cli
+from luthier.commands.auto import auto, config_text
+from luthier.commands.looking import look_at_rows
+from luthier.config.loading import validate
+from luthier.foundation.errors import UserError
+from luthier.planning.auto import Choice, Facts, Prediction, choose, total_steps, value_of
+from luthier.planning.fitting import fit, within
+from luthier.planning.reckoning import reckon
+from tests.tiny import tiny_folder, write_rows
+
+GIB = 1024**3
+FACTS = Facts(
+    kind="conversations",
+    rows=1000,
+    rejected=0,
+    token_lengths=(*range(50, 149), 400),
+    trained_tokens=150_000,
+    has_tools=False,
+    classes={},
+    template="auto",
+    template_reason="the tokenizer brings its own",
+    parameters=134_000_000,
+    width=576,
+    layers=30,
+    positions=8192,
+    reads_both_ways=False,
+    device="cpu",
+    precision="",
+    free_bytes=24 * GIB,
+    can_quantize=False,
+)
+
+
+def chosen(**changes: Any) -> dict[str, Any]:
+    return {choice.key: choice.value for choice in choose(replace(FACTS, **changes), "m", "rows.jsonl", "runs/a")}
+
+
+def test_the_choices_are_a_config_that_loads_each_with_a_reason() -> None:
+    for kind in ("conversations", "text", "classes", "numbers"):
+        facts = replace(
+            FACTS, kind=kind, classes={"a": 500, "b": 500}, template="auto" if kind == "conversations" else ""
+        )
+        choices = choose(facts, "m", "rows.jsonl", "runs/a")
+        assert all(choice.reason for choice in choices)
+        text = config_text(choices, ["made"])
+        validate(yaml.safe_load(text))
+        for choice in choices:
+            assert choice.reason.split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [("conversations", "sft"), ("text", "pretrain"), ("classes", "classification"), ("numbers", "regression")],
+)
+def test_the_stage_follows_the_rows(kind: Any, stage: str) -> None:
+    assert chosen(kind=kind, classes={"a": 3, "b": 3})["stage"] == stage
+
+
+def test_uneven_classes_count_alike() -> None:
+    assert chosen(kind="classes", classes={"a": 900, "b": 100})["stage"] == {
+        "name": "classification",
+        "class_weights": "balanced",
+    }
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions", "length"),
+    [
+        ((50,) * 999 + (400,), 8192, 448),  # the longest, rounded up to a multiple of 64
+        ((50,) * 99 + (400,), 8192, 512),  # a sample: a quarter more
+        ((50, 3000, 9000), 2048, 2048),  # the model's positions
+    ],
+)
+def test_the_length_takes_the_rows_whole_where_it_can(lengths: tuple[int, ...], positions: int, length: int) -> None:
+    assert chosen(token_lengths=lengths, positions=positions)["data.cutoff_length"] == length
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(19, None), (100, 0.1), (5000, 0.05), (50_000, 500)])
+def test_a_share_is_held_out(rows: int, held_out: float | None) -> None:
+    found = chosen(rows=rows)
+    assert found.get("data.validation") == held_out
+    assert ("training.eval_strategy" in found) == (held_out is not None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs"), [(100, 4, 6), (400, 8, 3), (1000, 16, 3), (7000, 32, 2), (100_000, 64, 1)]
+)
+def test_steps(rows: int, batch: int, epochs: int) -> None:
+    found = chosen(rows=rows)
+    assert found["training.per_device_train_batch_size"] == batch
+    assert found["training.num_train_epochs"] == epochs
+
+
+def test_the_best_moment_is_taken_only_where_it_can_be_told() -> None:
+    assert "training.load_best_model_at_end" not in chosen(rows=400)
+    assert chosen(rows=600)["training.load_best_model_at_end"] is True
+
+
+@pytest.mark.parametrize(("width", "rate"), [(576, 1e-3), (2048, 5e-4), (4096, 3e-4), (8192, 2e-4), (20_000, 1e-4)])
+def test_the_learning_rate_falls_with_the_width(width: int, rate: float) -> None:
+    assert chosen(width=width)["training.learning_rate"] == pytest.approx(rate)
+
+
+def test_the_method_follows_model_and_rows() -> None:
+    assert chosen()["method"] == {"name": "lora", "rank": 16, "alpha": 32}
+    assert chosen(trained_tokens=2_000)["method"]["rank"] == 8
+    assert chosen(kind="text", trained_tokens=9_000_000)["method"] == "full"
+    assert chosen(kind="classes", classes={"a": 1, "b": 1}, reads_both_ways=True)["method"] == "full"
+    assert chosen(kind="classes", classes={"a": 1, "b": 1}, reads_both_ways=True)["training.learning_rate"] == 5e-5
+
+
+def predicted(facts: Facts) -> Any:
+    return lambda choices: reckon(facts, choices, lambda: 100e9)
+
+
+def fitted(facts: Facts) -> dict[str, Any]:
+    choices, found = fit(facts, choose(facts, "m", "d", "o"), predicted(facts))
+    assert found.peak_bytes <= 0.8 * facts.free_bytes
+    return {choice.key: choice.value for choice in choices}
+
+
+def test_what_fits_is_left_alone() -> None:
+    assert fitted(FACTS) == chosen() | {"model": "m", "data.train": "d", "output_dir": "o"}
+
+
+def test_memory_is_saved_by_the_cheapest_change_first() -> None:
+    smaller = fitted(replace(FACTS, free_bytes=3 * GIB))
+    batch, pieces = smaller["training.per_device_train_batch_size"], smaller["training.gradient_accumulation_steps"]
+    assert batch < 16
+    assert batch * pieces == 16  # the step is the same
+    assert "training.gradient_checkpointing" not in smaller
+    long = replace(FACTS, token_lengths=(6000,) * 100, free_bytes=4 * GIB)
+    assert fitted(long)["training.gradient_checkpointing"] is True
+    seven = replace(
+        FACTS, parameters=7_000_000_000, width=4096, layers=32, free_bytes=16 * GIB, precision="bf16", device="cuda"
+    )
+    with pytest.raises(UserError, match="can't be trained here: it would take at least"):
+        fitted(seven)
+    assert fitted(replace(seven, can_quantize=True))["model"] == {"name": "m", "quantization": {"bits": 4}}
+
+
+def test_text_is_learnt_by_adapters_where_the_whole_model_does_not_fit() -> None:
+    text = replace(FACTS, kind="text", trained_tokens=9_000_000, template="", parameters=1_000_000_000, width=2048)
+    assert fitted(text)["method"] == "full"
+    assert fitted(replace(text, free_bytes=12 * GIB))["method"]["name"] == "lora"
+
+
+def shortened(minutes: float, **changes: Any) -> tuple[tuple[Choice, ...], Facts]:
+    facts = replace(FACTS, **changes)
+    return within(facts, choose(facts, "m", "d", "o"), Prediction(GIB, 10.0), minutes), facts
+
+
+def test_a_budget_takes_epochs_first_then_rows() -> None:
+    # 950 rows are 60 steps of 10 seconds, and 50 held-out ones one more: 610 s an epoch
+    assert value_of(shortened(40)[0], "training.num_train_epochs") == 3
+    assert value_of(shortened(24)[0], "training.num_train_epochs") == 2
+    choices, facts = shortened(5)
+    assert value_of(choices, "training.num_train_epochs") == 1
+    assert value_of(choices, "data.train")["max_samples"] == pytest.approx(1000 * 270 / 610, abs=3)
+    assert total_steps(facts, choices) * 10 <= 300
+    validate(yaml.safe_load(config_text(choices, [])))
+
+
+def test_a_budget_for_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="too few to learn from"):
+        shortened(1)
+
+
+# the verb
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto")
+    tiny_folder(folder / "model")
+    write_rows(folder / "rows.jsonl", 24)
+    return folder
+
+
+def test_it_trains_evaluates_and_leaves_the_config(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["auto", str(place / "model"), str(place / "rows.jsonl"), "--output", str(out)]
+    assert cli.main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["training"]["steps"] == 6 * 6  # 22 rows by 4, six times
+    assert [line["step"] for line in told["evaluations"]] == [6, 12, 18, 24, 30, 36]
+    assert told["evaluations"][-1]["eval_loss"] < told["evaluations"][0]["eval_loss"]
+    config = yaml.safe_load(Path(told["config"]).read_text())
+    assert Path(told["config"]) == tmp_path / "run.yaml"
+    assert config["stage"] == "sft"
+    assert config["output_dir"] == str(out)
+    assert cli.main(words) == 2
+    assert "run.yaml is there already" in capsys.readouterr().err
+    assert cli.main([*words, "--resume"]) == 0
+    assert "is finished: nothing is left to do" in capsys.readouterr().err
+
+
+def test_a_dry_run_only_writes_the_config(place: Path, tmp_path: Path) -> None:
+    result = auto(str(place / "model"), str(place / "rows.jsonl"), output=str(tmp_path / "run"), dry_run=True)
+    assert result.training is None
+    assert not (tmp_path / "run").exists()
+    text = (tmp_path / "run.yaml").read_text()
+    assert "# 24 conversations, about " in text
+    validate(yaml.safe_load(text))
+
+
+def test_preferences_are_answered_honestly(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    with pytest.raises(
+        UserError, match=r"holds preference pairs .* and auto chooses for conversations, text and labels only"
+    ):
+        look_at_rows(str(file))
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [(["a", "b"], "classes"), ([0, 1], "classes"), ([0.5, 1.25], "numbers"), (list(range(40)), "numbers")],
+)
+def test_numbers_are_told_from_classes(labels: list[Any], kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {label}", "label": label}) + "\n" for label in labels))
+    assert look_at_rows(str(file)).kind == kind
