@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,25 @@ def auto(
     file = folder.with_name(f"{folder.name}.yaml")
     if resume and file.exists():
         say(f"Going on with {file}.")
-        return _trained(
-            file, (), Prediction(0, 0.0), 0.0, resume=True, overwrite=False, trust_remote_code=trust_remote_code
-        )
-    if file.exists() and not (overwrite or dry_run):
+        return _trained(AutoResult(str(file), (), 0, 0.0, None), resume, overwrite, trust_remote_code)
+    if file.exists() and not overwrite:
         raise UserError(
             f"{file} is there already.",
             f"Train it as it is with `luthier train {shlex.quote(str(file))}`, go on with --resume, or choose anew with --overwrite.",
         )
+    result = _chosen(model, data, folder, file, budget, trust_remote_code)
+    if dry_run:
+        return result
+    if budget is None and result.seconds > 60 * LONG_MINUTES:
+        minutes = _minutes(result.seconds)
+        say(f"That takes {minutes}; Ctrl-C stops it, and --budget MINUTES makes a shorter run of it.")
+    return _trained(result, resume, overwrite, trust_remote_code)
+
+
+def _chosen(
+    model: str, data: str, folder: Path, file: Path, budget: float | None, trust_remote_code: bool
+) -> AutoResult:
+    """Look, choose, and write the config."""
     from luthier.commands.looking import look
     from luthier.planning.reckoning import measured_rate, reckon, run_seconds
 
@@ -117,39 +128,20 @@ def auto(
     write_text(file, text)
     say(text.rstrip())
     say(f"Written to {file}.")
-    if dry_run:
-        return AutoResult(str(file), choices, found.peak_bytes, seconds, None)
-    if budget is None and seconds > 60 * LONG_MINUTES:
-        say(
-            f"That takes about {seconds / 60:.0f} minutes; Ctrl-C stops it, and --budget MINUTES makes a shorter run of it."
-        )
-    return _trained(
-        file, choices, found, seconds, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code
-    )
+    return AutoResult(str(file), choices, found.peak_bytes, seconds, None)
 
 
-def _trained(
-    file: Path,
-    choices: tuple[Choice, ...],
-    found: Prediction,
-    seconds: float,
-    *,
-    resume: bool,
-    overwrite: bool,
-    trust_remote_code: bool,
-) -> AutoResult:
+def _trained(chosen: AutoResult, resume: bool, overwrite: bool, trust_remote_code: bool) -> AutoResult:
+    """Train the file, and take the evaluations out of the run's history."""
     from luthier.commands.train import train
 
-    result = train(file, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    result = train(chosen.config, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
     evaluations = tuple(
-        {
-            "step": line["step"],
-            **{key: value for key, value in line.items() if key.startswith("eval_") and not _timing(key)},
-        }
+        {key: value for key, value in line.items() if key == "step" or (key.startswith("eval_") and not _timing(key))}
         for line in result.history
         if "eval_loss" in line
     )
-    return AutoResult(str(file), choices, found.peak_bytes, seconds, result.as_dict(), evaluations)
+    return replace(chosen, training=result.as_dict(), evaluations=evaluations)
 
 
 def _minutes(seconds: float) -> str:

@@ -94,6 +94,14 @@ def _parts(segments: tuple[Segment, ...], chains: list[tuple[int, ...]]) -> tupl
     return (*own, *below)
 
 
+def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:
+    """What the kernel takes: under autocast, rotated queries and keys are float32 beside values of 16 bits."""
+    device = parts[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return parts
+    return tuple(part.to(torch.get_autocast_dtype(device)) for part in parts)
+
+
 def segmented_attention(
     module: nn.Module,
     query: Tensor,
@@ -127,7 +135,7 @@ def segmented_attention(
     _refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
     if _has_forest_kernel(query, key, segments, sliding_window, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return ForestAttention.apply(query, key, value, segments.parts, scale), None  # type: ignore[no-untyped-call]
+        return ForestAttention.apply(*_of_one_type(query, key, value), segments.parts, scale), None  # type: ignore[no-untyped-call]
     groups = query.shape[1] // key.shape[1]
     # split, not slicing: its backward is one concatenation instead of a zero-filled [T] tensor for every segment
     queries, keys, values = (part.split(segments.lengths, dim=2) for part in (query, key, value))
