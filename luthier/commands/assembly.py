@@ -59,7 +59,7 @@ def assemble(
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
     _say_quantized(model)
-    tuned = setup.tune(model, base_name, batches=partial(calibration_batches, setup), checkpoint=checkpoint)
+    tuned = _tune(setup, model, base_name, checkpoint)
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)
@@ -142,6 +142,17 @@ def _packing(scorer: Scorer, config: RunConfig) -> Packing:
         )
     share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
     return Packing(share, training.grouping if share else "off", training.tokens_per_batch)
+
+
+def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path | None) -> nn.Module:
+    """The model with what the method trains; it is told where the run's rows and the base's weights are."""
+    return setup.tune(
+        model,
+        base_name,
+        batches=partial(calibration_batches, setup),
+        base_folder=Path(base_name) if setup.merged_adapters else setup.source.base,
+        checkpoint=checkpoint,
+    )
 
 
 def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:

@@ -69,6 +69,7 @@ class Setup:
         base_name: str | None = None,
         *,
         batches: CalibrationBatches | None = None,
+        base_folder: Path | None = None,
         checkpoint: Path | None = None,
     ) -> nn.Module:
         """The model with what the method trains, and a head that learns if there is one; see `Apply`.
@@ -76,7 +77,7 @@ class Setup:
         Raises:
             ModelError: the method does not fit.
         """
-        how = replace(self.apply_settings(base_name), batches=batches, checkpoint=checkpoint)
+        how = replace(self.apply_settings(base_name), batches=batches, base_folder=base_folder, checkpoint=checkpoint)
         tuned = self.method.apply(model, how)
         if self.head is not None and not hasattr(tuned, "peft_config"):
             train_head(model, self.config.training.pure_bf16)

@@ -15,7 +15,15 @@ from luthier.config.plugins import METHODS
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import read_json
 from luthier.model.heads import head_shapes, load_head
-from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD, fingerprint, header_of, is_adapter, weight_files
+from luthier.model.inspection import (
+    ADAPTER_CONFIG,
+    MENDING,
+    OWN_METHOD,
+    fingerprint,
+    header_of,
+    is_adapter,
+    weight_files,
+)
 from luthier.model.merging import check_mergeable, merge
 from luthier.model.quiet import quiet_peft
 
@@ -57,6 +65,12 @@ def check_parts(parts: Sequence[AdapterPart], combine: CombineConfig) -> None:
         for part in parts[:-1]:
             check_mergeable(part.folder)
     for part in parts:
+        if (part.folder / MENDING).is_file() and (len(parts) > 1 or part.weight != 1):
+            raise ModelError(
+                f"{part.folder} was trained with init: loftq and mends its base's quantization: it can't be put together with "
+                "others, or weighted.",
+                f"Merge it first: `luthier export {part.folder} OUT`, and put the others on OUT.",
+            )
         if combine.name == STACK and part.weight == 1:
             continue
         need = f"combine: {combine.name}" if combine.name != STACK else f"a weight of {part.weight:g}"

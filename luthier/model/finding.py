@@ -14,7 +14,7 @@ from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import read_json
 from luthier.model.adapters import AdapterPart, adapter_parts, check_base, mark
 from luthier.model.base_settings import PLAIN, BaseSettings, asked_for, remembered_by_all
-from luthier.model.inspection import fingerprint, is_adapter
+from luthier.model.inspection import MENDING, fingerprint, is_adapter
 from luthier.model.quantization import saved_in, saved_name
 from luthier.model.resolving import locate, resolve
 
@@ -102,6 +102,13 @@ def find(model: ModelConfig) -> ModelSource:
     whole = mark(marks[0], parts, model.combine)
     last = parts[-1].folder if parts else None
     settings = asked_for(model).over(remembered_by_all([part.folder for part in parts]))
+    for part in parts:
+        trained = remembered_by_all([part.folder]).quantization
+        if (part.folder / MENDING).is_file() and settings.quantization != trained:
+            raise ModelError(
+                f"model.quantization is {settings.quantization}, but {part.folder} mends that of {trained}.",
+                "Leave model.quantization out: the adapter remembers it.",
+            )
     saved = saved_in(folder)
     if saved is not None and settings.quantization is not None and not parts:
         raise ModelError(

@@ -16,6 +16,7 @@ from luthier.foundation.files import human_bytes
 MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 OWN_METHOD = "luthier_method"  # in an adapter's config: the method of ours that reads it; without it, peft does
+MENDING = "loftq.json"  # beside an adapter that mends what quantization took from its base, and belongs to that
 WEIGHT_NAMES = ("model.safetensors", "adapter_model.safetensors")
 INDEX_NAME = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

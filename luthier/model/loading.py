@@ -12,6 +12,7 @@ from luthier.foundation.errors import ModelError
 from luthier.model.adapters import check_shapes, put_on
 from luthier.model.finding import ModelSource, base_of_run, find
 from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
+from luthier.model.inspection import MENDING
 from luthier.model.quantization import (
     check_backend,
     check_saved,
@@ -242,7 +243,8 @@ def load(
     Args:
         dtype: of all weights but the quantized ones.
         device: where to put it; None: the CPU.
-        plain: read the base in `dtype` though it was quantized in training, for an adapter to be merged into it.
+        plain: have the base in `dtype` though it was quantized in training, for an adapter to be merged into it; one that
+            mends the quantization gets the values that its bits stand for.
 
     Raises:
         ModelError: weights that do not load, or an adapter made for another base.
@@ -255,7 +257,8 @@ def load(
         words = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
         grow_embeddings(bare, words)
         check_shapes(bare, source.adapters)
-    quantization = None if plain else source.settings.quantization
+    mends = any((part.folder / MENDING).is_file() for part in source.adapters)
+    quantization = None if plain and not mends else source.settings.quantization
     if quantization is not None and len(source.adapters) > 1:
         raise ModelError(
             f"{len(source.adapters)} adapters are put on a base in {quantization}, and all but the last would be merged into "
@@ -270,7 +273,8 @@ def load(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    if source.saved_quantization is not None and (plain or len(source.adapters) > 1):
+    already = source.saved_quantization is not None and (plain or len(source.adapters) > 1)
+    if already or (plain and quantization is not None):
         model = dequantized(model, dtype)
     if words is not None:
         grow_embeddings(model, words)

@@ -38,6 +38,7 @@ class Apply:
         head: the model has this head, which learns whatever the method trains; None: it is a language model.
         batches: the run's own rows, padded, for methods that look at activations before the first step; asked for with the
             trained tokens that each batch needs. Every rank gets the same. None where there are no weights yet.
+        base_folder: where the weights were read from.
         checkpoint: what the run goes on from: it is put back after `apply`, which need not find again what it holds.
         quantized: the linear layers' weights are in 4 or 8 bits, or will be once they are read.
     """
@@ -52,6 +53,7 @@ class Apply:
     adapter: Path | None = None
     head: SequenceHead | None = None
     batches: CalibrationBatches | None = None
+    base_folder: Path | None = None
     checkpoint: Path | None = None
     quantized: bool = False
 

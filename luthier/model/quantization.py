@@ -19,7 +19,7 @@ from luthier.model.inspection import MODEL_CONFIG
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 BLOCK = 64  # 4 bits: weights that share a scale, as bitsandbytes loads them
@@ -313,14 +313,21 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def plain_values(module: Any) -> Tensor:
+    """The values that a quantized layer's bits stand for, [out, in]."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    values: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+    return values
+
+
 def _plain_layer(module: Any, dtype: torch.dtype) -> nn.Module:
     """An ordinary layer with a quantized one's values, of the kind that it stands for (GPT-2's Conv1D is transposed)."""
     import torch
     from torch import nn
-    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
     from transformers.pytorch_utils import Conv1D
 
-    values = dequantize_bnb_weight(module.weight, getattr(module, "state", None)).to(dtype)
+    values = plain_values(module).to(dtype)
     transposed = getattr(module, "source_cls", nn.Linear) is Conv1D
     with torch.device("meta"):
         has_bias = transposed or module.bias is not None

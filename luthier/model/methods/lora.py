@@ -3,7 +3,8 @@
 With use_rslora the update is scaled by alpha / sqrt(rank) (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732), with
 use_dora its magnitude is learnt apart from its direction (Liu et al. 2024, https://arxiv.org/abs/2402.09353), with
 lora_plus_ratio its second factor learns faster than its first (Hayou et al. 2024, https://arxiv.org/abs/2402.12354).
-init: eva starts from the directions in which the run's rows vary (Paischer et al. 2024, https://arxiv.org/abs/2410.07170),
+init: loftq starts from what quantization took from the weight (Li et al. 2023, https://arxiv.org/abs/2310.08659), init:
+eva from the directions in which the run's rows vary (Paischer et al. 2024, https://arxiv.org/abs/2410.07170),
 init: pissa from the weight's largest singular values (Meng et al. 2024, https://arxiv.org/abs/2404.02948), init:
 olora from its QR decomposition (Buyukakyuz 2024, https://arxiv.org/abs/2406.01775).
 """
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from luthier.config.sections import MethodOptions
 from luthier.foundation.errors import ModelError
+from luthier.foundation.files import write_json
+from luthier.model.inspection import MENDING
 from luthier.model.method import Apply, trainable_to_float32
 from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
 from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d, named
@@ -30,9 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FROM_THE_WEIGHT = ("pissa", "pissa_niter_16", "olora")  # these take the start of the update out of the base's weight
-NOT_HERE = {
-    "loftq": "it mends the error of a quantized base, and the base here is not quantized",
-}
 
 
 class Options(MethodOptions):
@@ -54,10 +54,10 @@ class Options(MethodOptions):
         ge=1,
         description="LoRA+: the second factor learns this many times as fast as learning_rate (16 in the paper); 1: off.",
     )
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "eva"] = Field(
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "eva", "loftq"] = Field(
         "default",
         description="How the factors start: the second is zero with default, gaussian and eva, whose first is found in the "
-        "run's rows; pissa (pissa_niter_16: faster, approximate) and olora start from the weight itself (peft: "
+        "run's rows; pissa (pissa_niter_16: faster, approximate) and olora start from the weight itself, loftq from what model.quantization took from it (peft: "
         "init_lora_weights).",
     )
     eva_rho: float = Field(
@@ -82,13 +82,6 @@ class Options(MethodOptions):
     }
     of_the_run: ClassVar[frozenset[str]] = frozenset({"dropout", "lora_plus_ratio"})
 
-    @field_validator("init", mode="before")
-    @classmethod
-    def _say_why_not(cls, value: Any) -> Any:
-        if value in NOT_HERE:
-            raise ValueError(f"init: {value} is not offered: {NOT_HERE[value]}; pissa and olora need neither")
-        return value
-
     @model_validator(mode="after")
     def _even_rank(self) -> Options:
         if self.init != "eva" and self.eva_rho != 2.0:
@@ -107,6 +100,7 @@ class Lora(PeftMethod):
 
     def __init__(self, options: Options) -> None:
         self.options: Options = options
+        self._mends = False
         self._start: dict[str, Tensor] = {}  # both factors of every update as they were made, where the base gave them
 
     def check_tokens(self, how: Apply) -> None:
@@ -129,7 +123,16 @@ class Lora(PeftMethod):
         Raises:
             ModelError: target_modules or modules_to_save name something that the model does not have.
         """
+        self._mends = self.options.init == "loftq" or (how.adapter is not None and (how.adapter / MENDING).is_file())
         tuned: Any = super().apply(model, how)
+        if self.options.init == "loftq" and how.checkpoint is None and model.device.type != "meta":
+            from luthier.model.loftq import start_from_the_error
+
+            if how.base_folder is None:
+                raise ModelError(
+                    "init: loftq compares with the plain weights, and none are named here.", "Use another init."
+                )
+            start_from_the_error(tuned, how.base_folder)
         if tuned.peft_config["default"].init_lora_weights == "eva":
             from luthier.model.eva import start_from_activations
 
@@ -154,6 +157,11 @@ class Lora(PeftMethod):
         own = self.options
         check_targets(model, own.target_modules, own.modules_to_save, embeddings=own.init not in FROM_THE_WEIGHT)
         self._check_rank(model)
+        if own.init == "loftq" and not how.quantized:
+            raise ModelError(
+                "method.init is loftq, which mends the error of a quantized base, and this base is not quantized.",
+                "Set model.quantization (nf4, int8), or leave method.init out.",
+            )
         if how.quantized:
             refuse_learning_whole(model, own.modules_to_save)
         if own.init == "olora" and has_conv1d(model):
@@ -162,7 +170,9 @@ class Lora(PeftMethod):
                 "Use init: pissa.",
             )
         # the skeleton that names are checked on has no weights to decompose
-        bare = own.init == "default" or (own.init in (*FROM_THE_WEIGHT, "eva") and model.device.type == "meta")
+        bare = own.init in ("default", "loftq") or (
+            own.init in (*FROM_THE_WEIGHT, "eva") and model.device.type == "meta"
+        )
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=own.rank,
@@ -219,6 +229,8 @@ class Lora(PeftMethod):
         An update that started from the weight was taken out of it: what is written is the trained one minus the one it
         started as, an update of twice the rank that fits the untouched base (as peft converts PiSSA).
         """
+        if self._mends:
+            write_json(folder / MENDING, {"format_version": 1, "init": "loftq"})
         if not self._start:
             super().save(model, folder)
             return

@@ -193,9 +193,9 @@ def test_lora_plus_gives_the_second_factor_its_own_learning_rate() -> None:
     assert all(rate == pytest.approx(1.6e-2 if "lora_B" in name else 1e-3) for name, rate in rates.items())
 
 
-def test_a_start_that_is_not_offered_says_why() -> None:
-    with pytest.raises(ValidationError, match="init: loftq is not offered: it"):
-        lora.Options(init="loftq")  # type: ignore[arg-type]
+def test_a_start_that_a_model_can_not_give_says_why() -> None:
+    with pytest.raises(ModelError, match="loftq, which mends the error of a quantized base, and this base is not"):
+        lora.build(lora.Options(init="loftq")).apply(tiny_model("llama"), HOW)
     with pytest.raises(ModelError, match="computes wrongly for the Conv1D"):
         lora.build(lora.Options(init="olora")).apply(tiny_model("gpt2"), HOW)
 
