@@ -170,7 +170,7 @@ class Clock:
 
 def prepare_ours(file: str) -> dict[str, Any]:
     """luthier's preparation, from the file to the cache; or from the cache, where it is there."""
-    from luthier.commands.setup import open_tokenizer
+    from luthier.commands.opening import open_tokenizer
     from luthier.config.loading import load
     from luthier.data.preparing import prepare
     from luthier.model import loading
@@ -178,7 +178,7 @@ def prepare_ours(file: str) -> dict[str, Any]:
     config = load({"model": "smollm2-135m", "data": {"train": file, "cutoff_length": CUTOFF}})
     source = loading.find(config.model)
     model_config = loading.config_at(source.base, trust_remote_code=False)
-    tokenizer, _, renderer = open_tokenizer(config.data, source, model_config, needs_template=True)
+    tokenizer, _, renderer = open_tokenizer(config.data, source, model_config, encoder="conversation")
     clock = Clock()
     prepared = prepare(config, tokenizer, renderer=renderer)
     return {**clock.read(), "rows": len(prepared.train), "tokens": prepared.train.tokens}

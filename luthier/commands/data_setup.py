@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.commands.setup import open_tokenizer
+from luthier.commands.opening import open_tokenizer
 from luthier.config import loading
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.stage_encoders import ChosenStage, encoder_of

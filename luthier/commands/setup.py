@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.config.data_section import DataConfig
-from luthier.config.plugins import ENCODERS, METHODS, STAGES
+from luthier.commands.opening import open_tokenizer
+from luthier.config.plugins import METHODS, STAGES
 from luthier.config.schema import RunConfig
 from luthier.data.preparing import PreparedData, prepare
 from luthier.data.rejecting import write_rejected
-from luthier.data.rendering import AUTO, Renderer
-from luthier.data.template_files import load_template
 from luthier.foundation.errors import ConfigError, ModelError
 from luthier.foundation.ranks import ranks
 from luthier.model import loading
@@ -25,7 +23,7 @@ from luthier.model.finding import is_base_quantized, trained_on
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
 from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
-from luthier.model.tokenizers.repair import Repair, fit_model, repair, repair_padding
+from luthier.model.tokenizers.repair import Repair, fit_model
 from luthier.scoring.probe import probe
 from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
 from luthier.training.callbacks import metric_problems
@@ -116,30 +114,6 @@ class Setup:
     def merged_adapters(self) -> tuple[AdapterPart, ...]:
         """The model's adapters that are merged into the base before the method is applied."""
         return self.source.adapters[:-1] if self.config.model.continue_adapter else self.source.adapters
-
-
-def open_tokenizer(
-    data: DataConfig,
-    source: loading.ModelSource,
-    model_config: PreTrainedConfig,
-    *,
-    encoder: str,
-    trust_remote_code: bool = False,
-) -> tuple[PreTrainedTokenizerBase, Repair, Renderer | None]:
-    """The tokenizer, mended for the config's template, which is written into it, and the renderer of that template; an
-    encoder that needs no template gets none."""
-    tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    module = ENCODERS.load(encoder)
-    if not module.NEEDS_TEMPLATE:
-        if not getattr(module, "TRAINS_TOKENS", True):
-            return tokenizer, repair_padding(tokenizer), None
-        return tokenizer, repair(tokenizer, model_config), None
-    named = None if data.template == AUTO else load_template(data.template)
-    mended = repair(tokenizer, model_config, named.special_tokens if named else (), named.stop_tokens if named else ())
-    renderer = Renderer(tokenizer, data.template)
-    tokenizer.chat_template = renderer.chat_template
-    stops = tuple(dict.fromkeys([*mended.stop_token_ids, *renderer.stop_token_ids]))
-    return tokenizer, Repair(mended.changes, mended.new_token_ids, stops), renderer
 
 
 def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[[str], None]) -> Setup:
