@@ -136,6 +136,8 @@ def wrong_kind(entry: DataEntry, chosen: ChosenFormat, accepts: type) -> FormatE
         remedy += ", or name its text column: {format: text, columns: {text: ...}}"
     elif accepts is Conversation:
         remedy += ", or say where question and answer stand: {format: alpaca, columns: {instruction: ..., output: ...}}"
+    elif accepts is LabelledConversation:
+        remedy += ", or name the column that judges its answers (true and false, or 0 and 1): {format: kto, columns: {label: ...}}"
     return FormatError(
         f"{entry.path} holds {found} (format {chosen.name}: {chosen.reason}), but this run's stage learns {wanted}.",
         f"{remedy}.",

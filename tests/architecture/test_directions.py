@@ -137,7 +137,8 @@ def heavy_after(statement: str) -> list[str]:
 
 
 def test_plugins_and_the_command_line_are_read_without_heavy_packages() -> None:
-    modules = ["luthier", "luthier.cli", "luthier.commands.config", "luthier.commands.doctor", *plugin_modules()]
+    commands = ("config", "doctor", "data", "data_check", "data_cache")
+    modules = ["luthier", "luthier.cli", *(f"luthier.commands.{name}" for name in commands), *plugin_modules()]
     assert len(modules) > 4
     statement = "\n".join(f"import {module}" for module in modules)
     loaded = heavy_after(statement)

@@ -241,6 +241,8 @@ def test_the_wrong_kind_of_rows(byte_tokenizer, write) -> None:
         DataError, match=r"a\.json holds conversations .* this run's stage learns plain text\.\n.*stage: sft"
     ):
         prepare(config(talks, template="auto"), byte_tokenizer, encoder="text")
+    with pytest.raises(DataError, match=r"name the column that judges its answers .*: \{format: kto, columns: "):
+        prepare(config(talks, template="chatml"), byte_tokenizer, encoder="labelled_conversation")
     as_text = {"path": talks, "format": "text", "columns": {"text": "output"}}
     prepared = prepare(config(as_text, template="auto"), byte_tokenizer, encoder="text")
     assert prepared.report.splits["train"].records == 40
