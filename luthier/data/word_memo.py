@@ -47,10 +47,11 @@ class WordMemo(NamedTuple):
     @classmethod
     def of(cls, tokenizer: Tokenizer, encode: EncodeTexts) -> WordMemo | None:
         """A memo for a tokenizer; None for one that isn't known to begin a pre-token at the cuts."""
-        made = json.loads(tokenizer.to_str())
-        added = [token["content"] for token in made["added_tokens"]]
+        tokens = tokenizer.get_added_tokens_decoder().values()
+        added = [token.content for token in tokens]
         spaced = any(re.search(r"\s", content) for content in added)
-        if spaced or tokenizer.encode_special_tokens or not _cuts_are_neutral(made):
+        flagged = any(token.lstrip or token.rstrip or token.single_word or token.normalized for token in tokens)
+        if spaced or flagged or tokenizer.encode_special_tokens or not _cuts_are_neutral(tokenizer):
             return None
         longest_first = sorted(map(re.escape, added), key=len, reverse=True)
         return cls(encode, re.compile(f"({'|'.join(longest_first) or '(?!)'})"), {})
@@ -70,16 +71,23 @@ class WordMemo(NamedTuple):
         return found
 
 
-def _cuts_are_neutral(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer, in the form of its tokenizer.json, is one of those the module tells of."""
-    model, normalizer = tokenizer["model"], tokenizer["normalizer"]
+def _cuts_are_neutral(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is one of those the module tells of."""
+    from tokenizers import models
+
+    model = tokenizer.model
     # NFC joins nothing to a space, and nothing to an ASCII character before one
-    plain = normalizer is None or normalizer == {"type": "NFC"}
-    bpe = model["type"] == "BPE" and not model["dropout"] and not model["continuing_subword_prefix"]
-    bpe = bpe and not model["end_of_word_suffix"]
-    kept_whole = ("lstrip", "rstrip", "single_word", "normalized")
-    simple = not any(token[flag] for token in tokenizer["added_tokens"] for flag in kept_whole)
-    return plain and bpe and simple and _begins_words(tokenizer["pre_tokenizer"])
+    return (
+        _settings(tokenizer.normalizer) in (None, {"type": "NFC"})
+        and isinstance(model, models.BPE)
+        and not (model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix)
+        and _begins_words(_settings(tokenizer.pre_tokenizer))
+    )
+
+
+def _settings(part: Any) -> Any:
+    """A part of a tokenizer as it stands in tokenizer.json, without writing out the vocabulary."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _begins_words(pre_tokenizer: Mapping[str, Any] | None) -> bool:
