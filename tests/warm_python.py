@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ def run(
     outputs: Path,
     limits: Mapping[str, int] | None = None,
     environment: Mapping[str, str] | None = None,
+    kill_after_seconds: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS`, to its end; the working folder is the project's.
 
@@ -51,8 +53,12 @@ def run(
         outputs: a folder for what it prints.
         limits: resource limits by name, such as RLIMIT_AS.
         environment: beside this process's.
+        kill_after_seconds: send it SIGKILL, if it still runs then.
     """
-    (done,) = run_together(arguments, outputs=outputs, limits=limits, environments=[environment or {}])
+    environments = [environment or {}]
+    (done,) = run_together(
+        arguments, outputs=outputs, limits=limits, environments=environments, kill_after_seconds=kill_after_seconds
+    )
     return done
 
 
@@ -62,6 +68,7 @@ def run_together(
     outputs: Path,
     environments: Sequence[Mapping[str, str]],
     limits: Mapping[str, int] | None = None,
+    kill_after_seconds: float | None = None,
 ) -> list[subprocess.CompletedProcess[str]]:
     """As `run`, a process for each environment, all at once."""
     global _server
@@ -84,7 +91,7 @@ def run_together(
         for number, environment in enumerate(environments)
     ]
     try:
-        print(json.dumps(programs), file=_server.stdin, flush=True)
+        print(json.dumps([programs, kill_after_seconds]), file=_server.stdin, flush=True)
         statuses = json.loads(_server.stdout.readline())
     except BaseException:  # the test's time is up
         close()
@@ -117,12 +124,17 @@ def serve() -> None:
 
     signal.signal(signal.SIGTERM, end)
     for line in sys.stdin:
-        for program in json.loads(line):
+        programs, kill_after_seconds = json.loads(line)
+        for program in programs:
             child = os.fork()
             if child == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 os._exit(_live(**program))
             children.append(child)
+        if kill_after_seconds is not None:
+            time.sleep(kill_after_seconds)
+            for child in children:  # one that ended is still there to be killed, until it is waited for
+                os.kill(child, signal.SIGKILL)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         children.clear()
         print(json.dumps(statuses), flush=True)
