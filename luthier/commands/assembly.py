@@ -205,8 +205,13 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
         device=engine.device,
         trust_remote_code=trust_remote_code,
     )
+    if source.from_scratch:
+        fresh = loading.fresh_weights(
+            setup.model_config, dtype, head=setup.head, seed=training.seed, trust_remote_code=trust_remote_code
+        )
+        return fresh, ""
     if not under:
-        return read(source.base), source.base_name
+        return read(source.base, config=setup.model_config), source.base_name
     whole = source if under == source.adapters else source.only(under)
 
     def merged() -> Any:

@@ -141,7 +141,7 @@ def open_talker(
             "Its predictions on data.validation and data.test stand in the run's predictions.jsonl; for other texts load "
             "final/ in transformers (docs/classification.md).",
         )
-    model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
+    model_config = loading.config_of(source, trust_remote_code=trust_remote_code)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
     renderer = Renderer(tokenizer, template)
     base_source = _base_to_load(source) if compare_base else None

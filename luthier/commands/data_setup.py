@@ -11,7 +11,7 @@ from luthier.commands.opening import open_tokenizer
 from luthier.config import loading
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.stage_encoders import ChosenStage, encoder_of
-from luthier.model.loading import ModelSource, config_at, find
+from luthier.model.loading import ModelSource, config_at, config_of, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -61,6 +61,9 @@ def open_data(
 
 
 def _tokenizer_place(model: ModelConfig, trust_remote_code: bool) -> tuple[ModelSource, PreTrainedConfig]:
+    if model.from_scratch:
+        place = find(model)
+        return place, config_of(place, trust_remote_code=trust_remote_code)
     folder = Path(model.name).expanduser()
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     if not has_tokenizer or any(next(folder.glob(pattern), None) for pattern in WEIGHTS):

@@ -18,6 +18,7 @@ from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.adapters import AdapterPart, check_shapes
 from luthier.model.base_settings import BaseSettings
+from luthier.model.config_changes import known_positions
 from luthier.model.continuing import continued_options
 from luthier.model.finding import is_base_quantized, trained_on
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
@@ -130,7 +131,7 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     if config.model.continue_adapter:
         config = config.model_copy(update={"method": continued_options(config.method, source.adapters[-1])})
     method: Method = METHODS.load(config.method.name).build(config.method)
-    model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
+    model_config = loading.config_of(source, trust_remote_code=trust_remote_code)
     tokenizer, mended, renderer = open_tokenizer(
         config.data,
         source,
@@ -254,14 +255,14 @@ def _check_positions(setup: Setup, model: PreTrainedModel, say: Callable[[str], 
     """
     from torch import nn
 
-    known = getattr(setup.model_config.get_text_config(), "max_position_embeddings", None)
+    known = known_positions(setup.model_config)
     sets = (setup.data.train, setup.data.validation, setup.data.test)
     longest = max(part.longest_sequence for part in sets)
     if setup.data.stream is not None:
         longest = setup.config.data.cutoff_length  # the longest that may come
     virtual: int = getattr(setup.config.method, "num_virtual_tokens", 0)  # these take positions too
     longest += virtual
-    if not isinstance(known, int) or longest <= known:
+    if known is None or longest <= known:
         return
     words = model.get_input_embeddings()
     learned = any(isinstance(m, nn.Embedding) and m is not words and m.num_embeddings >= known for m in model.modules())

@@ -15,7 +15,7 @@ from luthier.config import plugins
 from luthier.config.files import ConfigLoader, read_file
 from luthier.config.foreign_keys import TRANSFORMERS
 from luthier.config.migration.table import is_llama_factory, luthiers_name
-from luthier.config.model_section import QuantizationConfig
+from luthier.config.model_section import QuantizationConfig, RopeScalingConfig
 from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
 from luthier.config.schema import ModelConfig, RunConfig
 from luthier.config.sections import PluginOptions
@@ -329,6 +329,7 @@ def sections() -> dict[str, type[BaseModel]]:
         "": RunConfig,
         "model": ModelConfig,
         "model.quantization": QuantizationConfig,
+        "model.rope_scaling": RopeScalingConfig,
         "training": TrainingConfig,
     }
     data = child_section(RunConfig, "data")

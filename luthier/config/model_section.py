@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from luthier.config.adapters_section import AdapterEntry, CombineConfig, to_entries
-from luthier.config.sections import Section, name_to_mapping
+from luthier.config.sections import Section, expand_user, name_to_mapping
 
 QUANTIZED_TYPES = {"nf4": 4, "fp4": 4, "int8": 8}
 # the settings that act with one width only, with what they are where a config leaves them out
 OF_FOUR_BITS = {"type": "nf4", "double": True, "compute_dtype": "auto"}
 OF_EIGHT_BITS = {"type": "int8", "int8_threshold": 6.0, "double": None, "compute_dtype": None}
+
+
+def expand_user_if_any(value: str | None) -> str | None:
+    """`~` is the home folder."""
+    return value if value is None else expand_user(value)
 
 
 def _short_quantization(value: Any) -> Any:
@@ -76,6 +81,42 @@ class QuantizationConfig(Section):
         return f"{self.type} (double)" if self.double else self.type
 
 
+class RopeScalingConfig(Section):
+    """Rotary positions stretched beyond those that a model knows.
+
+    linear: all frequencies divided by the factor (Chen et al. 2023, https://arxiv.org/abs/2306.15595). dynamic: the base
+    grows with the length once that is beyond what is known (NTK-aware). yarn: high frequencies stay, low ones are divided
+    (Peng et al. 2023, https://arxiv.org/abs/2309.00071).
+    """
+
+    type: Literal["linear", "dynamic", "yarn"] = Field(description="How the frequencies are changed.")
+    factor: float = Field(gt=1, description="How many times as many positions.")
+    original_max_position_embeddings: int | None = Field(
+        None,
+        ge=1,
+        description="yarn: positions that the model was pretrained with; unset: its max_position_embeddings.",
+    )
+    attention_factor: float | None = Field(
+        None, gt=0, description="yarn: scale of the attention's logits; unset: 0.1 ln(factor) + 1."
+    )
+    beta_fast: float | None = Field(
+        None, gt=0, description="yarn: frequencies that turn more often than this stay as they are; unset: 32."
+    )
+    beta_slow: float | None = Field(
+        None, gt=0, description="yarn: frequencies that turn less often than this are divided; unset: 1."
+    )
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> RopeScalingConfig:
+        of_yarn = ("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow")
+        idle = [key for key in of_yarn if getattr(self, key) is not None]
+        if idle and self.type != "yarn":
+            raise ValueError(f"{' and '.join(idle)} would have no effect with type {self.type}: leave it out")
+        if (self.beta_fast or 32) < (self.beta_slow or 1):
+            raise ValueError(f"beta_fast ({self.beta_fast or 32}) must not be below beta_slow ({self.beta_slow or 1})")
+        return self
+
+
 class ModelConfig(Section):
     """Which model, from where, in which precision. Short form: its name."""
 
@@ -106,6 +147,21 @@ class ModelConfig(Section):
         description="The frozen base in 4 or 8 bits (docs/quantization.md). Short forms: nf4, fp4, int8, 4, 8; long form: "
         "bits, type, double, compute_dtype, int8_threshold.",
     )
+    rope_scaling: RopeScalingConfig | None = Field(
+        None, description="Positions beyond those that the model knows: {type: yarn, factor: 4.0} (docs/models.md)."
+    )
+    config_overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the model's own config.json, such as num_hidden_layers: 3 for its first three layers.",
+    )
+    from_scratch: bool = Field(
+        False,
+        description="Random weights of the model's kind in place of its own, drawn with training.seed; needs method: full.",
+    )
+    tokenizer: Annotated[str | None, AfterValidator(expand_user_if_any)] = Field(
+        None,
+        description="With from_scratch: folder of the tokenizer, whose size the vocabulary takes; unset: the model's.",
+    )
     adapters: Annotated[
         list[AdapterEntry],
         BeforeValidator(to_entries, json_schema_input_type=str | AdapterEntry | list[str | AdapterEntry]),
@@ -135,3 +191,17 @@ class ModelConfig(Section):
         description="Compute LoRA layers, norms and gated feed-forward blocks in fewer passes wherever that gives the same, "
         "on the segmented route; false: module by module.",
     )
+
+    @model_validator(mode="after")
+    def _scratch_has_no_weights(self) -> ModelConfig:
+        if not self.from_scratch and self.tokenizer is not None:
+            raise ValueError(
+                "tokenizer acts with from_scratch: true only: trained weights know the tokens of their own tokenizer"
+            )
+        if self.from_scratch:
+            set_too = [key for key in ("quantization", "adapters", "continue_adapter") if getattr(self, key)]
+            if set_too:
+                raise ValueError(
+                    f"from_scratch makes new weights, which {' and '.join(set_too)} can't have: leave it out"
+                )
+        return self

@@ -46,6 +46,11 @@ class RunConfig(Section):
                 "data.validation is set but training.eval_strategy is no, so it would never be read: "
                 "set training.eval_strategy to epoch or steps"
             )
+        if self.model.from_scratch and self.method.name != "full":
+            found.append(
+                f"model.from_scratch makes random weights, all of which must learn, but method is {self.method.name}: set "
+                "method to full"
+            )
         if self.data.streaming and self.training.max_steps <= 0:
             found.append("data.streaming is true, so nobody knows where an epoch ends: set training.max_steps")
         if self.data.streaming and self.training.dataloader_num_workers:

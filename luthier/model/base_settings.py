@@ -5,19 +5,19 @@ A whole model needs no such file: what was changed stands in its config.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from luthier.config.model_section import ModelConfig, QuantizationConfig
+from luthier.config.model_section import ModelConfig, QuantizationConfig, RopeScalingConfig
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import read_json, write_json
 
 FILE = "base_settings.json"
-KEYS = ("quantization",)
+KEYS = ("quantization", "rope_scaling", "config_overrides")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class BaseSettings:
     """What was asked for besides the model's own config; see `ModelConfig`."""
 
     quantization: QuantizationConfig | None = None
+    rope_scaling: RopeScalingConfig | None = None
+    config_overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def over(self, other: BaseSettings) -> BaseSettings:
         """These, and the other's where nothing is set here."""
@@ -36,7 +38,8 @@ class BaseSettings:
     def write(self, folder: Path) -> None:
         """Leave the file in an adapter's folder, if there is anything to say."""
         if self:
-            write_json(folder / FILE, _model_config("base", self).model_dump(mode="json", include=set(KEYS)))
+            model = ModelConfig.model_validate({"name": "base", **{key: getattr(self, key) for key in KEYS}})
+            write_json(folder / FILE, model.model_dump(mode="json", include=set(KEYS)))
 
 
 PLAIN = BaseSettings()
@@ -85,7 +88,3 @@ def remembered_by_all(adapters: Sequence[Path]) -> BaseSettings:
                 "Put adapters together that have the same base.",
             )
     return plain[0]
-
-
-def _model_config(name: str, settings: BaseSettings) -> ModelConfig:
-    return ModelConfig(name=name, **{key: getattr(settings, key) for key in KEYS})

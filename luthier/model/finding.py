@@ -33,6 +33,8 @@ class ModelSource:
         combine: how several become one.
         settings: how the base is changed while it loads: as the config asks, else as the adapter remembers.
         saved_quantization: what the base's config.json says of weights that are quantized already; None: they are plain.
+        from_scratch: only the base's config is used; its weights, if it has any, are drawn anew.
+        own_tokenizer: folder of the tokenizer that such a model gets; None: the base's.
     """
 
     base: Path
@@ -42,9 +44,10 @@ class ModelSource:
     fingerprint: str
     adapters: tuple[AdapterPart, ...] = ()
     combine: CombineConfig = field(default_factory=CombineConfig)
-
     settings: BaseSettings = PLAIN
     saved_quantization: Mapping[str, Any] | None = None
+    from_scratch: bool = False
+    own_tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is None or not self.adapters or self.adapters[-1].folder != self.adapter:
@@ -53,8 +56,8 @@ class ModelSource:
 
     @property
     def tokenizer(self) -> Path:
-        """Folder of the tokenizer: the adapter's own if it brought one."""
-        own = self.adapter
+        """Folder of the tokenizer: the one named for a new model, or the adapter's own if it brought one."""
+        own = self.own_tokenizer or self.adapter
         return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
 
     def only(self, adapters: tuple[AdapterPart, ...]) -> ModelSource:
@@ -70,6 +73,8 @@ def find(model: ModelConfig) -> ModelSource:
             says which.
     """
     folder = resolve(model)
+    if model.from_scratch:
+        return _plan_of(model, folder)
     adapter = None
     named = model
     if is_adapter(folder):
@@ -120,6 +125,27 @@ def find(model: ModelConfig) -> ModelSource:
     return ModelSource(folder, last, base_name, revision, whole, parts, model.combine, settings, saved)
 
 
+def _plan_of(model: ModelConfig, folder: Path) -> ModelSource:
+    """A model that is made anew: a config and a tokenizer.
+
+    Raises:
+        ModelError: an adapter has no config of a model; no tokenizer where one is named.
+    """
+    if is_adapter(folder):
+        raise ModelError(
+            f"model.from_scratch makes weights by a model's config, and {folder} is an adapter.", "Name a whole model."
+        )
+    tokenizer = Path(model.tokenizer) if model.tokenizer is not None else None
+    if tokenizer is not None and not (tokenizer / "tokenizer_config.json").is_file():
+        raise ModelError(
+            f"model.tokenizer is {str(tokenizer)!r}, where no tokenizer_config.json is.",
+            "Name a folder that `luthier tokenizer train` wrote, or a model's.",
+        )
+    mark = f"scratch+{fingerprint(folder)}" + (f"+{fingerprint(tokenizer)}" if tokenizer is not None else "")
+    own = tokenizer.absolute() if tokenizer is not None else None
+    return ModelSource(folder, None, "", None, mark, settings=asked_for(model), from_scratch=True, own_tokenizer=own)
+
+
 def _check_use(model: ModelConfig, parts: tuple[AdapterPart, ...]) -> None:
     """Raise ModelError where settings speak of adapters that are not there, or of one that is several."""
     if not parts and (model.continue_adapter or model.combine.name != STACK):
@@ -136,9 +162,11 @@ def _check_use(model: ModelConfig, parts: tuple[AdapterPart, ...]) -> None:
 
 
 def trained_on(model: ModelConfig, source: ModelSource) -> BaseSettings:
-    """How the base of a run is changed while it loads: as asked; and as it was before, for an adapter that is continued."""
-    alone = model.continue_adapter and len(source.adapters) == 1
-    return source.settings if alone else asked_for(model)
+    """How the base of a run is changed while it loads: as asked, and as it was for an adapter that is continued. Adapters
+    to start from are merged first, into a base whose own config.json says what was changed."""
+    if source.adapters[:-1] if model.continue_adapter else source.adapters:
+        return replace(PLAIN, quantization=model.quantization)
+    return source.settings
 
 
 def is_base_quantized(model: ModelConfig, source: ModelSource) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import ModelError
+from luthier.model.config_changes import known_positions
 from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def answer(
             if text and on_text is not None:
                 on_text(text)
 
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = known_positions(model.config)
     virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0
-    room = longest - len(prompt_ids) - virtual if isinstance(longest, int) else sampling.max_new_tokens
+    room = longest - len(prompt_ids) - virtual if longest is not None else sampling.max_new_tokens
     if room < 1:
         raise ModelError(
             f"the conversation has {len(prompt_ids)} tokens, and the model knows positions up to {longest}.",

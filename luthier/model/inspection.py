@@ -45,8 +45,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / MODEL_CONFIG).is_file()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, weights: bool = True) -> None:
     """Check that a folder's model or adapter can be loaded, from names, sizes and headers alone.
+
+    Args:
+        weights: whether it needs any.
 
     Raises:
         ModelError: no config, no weights, weights that are Git-LFS pointers, pickled, truncated or missing from the
@@ -62,7 +65,7 @@ def check_folder(folder: Path) -> None:
         _read_json(folder / ADAPTER_CONFIG)
     else:
         _refuse_encoder_decoder(folder, _read_json(folder / MODEL_CONFIG))
-    for path in weight_files(folder):
+    for path in weight_files(folder) if weights else ():
         check_safetensors(path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from luthier.config.schema import ModelConfig
 from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError
 from luthier.model.adapters import check_shapes, put_on
+from luthier.model.config_changes import changed, check_shapes_kept, sized_for
 from luthier.model.finding import ModelSource, base_of_run, find
 from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
 from luthier.model.inspection import MENDING
@@ -37,7 +40,9 @@ __all__ = [  # with what is found before anything is loaded
     "check_quantization",
     "choose_dtype",
     "config_at",
+    "config_of",
     "find",
+    "fresh_weights",
     "grow_embeddings",
     "load",
     "load_tokenizer",
@@ -100,6 +105,21 @@ def config_at(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedCon
     return config
 
 
+def config_of(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The base's config with what the run, or the adapter, changes about it.
+
+    Raises:
+        ModelError: changes that the config refuses, or that its weights do not fit.
+    """
+    config, settings = config_at(source.base, trust_remote_code=trust_remote_code), source.settings
+    made = changed(config, settings.config_overrides, settings.rope_scaling)
+    if source.from_scratch:
+        return sized_for(made, tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code))
+    if settings.config_overrides:
+        check_shapes_kept(config, made, partial(skeleton, trust_remote_code=trust_remote_code))
+    return made
+
+
 def choose_dtype(wish: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
     """The precision that weights are loaded in: the model's own where the device does it fast, else float32."""
     import torch
@@ -117,6 +137,7 @@ def weights_at(
     *,
     head: SequenceHead | None = None,
     seed: int = 0,
+    config: PreTrainedConfig | None = None,
     quantization: QuantizationConfig | None = None,
     device: torch.device | None = None,
     trust_remote_code: bool = False,
@@ -126,6 +147,7 @@ def weights_at(
     Args:
         dtype: of all weights but the quantized ones.
         head: made anew where the folder's model has none. seed: torch's, before that.
+        config: in place of the folder's own.
         quantization: for plain weights to be quantized while they are read.
         device: where quantized weights go, which do not move afterwards; plain ones are on the CPU.
 
@@ -136,21 +158,21 @@ def weights_at(
 
     kind = _kind(head)
     more: dict[str, Any] = {}
+    own = config or config_at(folder, trust_remote_code=trust_remote_code)
     if head is not None:
-        more["config"] = with_head(config_at(folder, trust_remote_code=trust_remote_code), head)
         torch.manual_seed(seed)
+    if head is not None or config is not None:
+        more["config"] = with_head(own, head) if head is not None else copy.deepcopy(own)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if quantization is not None or saved_in(folder) is not None:
         more["device_map"] = {"": device or "cpu"}
     if quantization is not None:
-        bare = skeleton(
-            config_at(folder, trust_remote_code=trust_remote_code), head=head, trust_remote_code=trust_remote_code
-        )
+        bare = skeleton(own, head=head, trust_remote_code=trust_remote_code)
         more["quantization_config"] = loading_settings(quantization, dtype, bare, device, head is not None)
     with contextlib.ExitStack() as quiet:
         if size < QUIET_BELOW_BYTES:
             quiet.enter_context(quiet_bars())
-        if head is not None:
+        if "config" in more:  # a head that is new, layers that are left out
             quiet.enter_context(quiet_loading())
         try:
             model: PreTrainedModel
@@ -185,6 +207,24 @@ def _check_complete(model: PreTrainedModel, report: Any, folder: Path, head: Seq
             f"shape: {', '.join(absent[:6])}{' ...' if len(absent) > 6 else ''}.",
             "Fetch the model again; a model made for another task (classification, embedding) has no head to train.",
         )
+
+
+def fresh_weights(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    head: SequenceHead | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model with random weights, of the size that its config's initializer_range says; the same for the same seed."""
+    import torch
+
+    torch.manual_seed(seed)
+    model: PreTrainedModel = _kind(head).from_config(
+        with_head(config, head) if head is not None else config, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    return model.eval()
 
 
 def skeleton(
@@ -250,9 +290,10 @@ def load(
         ModelError: weights that do not load, or an adapter made for another base.
     """
     head = saved_head(source.adapter, source.base)
-    words = None
-    if source.adapter is not None:
-        config = config_at(source.base, trust_remote_code=trust_remote_code)
+    words = config = None
+    if source.settings.config_overrides or source.settings.rope_scaling is not None or source.adapter is not None:
+        config = config_of(source, trust_remote_code=trust_remote_code)
+    if config is not None and source.adapter is not None:
         bare = skeleton(config, head=head, trust_remote_code=trust_remote_code)
         words = tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
         grow_embeddings(bare, words)
@@ -269,6 +310,7 @@ def load(
         source.base,
         dtype,
         head=head,
+        config=config,
         quantization=quantization,
         device=device,
         trust_remote_code=trust_remote_code,

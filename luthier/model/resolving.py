@@ -18,6 +18,8 @@ RUN_FILE = "run.json"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 PREFIX = re.compile(r"(?P<hub>[A-Za-z_][\w.]+):(?P<name>.*)", re.DOTALL)  # two letters or more: C:\models is a path
+# of a model whose weights are drawn anew
+WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def resolve(model: ModelConfig) -> Path:
@@ -38,9 +40,10 @@ def resolve(model: ModelConfig) -> Path:
         cache_dir=Path(model.cache_dir).expanduser() if model.cache_dir else None,
         token=model.token,
         endpoint=model.endpoint,
+        include=WITHOUT_WEIGHTS if model.from_scratch and hub == "huggingface" else (),
     )
     folder = find_in_run(load_hub(hub).fetch(request))
-    check_folder(folder)
+    check_folder(folder, weights=not model.from_scratch)
     return folder
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.scoring import attention
+from luthier.scoring.dynamic_positions import forget_lengths
 from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
@@ -91,6 +92,7 @@ class Scorer(nn.Module):
         self._head = Head(inner, self.finding.plain_head)
         self.router_loss = RouterLoss(inner, router_aux_loss_coef)
         self._penalty = penalty
+        forget_lengths(inner)
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
             if fused:
