@@ -156,43 +156,41 @@ def weights_at(
     """
     import torch
 
-    kind = _kind(head)
     more: dict[str, Any] = {}
     own = config or config_at(folder, trust_remote_code=trust_remote_code)
     if head is not None:
         torch.manual_seed(seed)
     if head is not None or config is not None:
         more["config"] = with_head(own, head) if head is not None else copy.deepcopy(own)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if quantization is not None or saved_in(folder) is not None:
+    is_quantized = quantization is not None or saved_in(folder) is not None
+    if is_quantized:
         more["device_map"] = {"": device or "cpu"}
     if quantization is not None:
         bare = skeleton(own, head=head, trust_remote_code=trust_remote_code)
         more["quantization_config"] = loading_settings(quantization, dtype, bare, device, head is not None)
+    model, report = _read(_kind(head), folder, dtype=dtype, trust_remote_code=trust_remote_code, **more)
+    if is_quantized:
+        settle(model, compute_dtype(quantization, dtype) if quantization is not None else dtype)
+    _check_complete(model, report, folder, head)
+    return model
+
+
+def _read(kind: Any, folder: Path, **arguments: Any) -> tuple[PreTrainedModel, Any]:
+    """A model by transformers' from_pretrained, and its report on missing weights. Raises ModelError."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     with contextlib.ExitStack() as quiet:
         if size < QUIET_BELOW_BYTES:
             quiet.enter_context(quiet_bars())
-        if "config" in more:  # a head that is new, layers that are left out
+        if "config" in arguments:  # a head that is new, layers that are left out
             quiet.enter_context(quiet_loading())
         try:
-            model: PreTrainedModel
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-                **more,
-            )
+            model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **arguments)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             raise ModelError(
                 f"the model in {folder} does not load: {_first_line(error)}",
                 "`luthier models verify` checks its files." + _remote_code_hint(error),
             ) from error
-    if "device_map" in more:
-        settle(model, compute_dtype(quantization, dtype) if quantization is not None else dtype)
-    _check_complete(model, report, folder, head)
-    return model
+    return model, report
 
 
 def _check_complete(model: PreTrainedModel, report: Any, folder: Path, head: SequenceHead | None) -> None:
