@@ -18,7 +18,7 @@ from luthier.foundation.ranks import ranks
 from luthier.model import loading
 from luthier.model.adapters import AdapterPart, check_shapes
 from luthier.model.base_settings import BaseSettings
-from luthier.model.config_changes import known_positions
+from luthier.model.config_changes import known_positions, with_factor
 from luthier.model.continuing import continued_options
 from luthier.model.finding import is_base_quantized, trained_on
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
@@ -127,7 +127,7 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
         UserError: whatever of it can't be used.
     """
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
-    source = loading.find(config.model)
+    config, source = _with_room(config, loading.find(config.model), trust_remote_code, say)
     if config.model.continue_adapter:
         config = config.model_copy(update={"method": continued_options(config.method, source.adapters[-1])})
     method: Method = METHODS.load(config.method.name).build(config.method)
@@ -162,6 +162,25 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     )
     setup.count = _look_at_skeleton(setup, trust_remote_code, say)
     return setup
+
+
+def _with_room(
+    config: RunConfig, source: loading.ModelSource, trust_remote_code: bool, say: Callable[[str], None]
+) -> tuple[RunConfig, loading.ModelSource]:
+    """The config and the model with a factor for stretched positions, where none is set."""
+    how = config.model.rope_scaling
+    if how is None or how.factor is not None:
+        return config, source
+    known = loading.config_at(source.base, trust_remote_code=trust_remote_code)
+    how = with_factor(how, known, config.data.cutoff_length)
+    if how is None:
+        say(f"model.rope_scaling is left out: data.cutoff_length {config.data.cutoff_length} has room without it")
+    elif how.factor is not None:
+        say(f"model.rope_scaling: factor {how.factor:g}, as data.cutoff_length {config.data.cutoff_length} needs")
+    model = config.model.model_copy(update={"rope_scaling": how})
+    return config.model_copy(update={"model": model}), replace(
+        source, settings=replace(source.settings, rope_scaling=how)
+    )
 
 
 def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None]) -> Schedule:

@@ -90,7 +90,11 @@ class RopeScalingConfig(Section):
     """
 
     type: Literal["linear", "dynamic", "yarn"] = Field(description="How the frequencies are changed.")
-    factor: float = Field(gt=1, description="How many times as many positions.")
+    factor: float | None = Field(
+        None,
+        gt=1,
+        description="How many times as many positions; unset: as many as data.cutoff_length needs, a whole number.",
+    )
     original_max_position_embeddings: int | None = Field(
         None,
         ge=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,16 @@ def _follows(text: Any, key: str) -> bool:
     return bool(getattr(text, key, None) == text.hidden_size // text.num_attention_heads)
 
 
+def with_factor(how: RopeScalingConfig, config: PreTrainedConfig, length: int) -> RopeScalingConfig | None:
+    """Stretching with a factor: the one asked for, else the smallest whole number that makes room for rows of `length`; None
+    where they have room already."""
+    known = known_positions(config)
+    if how.factor is not None or known is None:
+        return how
+    factor = math.ceil(length / (how.original_max_position_embeddings or known))
+    return how.model_copy(update={"factor": float(factor)}) if factor > 1 else None
+
+
 def _stretch(config: PreTrainedConfig, how: RopeScalingConfig) -> None:
     """Put transformers' rope_parameters into a config."""
     text: Any = config.get_text_config()
@@ -106,8 +117,9 @@ def _stretch(config: PreTrainedConfig, how: RopeScalingConfig) -> None:
             f"{name}: the positions of this model are scaled already ({place['rope_type']}, factor {place.get('factor')}).",
             "Leave model.rope_scaling out.",
         )
+    factor = how.factor or 1.0
     original = how.original_max_position_embeddings or known
-    scaled = {**place, "rope_type": how.type, "factor": how.factor}
+    scaled = {**place, "rope_type": how.type, "factor": factor}
     if how.type == "yarn":
         scaled["original_max_position_embeddings"] = original
         scaled |= {
@@ -117,7 +129,7 @@ def _stretch(config: PreTrainedConfig, how: RopeScalingConfig) -> None:
         }
     text.rope_parameters = {**found, "full_attention": scaled} if nested else scaled
     if how.type != "dynamic":  # which reads the known length there
-        text.max_position_embeddings = max(known, round(original * how.factor))
+        text.max_position_embeddings = max(known, round(original * factor))
 
 
 def known_positions(config: PreTrainedConfig) -> int | None:

@@ -106,6 +106,19 @@ def test_rows_beyond_the_stretched_positions_are_still_said(base: Path, tmp_path
     assert any("the model knows positions up to 48" in remark for remark in remarks)
 
 
+def test_an_unset_factor_is_what_the_rows_need(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = changed_config(base, tmp_path / "run", model={"rope_scaling": {"type": "yarn"}}, max_steps=1)
+    luthier.train(config)  # rows of 64, and 32 positions
+    source = loading.find(ModelConfig(name=str(tmp_path / "run")))
+    assert source.settings.rope_scaling is not None and source.settings.rope_scaling.factor == 2.0
+    assert load(str(tmp_path / "run" / "config.yaml")).model.rope_scaling == source.settings.rope_scaling
+    config["data"]["cutoff_length"] = 20
+    luthier.train({**config, "output_dir": str(tmp_path / "short")})
+    assert not (tmp_path / "short" / "final" / "base_settings.json").exists()
+    said = capsys.readouterr().err
+    assert "factor 2, as data.cutoff_length 64 needs" in said and "left out: data.cutoff_length 20" in said
+
+
 def test_plan_counts_what_would_be_trained(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "weights_at", lambda *args, **kwargs: pytest.fail("weights were read"))
     monkeypatch.setattr(loading, "fresh_weights", lambda *args, **kwargs: pytest.fail("weights were made"))

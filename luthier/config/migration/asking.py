@@ -46,12 +46,13 @@ def refusal(target: str, value: Any, chosen: Mapping[str, str]) -> str | None:
 
 
 def default_of(target: str, chosen: Mapping[str, str]) -> Any:
-    """Luthier's own default of a key it has."""
+    """Luthier's own default of a key it has; None for one that its section can't be without, which is absent then."""
     if target in (OPTIMIZER, ENGINE):
         return {OPTIMIZER: "adamw", ENGINE: "auto"}[target]
     section, name = _place(target, chosen)
     assert not isinstance(section, str)
-    return section.model_fields[name].get_default(call_default_factory=True)
+    field = section.model_fields[name]
+    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def _place(target: str, chosen: Mapping[str, str]) -> tuple[type[BaseModel] | str, str]:
