@@ -141,8 +141,9 @@ def load_head(model: Any, folder: Path) -> None:
         for name, module in head_modules(model.get_base_model()).items():
             own = f"{IN_PROMPTS}{name}."
             state = {key.removeprefix(own): value for key, value in saved.items() if key.startswith(own)}
-            trained: Any = module.modules_to_save
-            trained["default"].load_state_dict(state)
+            if state:  # a language model's head is the base's own
+                trained: Any = module.modules_to_save
+                trained["default"].load_state_dict(state)
 
 
 def head_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
