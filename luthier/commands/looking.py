@@ -14,9 +14,10 @@ from luthier.config.loading import load
 from luthier.config.plugins import STAGES
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import KINDS, convert_rows, formats_of
+from luthier.data.examples import TokenizedExample
 from luthier.data.locating import locate
 from luthier.data.reading import read_files
-from luthier.data.records import Conversation, Document, Labelled, Record
+from luthier.data.records import Conversation, Document, Labelled, Pair, Record
 from luthier.foundation.devices import choose_device, fast_precisions
 from luthier.foundation.errors import DataError, UserError
 from luthier.model import loading
@@ -27,6 +28,7 @@ SAMPLE = 1000  # rows that are tokenized to know their lengths
 LONGEST = 32_768  # tokens that a row is looked at
 STAGE_OF: dict[Kind, str] = {
     "conversations": "sft",
+    "pairs": "dpo",
     "text": "pretrain",
     "classes": "classification",
     "numbers": "regression",
@@ -67,9 +69,9 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
         kind=rows.kind,
         rows=len(rows.records),
         rejected=rows.rejected,
-        token_lengths=tuple(sorted(example.untruncated_length for example in examples)),
+        token_lengths=tuple(sorted(_length(example, rows.kind) for example in examples)),
         trained_tokens=int(learnt / max(1, records) * len(rows.records)),
-        has_tools=any(isinstance(record, Conversation) and record.tools for record in rows.records),
+        has_tools=any(isinstance(record, (Conversation, Pair)) and record.tools for record in rows.records),
         classes=_counted(labels) if rows.kind == "classes" else {},
         template=template,
         template_reason=reason,
@@ -85,6 +87,13 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
     )
 
 
+def _length(example: TokenizedExample, kind: Kind) -> int:
+    """Tokens that the limit of length counts: of a pair, the longer answer with the prompt."""
+    if kind == "pairs":
+        return max(len(sequence.input_ids) for sequence in example.sequences)
+    return example.untruncated_length
+
+
 def look_at_rows(data: str) -> Rows:
     """The rows as records, and of what kind they are."""
     located = locate(DataEntry(path=data))
@@ -93,35 +102,17 @@ def look_at_rows(data: str) -> Rows:
     records, rejected = convert_rows([(row, chosen.convert_all) for row in rows])
     if not records:
         raise DataError(f"{data}: none of its {len(rows):,} rows can be used: {rejected[0].reason}.", "Mend them.")
-    kind: Kind
-    if chosen.record is Conversation:
-        kind = "conversations"
-    elif chosen.record is Document:
-        kind = "text"
-    elif chosen.record is Labelled:
-        kind = (
-            "numbers"
-            if _are_numbers([record.label for record in records if isinstance(record, Labelled)])
-            else "classes"
-        )
-    else:
+    kinds: dict[type, Kind] = {Conversation: "conversations", Pair: "pairs", Document: "text", Labelled: "classes"}
+    kind = kinds.get(chosen.record)
+    if kind == "classes" and _are_numbers([record.label for record in records if isinstance(record, Labelled)]):
+        kind = "numbers"
+    if kind is None or STAGE_OF[kind] not in STAGES.names():
         what, stages = KINDS[chosen.record]
-        known = STAGES.names()
-        able = [stage for stage in ("reward", "dpo", "orpo", "simpo", "kto") if stage in known and stage in stages]
-        here = (
-            f"luthier can train {', '.join(able)} on them"
-            if able
-            else f"luthier trains {', '.join(known)}, none of which learns from them yet"
-        )
         raise UserError(
-            f"{data} holds {what} (format {chosen.name}: {chosen.reason}), and auto chooses for conversations, text and labels "
-            f"only; {here}.",
-            "Write a config with one of those stages: the README shows one of six lines."
-            if able
-            else "To learn the good answers alone, write a config that names their columns in data.train.0.columns.",
+            f"{data} holds {what} (format {chosen.name}: {chosen.reason}); they are learnt by {stages.removeprefix('stage: ')}, and "
+            f"luthier trains {', '.join(STAGES.names())} so far.",
+            "To learn good answers alone, write a config that names their columns in data.train.0.columns.",
         )
-    if STAGE_OF[kind] not in STAGES.names():
-        raise UserError(f"{data} holds {KINDS[chosen.record][0]}, which luthier can't train on yet.", "")
     return Rows(kind, records, len(rejected))
 
 
@@ -149,9 +140,9 @@ def look_at_model(model: str, data: str, rows: Rows, trust_remote_code: bool) ->
     known = getattr(model_config.get_text_config(), "max_position_embeddings", None) or LONGEST
     length = min(known, 1024 if rows.kind == "text" else LONGEST)
     candidates = [("", "")]
-    if rows.kind == "conversations":
+    if rows.kind in ("conversations", "pairs"):
         tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-        tools = any(isinstance(record, Conversation) and record.tools for record in rows.records)
+        tools = any(isinstance(record, (Conversation, Pair)) and record.tools for record in rows.records)
         candidates = list(_templates(tokenizer, tools))
     refusals = []
     for template, reason in candidates:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["conversations", "text", "classes", "numbers"]
+Kind = Literal["conversations", "pairs", "text", "classes", "numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ def changed(choices: tuple[Choice, ...], *others: Choice) -> tuple[Choice, ...]:
 def _rows(facts: Facts) -> str:
     what = {
         "conversations": "conversations",
+        "pairs": "pairs of answers, one preferred",
         "text": "texts",
         "classes": "texts with a class",
         "numbers": "texts with a number",
@@ -178,6 +179,8 @@ def _stage(facts: Facts) -> Choice:
         return Choice("stage", "classification", why)
     if facts.kind == "numbers":
         return Choice("stage", "regression", "rows have a number to predict")
+    if facts.kind == "pairs":
+        return Choice("stage", "dpo", "rows prefer one answer to another: direct preference optimization")
     return Choice("stage", "sft", "rows are conversations: the assistant's answers are learnt")
 
 
@@ -205,6 +208,9 @@ def chosen_method(facts: Facts) -> list[Choice]:
         f"learns nearly what training all weights does, in a fraction of the memory; rank {rank} has room for {room}, alpha is "
         "twice the rank, every linear layer gets an update"
     )
+    if facts.kind == "pairs":
+        preferring = "a twentieth of what answers are learnt with: the model must stay near the one it was"
+        return [Choice("method", method, why), Choice("training.learning_rate", _rounded(rate / 20), preferring)]
     return [
         Choice("method", method, why),
         Choice("training.learning_rate", rate, f"5e-4 x (2000 / width)^0.78, between 1e-4 and 1e-3, for width {width}"),
@@ -234,6 +240,8 @@ def _steps(facts: Facts) -> list[Choice]:
     epochs = 6 if rows < 200 else 3 if rows < 5_000 else 2 if rows < 50_000 else 1
     if facts.kind == "text" and rows < 5_000:
         epochs = 3
+    if facts.kind == "pairs":
+        epochs = 1 if rows >= 1000 else 2
     steps = math.ceil(rows / batch) * epochs
     choices = [
         Choice("training.num_train_epochs", epochs, f"{rows:,} {'blocks' if facts.kind == 'text' else 'rows'}: {_why_epochs(epochs)}"),

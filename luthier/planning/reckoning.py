@@ -37,7 +37,7 @@ def reckon(facts: Facts, choices: tuple[Choice, ...], flops_per_second: Callable
         activations = tokens * layer * facts.layers
     peak = weights + 12 * trainable + activations + HEAD_BYTES + (LIBRARIES_BYTES if facts.device == "cpu" else 0)
     passes = 3 if value_of(choices, "training.gradient_checkpointing") else 2
-    flops = 2 * passes * facts.parameters + 2 * trainable
+    flops = 2 * passes * facts.parameters + 2 * trainable  # of a token
     rows = rows_of_a_step(choices)
     mean = sum(min(length, value_of(choices, "data.cutoff_length")) for length in facts.token_lengths) / len(
         facts.token_lengths

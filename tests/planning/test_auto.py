@@ -218,13 +218,31 @@ def test_a_dry_run_only_writes_the_config(place: Path, tmp_path: Path) -> None:
     validate(yaml.safe_load(text))
 
 
-def test_preferences_are_answered_honestly(tmp_path: Path) -> None:
+class Without:
+    """The registry of stages before preferences can be learnt."""
+
+    def names(self) -> list[str]:
+        return ["pretrain", "sft"]
+
+
+def test_preferences_are_answered_honestly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    with pytest.raises(
-        UserError, match=r"holds preference pairs .* and auto chooses for conversations, text and labels only"
-    ):
+    assert look_at_rows(str(file)).kind == "pairs"
+    monkeypatch.setattr("luthier.commands.looking.STAGES", Without())
+    with pytest.raises(UserError, match=r"holds preference pairs .* and luthier trains pretrain, sft so far"):
         look_at_rows(str(file))
+    judged = tmp_path / "judged.jsonl"
+    judged.write_text('{"prompt": "a", "completion": "b", "label": true}\n')
+    with pytest.raises(UserError, match=r"holds judged answers .* learnt by kto, and luthier trains"):
+        look_at_rows(str(judged))
+
+
+def test_preferences_are_learnt_slowly() -> None:
+    found = chosen(kind="pairs")
+    assert found["stage"] == "dpo"
+    assert found["training.learning_rate"] == pytest.approx(chosen()["training.learning_rate"] / 20)
+    assert found["training.num_train_epochs"] == 2
 
 
 @pytest.mark.parametrize(

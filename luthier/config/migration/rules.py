@@ -30,7 +30,9 @@ def stage(case: Case, key: str, value: Any) -> Answer:
     loss = case.value("pref_loss")
     own = loss if case.value("stage") == "dpo" and loss in ("orpo", "simpo") else None
     if key == "pref_loss":
-        return mapped(note=f"stage: {own}") if own else mapped({"stage.loss": value})
+        if own:
+            return mapped(note=f"stage: {own}")
+        return mapped(note="DPO's own loss") if value == "sigmoid" else mapped({"stage.loss": value})
     return mapped({"stage": own or STAGES.get(value, value)})
 
 
