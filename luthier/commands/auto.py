@@ -120,7 +120,7 @@ def _chosen(
     head = [
         f"Chosen by `luthier auto {shlex.join([model, data])}`; docs/auto.md states the rules.",
         f"Change what you like, and train it: luthier train {shlex.quote(str(file))}",
-        f"Predicted: {human_bytes(found.peak_bytes)} of memory, {_minutes(seconds)}.",
+        f"Predicted: {human_bytes(found.peak_bytes)} of memory beyond the libraries', {_minutes(seconds)}.",
     ]
     text = config_text(choices, head)
     load(_nested(choices))

@@ -9,13 +9,12 @@ from functools import cache
 from luthier.planning.auto import Choice, Facts, Prediction, rows_of_a_step, total_steps, trained_rows, value_of
 
 HEAD_BYTES = 3 * 64 * 1024**2  # logits are made 64 MiB at a time, with their exponentials and gradients beside them
-LIBRARIES_BYTES = 700 * 1024**2  # torch, transformers and the interpreter
 TRIES = 3  # others may hold the processor for a while
 EFFICIENCY = 0.5  # of the matrix product's rate, measured on runs of LoRA
 
 
 def reckon(facts: Facts, choices: tuple[Choice, ...], flops_per_second: Callable[[], float]) -> Prediction:
-    """Memory at the peak and time of a step.
+    """Memory at the peak, beyond what torch and the libraries have taken by then, and time of a step.
 
     Weights; for each trained one a gradient and AdamW's two numbers; activations of a batch as Korthikanti et al. 2022
     (https://arxiv.org/abs/2205.05198, eq. 2, without the attention matrix, which is never kept) count them: 34 bytes a
@@ -35,7 +34,7 @@ def reckon(facts: Facts, choices: tuple[Choice, ...], flops_per_second: Callable
         activations = tokens * (bytes_each * facts.width * facts.layers + layer)
     else:
         activations = tokens * layer * facts.layers
-    peak = weights + 12 * trainable + activations + HEAD_BYTES + (LIBRARIES_BYTES if facts.device == "cpu" else 0)
+    peak = weights + 12 * trainable + activations + HEAD_BYTES
     passes = 3 if value_of(choices, "training.gradient_checkpointing") else 2
     flops = 2 * passes * facts.parameters + 2 * trainable  # of a token
     rows = rows_of_a_step(choices)

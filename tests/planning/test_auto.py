@@ -189,6 +189,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else runs on the machine."""
+    monkeypatch.setattr("luthier.commands.looking._free_bytes", lambda device: 8 * GIB)
+
+
 def test_it_trains_evaluates_and_leaves_the_config(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
