@@ -152,13 +152,32 @@ def auto(
 
 @app.command()
 def plan(
-    config: Config = None, settings: Settings = None, trust_remote_code: RemoteCode = False, as_json: Json = False
+    config: Config = None,
+    settings: Settings = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Such as 1x24GB, 8x80GB or 4xA100-80GB; default: this machine.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="single, ddp, fsdp, zero-1, zero-2, zero-3 or offload; default: single, or ddp.")
+    ] = None,
+    model_shape: Annotated[
+        str | None, typer.Option(help="A public model's sizes in place of the config's model, such as qwen2.5-7b.")
+    ] = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
 ) -> None:
-    """Count rows, tokens, steps and trainable parameters without reading weights."""
+    """Count rows, tokens and parameters, and reckon memory, time and disk, without reading weights."""
     from luthier.commands.plan import plan as command
 
     source, overrides = split_config(config, settings)
-    result = command(source, overrides, trust_remote_code=trust_remote_code)
+    result = command(
+        source,
+        overrides,
+        hardware=hardware,
+        strategy=strategy,
+        model_shape=model_shape,
+        trust_remote_code=trust_remote_code,
+    )
     print(result.table(), file=people(as_json))
     report(result, as_json)
 

@@ -18,7 +18,7 @@ from luthier.config.loading import dump
 from luthier.config.model_section import QuantizationConfig
 from luthier.config.schema import RunConfig
 from luthier.data.examples import TokenizedExample
-from luthier.foundation.errors import ConfigError, ModelError
+from luthier.foundation.errors import ModelError
 from luthier.foundation.files import human_bytes, whole_folder
 from luthier.foundation.progress import say
 from luthier.foundation.ranks import ranks
@@ -34,7 +34,7 @@ from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
 from luthier.training.feeds import make_feed
-from luthier.training.grouping import Packing
+from luthier.training.grouping import packing_of
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
@@ -63,7 +63,7 @@ def assemble(
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)
-    packing = _packing(scorer, config)
+    packing = packing_of(scorer, config.training)
     share_in_evaluation = scorer.may_share(training=False) and config.training.prefix_sharing != "off"
     prepared = engine.prepare(scorer)
     sets = _with_reference(setup, engine, prepared, share_in_evaluation)
@@ -124,24 +124,6 @@ def _with_reference(
     size = config.training.per_device_eval_batch_size
     reference = Reference(scorer, engine, identity, size, share, say)
     return {name: reference.examples(name, examples) for name, examples in splits.items()}
-
-
-def _packing(scorer: Scorer, config: RunConfig) -> Packing:
-    """How batches are laid down.
-
-    Raises:
-        ConfigError: prefix sharing was asked for, and the route computes every row whole.
-    """
-    training = config.training
-    if training.prefix_sharing == "on" and scorer.route == "padded":
-        raise ConfigError(
-            [
-                "training.prefix_sharing is on, but this run computes padded rows, each of them whole"
-                f"{f': {scorer.finding.reason}' if scorer.finding.reason else ''}; set it to auto"
-            ]
-        )
-    share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
-    return Packing(share, training.grouping if share else "off", training.tokens_per_batch)
 
 
 def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path | None) -> nn.Module:

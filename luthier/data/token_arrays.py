@@ -238,6 +238,13 @@ class StoredExamples(Sequence[TokenizedExample]):
         return int(self._arrays.examples["targets"].sum())
 
     @property
+    def token_counts(self) -> Array:
+        """Tokens of each example, after truncation: int64 [examples]."""
+        ends = np.concatenate([[0], self._arrays.sequences["tokens_end"]])
+        counts: Array = np.diff(ends[self._arrays.examples["sequences_end"]], prepend=0)
+        return counts
+
+    @property
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence."""
         return int(np.diff(self._arrays.sequences["tokens_end"], prepend=0).max(initial=0))

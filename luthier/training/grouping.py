@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+from luthier.config.training_section import TrainingConfig
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
+from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
+from luthier.scoring.scorer import Scorer
 
 Grouping = Literal["off", "within_step", "within_buffer"]
 
@@ -31,6 +34,23 @@ class Packing:
     share: bool = False
     grouping: Grouping = "off"
     tokens_per_batch: int | None = None
+
+
+def packing_of(scorer: Scorer, training: TrainingConfig) -> Packing:
+    """How a run's batches are laid down.
+
+    Raises:
+        ConfigError: prefix sharing was asked for, and the route computes every row whole.
+    """
+    if training.prefix_sharing == "on" and scorer.route == "padded":
+        raise ConfigError(
+            [
+                "training.prefix_sharing is on, but this run computes padded rows, each of them whole"
+                f"{f': {scorer.finding.reason}' if scorer.finding.reason else ''}; set it to auto"
+            ]
+        )
+    share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
+    return Packing(share, training.grouping if share else "off", training.tokens_per_batch)
 
 
 def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> list[Batch]:

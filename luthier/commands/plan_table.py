@@ -1,0 +1,108 @@
+"""A plan for the terminal."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from typing import TYPE_CHECKING
+
+from luthier.foundation.files import human_bytes
+from luthier.foundation.progress import human_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from luthier.commands.plan import PlanResult
+    from luthier.planning.planner import Memory, Plan
+
+WIDTH = 110
+
+
+def table(result: PlanResult) -> str:
+    """The whole plan as text."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    if result.report is not None:
+        console.print(result.report.table())
+    console.print(_run(result))
+    if result.plan.memory is not None:
+        console.print(_memory(result.plan, result.plan.memory))
+    verdict = _verdict(result)
+    for line in [verdict] if verdict else []:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for remark in result.remarks:
+        console.print(f"- {remark}", markup=False, highlight=False, soft_wrap=True)
+    text: str = console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    return text
+
+
+def _run(result: PlanResult) -> Table:
+    from rich.table import Table
+
+    plan = result.plan
+    run = Table("", "", title="Run", title_justify="left", show_header=False)
+    share = result.trainable_parameters / result.total_parameters
+    run.add_row("trained parameters", f"{result.trainable_parameters:,} of {result.total_parameters:,} ({share:.2%})")
+    if result.total_steps is not None:
+        per_epoch = "" if result.steps_per_epoch is None else f"{result.steps_per_epoch:,} per epoch, "
+        run.add_row("optimizer steps", f"{result.total_steps:,} ({per_epoch}{result.warmup_steps:,} of warm-up)")
+    counted = result.steps_per_epoch is not None
+    of_all = f" of {result.examples:,}" if counted else ", not counted beforehand"
+    run.add_row("examples per step", f"{result.examples_per_step:,}{of_all}")
+    run.add_row("peak learning rate", f"{result.learning_rate:g}")
+    if counted:
+        run.add_row("per epoch", f"{result.tokens_per_epoch:,} tokens, {result.targets_per_epoch:,} of them trained")
+    run.add_row("longest batch", f"{plan.batch_tokens:,} tokens, {plan.route} route")
+    if plan.time is not None:
+        time = plan.time
+        how = f"{time.measured_share:.0%} of it timed here" if time.measured_share else "reckoned"
+        run.add_row("time per step", f"{time.seconds_per_step:.3g} s, {time.tokens_per_second:,.0f} tokens/s ({how})")
+        if time.seconds_per_run:
+            run.add_row("time of the run", f"{human_seconds(time.seconds_per_run)}, evaluation and saving left out")
+    run.add_row("disk", f"{human_bytes(plan.disk.checkpoint)} a checkpoint, {human_bytes(plan.disk.total)} in all")
+    return run
+
+
+def _memory(plan: Plan, memory: Memory) -> Table:
+    from rich.table import Table
+
+    device = plan.hardware.device
+    each = "each of " if plan.hardware.count > 1 else ""
+    title = f"Memory of {each}{plan.hardware}, {plan.strategy.name}"
+    found = Table("", "", title=title, title_justify="left", show_header=False)
+    found.columns[1].justify = "right"
+    rows = {
+        "weights": memory.weights,
+        "optimizer states": memory.optimizer_states,
+        "gradients": memory.gradients,
+        "activations": memory.activations,
+        "output head": memory.head,
+        "from other devices": memory.gathered,
+        "lost in the allocator": memory.allocator,
+        "the process itself": memory.fixed,
+    }
+    for name, size in rows.items():
+        if size:
+            found.add_row(name, human_bytes(size))
+    found.add_section()
+    found.add_row("peak", f"{human_bytes(memory.peak)} of {human_bytes(device.memory_bytes)}")
+    if memory.host:
+        found.add_row("in the host's memory", human_bytes(memory.host * plan.hardware.count))
+    return found
+
+
+def _verdict(result: PlanResult) -> str:
+    """Whether it fits, and what to change if not."""
+    plan = result.plan
+    if plan.memory is None:
+        return ""
+    size = human_bytes(plan.hardware.device.memory_bytes)
+    if plan.fits:
+        return "It fits."
+    text = f"It does not fit: {human_bytes(plan.memory.peak)} of {size}"
+    if result.advice is None:
+        return f"{text}, and nothing that was tried makes it smaller."
+    settings = " ".join(result.advice.settings)
+    peak = human_bytes(result.advice.peak_bytes)
+    return f"{text}; with {settings} {peak}" + ("." if result.advice.fits else ", which is still too much.")

@@ -1,0 +1,126 @@
+"""What to change where a run does not fit: the smallest sacrifice that makes it fit, in the config's own words.
+
+In this order, each with the ones before it: smaller batches with as many examples in a step (the same gradients, a
+little slower), gradient checkpointing (the same gradients, about a third slower), another method, shorter rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.config.plugins import METHODS
+from luthier.config.schema import RunConfig
+from luthier.foundation.errors import ModelError
+from luthier.planning.planner import Planner
+from luthier.planning.step_trace import UntraceableError
+
+SHORTEST_CUTOFF = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Settings to change.
+
+    Args:
+        settings: as on the command line. peak_bytes: of one device, with them. fits: whether that is enough.
+        config: with the settings changed.
+    """
+
+    settings: tuple[str, ...]
+    peak_bytes: int
+    fits: bool
+    config: RunConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"settings": list(self.settings), "peak_bytes": self.peak_bytes, "fits": self.fits}
+
+
+def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
+    """The first change that makes a run fit; the one with the smallest peak if none does; None if it fits as it is.
+
+    Raises:
+        UntraceableError: the model's step can't be traced.
+    """
+    start = config or planner.subject.config
+    room = planner.device.usable_bytes
+    if planner.memory(start).peak <= room:
+        return None
+    least: Advice | None = None
+    for variant in _variants(start):
+        try:
+            found = _smallest_batch_change(planner, variant, room)
+        except (ModelError, UntraceableError):  # a method that does not fit this model is no advice
+            continue
+        advice = Advice(_settings(start, found[0]), found[1], found[1] <= room, found[0])
+        if advice.fits:
+            return advice
+        if advice.settings and (least is None or advice.peak_bytes < least.peak_bytes):
+            least = advice
+    return least
+
+
+def _smallest_batch_change(planner: Planner, config: RunConfig, room: int) -> tuple[RunConfig, int]:
+    """The largest batch that fits, or a batch of one: its config and its peak."""
+    sizes = [config.training.per_device_train_batch_size]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    smallest = _with_batch(config, sizes[-1])
+    peak = planner.memory(smallest).peak
+    if peak > room:
+        return smallest, peak
+    for size in sizes[:-1]:
+        candidate = _with_batch(config, size)
+        found = planner.memory(candidate).peak
+        if found <= room:
+            return candidate, found
+    return smallest, peak
+
+
+def _with_batch(config: RunConfig, size: int) -> RunConfig:
+    """The config with another batch size, and as many examples in a step."""
+    training = config.training
+    examples = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return _changed(
+        config, "training", per_device_train_batch_size=size, gradient_accumulation_steps=max(1, examples // size)
+    )
+
+
+def _variants(start: RunConfig) -> Iterator[RunConfig]:
+    """Configs in order of sacrifice."""
+    yield start
+    smallest = _changed(start, "training", gradient_checkpointing=True)
+    with_and_without = [smallest] if start.training.gradient_checkpointing else [start, smallest]
+    yield from with_and_without[1:]
+    if start.method.name in ("full", "freeze", "bitfit", "llama_pro", "norm_tuning"):
+        options = METHODS.load("lora").Options(name="lora")
+        yield from (config.model_copy(update={"method": options}) for config in with_and_without)
+        smallest = smallest.model_copy(update={"method": options})
+    cutoff = smallest.data.cutoff_length // 2
+    while cutoff >= SHORTEST_CUTOFF:
+        smallest = _changed(smallest, "data", cutoff_length=cutoff)
+        yield smallest
+        cutoff //= 2
+
+
+def _changed(config: RunConfig, section: str, **settings: Any) -> RunConfig:
+    part = getattr(config, section).model_copy(update=settings)
+    return config.model_copy(update={section: part})
+
+
+def _settings(start: RunConfig, end: RunConfig) -> tuple[str, ...]:
+    """What differs, as settings of a command line."""
+    found = []
+    if end.method.name != start.method.name:
+        found.append(f"method={end.method.name}")
+    for section, names in (
+        ("training", ("gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps")),
+        ("data", ("cutoff_length",)),
+    ):
+        for name in names:
+            value = getattr(getattr(end, section), name)
+            if value != getattr(getattr(start, section), name):
+                found.append(f"{section}.{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return tuple(found)

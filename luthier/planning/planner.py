@@ -1,0 +1,351 @@
+"""What a run will take: `plan` puts the parts together, `Planner` keeps what several plans of one run have in common."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from luthier.config.schema import RunConfig
+from luthier.data.batch import Batch
+from luthier.foundation.devices import resident_bytes
+from luthier.planning.calibration import Rates, calibrate
+from luthier.planning.hardware import Device, Hardware, this_machine
+from luthier.planning.heap import heap_here
+from luthier.planning.rows import Batches, batch_tokens
+from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
+from luthier.planning.strategies import Strategy, find_strategy, shares
+from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
+
+GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
+GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
+GPU_PRODUCTS, GPU_STREAMS = 0.5, 0.7  # shares of the data sheets' peaks that training reaches; not measured here
+GPU_SECONDS_PER_CALL = 8e-6  # Python, autograd and a kernel's start
+CPU_FIXED_BYTES = 500 * 1024**2  # Python with torch, transformers and peft
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device at the moment of the peak; all but the last three add up to `peak`.
+
+    Args:
+        activations: what the layers saved for backward, and work on. head: the output head's working memory.
+        gathered: of other devices, for a moment. allocator: kept beyond what lives. fixed: the process itself.
+        saved: all that the forward pass leaves for backward. all_gradients: when backward is done. host: offloaded.
+    """
+
+    weights: int
+    optimizer_states: int
+    gradients: int
+    activations: int
+    head: int
+    gathered: int
+    allocator: int
+    fixed: int
+    saved: int
+    all_gradients: int
+    host: int
+
+    @property
+    def peak(self) -> int:
+        """The largest sum."""
+        parts = (self.weights, self.optimizer_states, self.gradients, self.activations, self.head, self.gathered)
+        return sum(parts) + self.allocator + self.fixed
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values, the peak among them."""
+        return {**asdict(self), "peak": self.peak}
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """How long it takes.
+
+    Args:
+        seconds_per_run: 0 where the number of steps is not known.
+        measured_share: how much of a step's time was timed here; 0: reckoned from published figures.
+    """
+
+    seconds_per_step: float
+    seconds_per_run: float
+    tokens_per_second: float
+    measured_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes: of one checkpoint, and of all that the run keeps at one time, final model included."""
+
+    checkpoint: int
+    total: int
+
+
+@dataclass
+class Plan:
+    """What a run will take on some hardware.
+
+    Args:
+        route: segmented or padded. batch_tokens: of the longest batch.
+        memory, time: None where the model can't be traced; a remark says why.
+        fits: None where memory is None.
+        remarks: what a person should know, one sentence each.
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+    hardware: Hardware
+    strategy: Strategy
+    route: str
+    steps: int
+    steps_per_epoch: int | None
+    tokens_per_step: float
+    batch_tokens: int
+    memory: Memory | None
+    time: Time | None
+    disk: Disk
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def ranks(self) -> int:
+        """Devices that share a step."""
+        return self.hardware.count
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The largest memory of one device."""
+        return self.memory.peak if self.memory is not None else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of an optimizer step with all its batches."""
+        return self.time.seconds_per_step if self.time is not None else None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether one device holds it."""
+        return None if self.memory is None else self.memory.peak <= self.hardware.device.usable_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; docs/plan.md describes the keys."""
+        device = self.hardware.device
+        return {
+            "hardware": {"name": device.name, "devices": self.hardware.count, "memory_bytes": device.memory_bytes},
+            "strategy": self.strategy.name,
+            "runs_here": self.strategy.runs_here,
+            "route": self.route,
+            "longest_batch_tokens": self.batch_tokens,
+            "fits": self.fits,
+            "memory_bytes": self.memory.as_dict() if self.memory is not None else None,
+            "time": asdict(self.time) if self.time is not None else None,
+            "disk_bytes": asdict(self.disk),
+        }
+
+
+def plan(
+    config: RunConfig,
+    setup: PreparedRun,
+    *,
+    hardware: Hardware | None = None,
+    strategy: str | None = None,
+    with_time: bool = True,
+) -> Plan:
+    """What a run takes.
+
+    Args:
+        config: its settings, or others to be tried on the same data. setup: what `set_up` gave.
+        hardware: where it will run; None: here.
+        strategy: see `strategies`; None: single, or ddp on several devices.
+        with_time: whether to time operations, which takes five seconds here.
+    """
+    return Planner(Subject.of(setup), hardware, strategy).plan(config, with_time=with_time)
+
+
+class Planner:
+    """Plans of one run under several configs.
+
+    Args:
+        hardware: None: this machine's. strategy: None: single, or ddp on several devices.
+        fixed_bytes: memory that a process takes before it reads weights; None: what this one has now, where the plan is
+            for this machine's processor.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        hardware: Hardware | None = None,
+        strategy: str | None = None,
+        fixed_bytes: int | None = None,
+    ) -> None:
+        self.subject = subject
+        self.hardware = hardware or this_machine(subject.config.training.use_cpu)
+        self.strategy = find_strategy(strategy, self.hardware.count)
+        self._fixed = fixed_bytes
+        if fixed_bytes is None:
+            here = self.hardware.is_this_machine and self.device.kind == "cpu"
+            self._fixed = (
+                resident_bytes() if here else GPU_FIXED_BYTES if self.device.kind == "cuda" else CPU_FIXED_BYTES
+            )
+        self._models: dict[str, TracedModel] = {}
+        self._traces: dict[Any, tuple[StepTrace, int]] = {}
+
+    @property
+    def device(self) -> Device:
+        """One of the devices."""
+        return self.hardware.device
+
+    def plan(self, config: RunConfig | None = None, *, with_time: bool = True) -> Plan:
+        """What the run takes under a config; None: its own."""
+        config = config or self.subject.config
+        subject = self.subject.under(config)
+        model = self._model(subject)
+        batches = self._batches(subject, model)
+        remarks: list[str] = []
+        memory = time = None
+        try:
+            memory = self._memory(subject, model, batches)
+            time = self._time(subject, model, batches) if with_time else None
+        except UntraceableError as error:
+            remarks.append(f"memory and time are not known: the model's step could not be traced ({error})")
+        if not self.strategy.runs_here:
+            remarks.append(
+                f"luthier has no engine for {self.strategy.name} yet: this is what it would take, not what can be run"
+            )
+        if self.device.kind != "cpu":
+            remarks.append("figures for GPUs are reckoned: none of them has been measured on one")
+        return Plan(
+            trainable_parameters=model.count.trainable,
+            total_parameters=model.count.total,
+            hardware=self.hardware,
+            strategy=self.strategy,
+            route=model.scorer.route,
+            steps=batches.steps,
+            steps_per_epoch=batches.steps_per_epoch,
+            tokens_per_step=batches.tokens_per_step,
+            batch_tokens=batch_tokens(batches.longest, model.scorer),
+            memory=memory,
+            time=time,
+            disk=_disk(config, model, batches.steps),
+            remarks=remarks,
+        )
+
+    def memory(self, config: RunConfig) -> Memory:
+        """What one device holds at the peak, under a config.
+
+        Raises:
+            UntraceableError: the model's step can't be traced. ModelError: its method does not fit.
+        """
+        subject = self.subject.under(config)
+        model = self._model(subject)
+        return self._memory(subject, model, self._batches(subject, model))
+
+    def _model(self, subject: Subject) -> TracedModel:
+        config = subject.config
+        training = config.training
+        parts = (
+            config.model.model_dump_json(),
+            config.method.model_dump_json(),
+            str((training.gradient_checkpointing, training.bf16, training.fp16, training.pure_bf16, training.optim)),
+        )
+        key = "|".join(parts)
+        if key not in self._models:
+            self._models[key] = traced_model(subject, self.device)
+        return self._models[key]
+
+    def _batches(self, subject: Subject, model: TracedModel) -> Batches:
+        return subject.rows.batches(subject.config, self.hardware.count, model.scorer, subject.stage)
+
+    def _trace(self, subject: Subject, model: TracedModel, batch: Batch, further: bool) -> tuple[StepTrace, int]:
+        """A batch's trace, and what the allocator keeps beyond it."""
+        key = (id(model), batch.segments, batch.source_positions_N.numel(), further)
+        if key not in self._traces:
+            heap = None
+            if self.hardware.is_this_machine and self.device.kind == "cpu":
+                heap = heap_here(self.device.memory_bytes)
+            trace = trace_batch(
+                model.scorer,
+                subject.stage,
+                batch,
+                autocast=autocast_dtype(subject.config),
+                further=further,
+                heap=heap,
+            )
+            kept = max(0, heap.growth - trace.peak) if heap is not None and heap.complete else 0
+            if heap is not None:
+                heap.settle()
+            self._traces[key] = trace, kept
+        return self._traces[key]
+
+    def _memory(self, subject: Subject, model: TracedModel, batches: Batches) -> Memory:
+        further = batches.per_step > 1
+        trace, kept = self._trace(subject, model, batches.longest, further)
+        own = shares(
+            self.strategy,
+            self.hardware.count,
+            weights=model.weight_bytes,
+            states=model.optimizer_bytes,
+            gradients=min(trace.gradients, model.gradient_bytes),
+            unit=model.unit_bytes,
+        )
+        # gradients that backward has made by the moment of the peak; shared out as they come
+        share = own.gradients / trace.gradients if trace.gradients else 1.0
+        gradients = int(trace.gradients_at_peak * share)
+        activations = trace.peak - trace.gradients_at_peak
+        head = min(trace.head, activations) if trace.moment == "head" else 0
+        if gradients + activations < own.gradients:  # the update is the peak: all gradients, no activations
+            gradients, activations, head = own.gradients, 0, 0
+        if self.device.kind == "cuda":
+            kept = int(GPU_HOLES * (activations + gradients))
+        return Memory(
+            weights=own.weights,
+            optimizer_states=own.optimizer_states,
+            gradients=gradients,
+            activations=activations - head,
+            head=head,
+            gathered=own.gathered,
+            allocator=kept,
+            fixed=self._fixed or 0,
+            saved=trace.saved,
+            all_gradients=own.gradients,
+            host=own.host,
+        )
+
+    def _time(self, subject: Subject, model: TracedModel, batches: Batches) -> Time:
+        trace, _ = self._trace(subject, model, batches.usual, False)
+        rates = self._rates(trace)
+        update = (3 * trace.gradients + 2 * model.trained_bytes + 2 * model.optimizer_bytes) / rates.bytes_per_second
+        step = batches.per_step * rates.seconds(trace.operations) + update
+        step += self._link_seconds(model, trace)
+        return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)
+
+    def _rates(self, trace: StepTrace) -> Rates:
+        if self.hardware.is_this_machine and self.device.kind == "cpu":
+            return calibrate(trace.operations)
+        device = self.device
+        return Rates(
+            flops_per_second=(device.flops_per_second or 50e12) * GPU_PRODUCTS,
+            float32_flops=(device.float32_flops or 10e12) * GPU_PRODUCTS,
+            bytes_per_second=(device.bytes_per_second or 500e9) * GPU_STREAMS,
+            seconds_per_call=GPU_SECONDS_PER_CALL,
+        )
+
+    def _link_seconds(self, model: TracedModel, trace: StepTrace) -> float:
+        """What goes between devices in a step, at half the link's two-way rate; computing meanwhile is not reckoned with."""
+        count, device = self.hardware.count, self.device
+        if count == 1 or not device.link_bytes_per_second:
+            return 0.0
+        moved = model.weight_bytes if self.strategy.shards_weights else trace.gradients
+        return self.strategy.link_passes * moved * (count - 1) / count / (device.link_bytes_per_second / 2)
+
+
+def _disk(config: RunConfig, model: TracedModel, steps: int) -> Disk:
+    """Checkpoints and the final model; the old one goes only after the new one is there."""
+    training = config.training
+    checkpoint = model.saved_bytes + model.optimizer_bytes
+    if training.save_strategy == "no":
+        return Disk(checkpoint, model.saved_bytes)
+    made = max(1, round(training.num_train_epochs)) if training.save_strategy == "epoch" else None
+    if training.save_strategy == "steps":
+        every = training.save_steps if training.save_steps >= 1 else training.save_steps * max(steps, 1)
+        made = int(steps // max(every, 1)) if steps else None
+    limit = training.save_total_limit + 1 if training.save_total_limit is not None else None
+    kept = min((number for number in (made, limit) if number is not None), default=1)
+    return Disk(checkpoint, kept * checkpoint + model.saved_bytes)

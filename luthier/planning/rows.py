@@ -1,0 +1,170 @@
+"""The batches of a run, as far as a plan needs them: the longest one decides the memory, a usual one the time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier.config.schema import RunConfig
+from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.records import Origin
+from luthier.scoring.scorer import Scorer
+from luthier.training.grouping import pack_step, packing_of
+from luthier.training.reference import name_of
+from luthier.training.schedule import IndexedSchedule, Schedule
+from luthier.training.stage import Stage
+
+EPOCHS_LOOKED_AT = 3  # their longest batch is near the longest of any shuffle
+STEPS_PACKED = 3  # of those with the most tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Two batches of a run.
+
+    Args:
+        longest: the one that takes the most memory. usual: one near the mean.
+        per_step: batches that a device computes in a step.
+        steps: optimizer steps of the run, 0 where nobody knows. steps_per_epoch: None likewise.
+        tokens_per_step: on all devices, padding not counted.
+    """
+
+    longest: Batch
+    usual: Batch
+    per_step: int
+    steps: int
+    steps_per_epoch: int | None
+    tokens_per_step: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows.
+
+    Args:
+        examples: them; empty where there is no set to look at (a stream, a model without tokenizer).
+        token_counts: tokens of each example, int64 [E].
+        schedule: which of them form a step.
+    """
+
+    examples: Sequence[TokenizedExample] = ()
+    token_counts: Any = None
+    schedule: IndexedSchedule | None = None
+
+    @classmethod
+    def of(cls, examples: Any, schedule: Schedule) -> Rows:
+        """Prepared rows."""
+        if not isinstance(schedule, IndexedSchedule) or not len(examples):
+            return cls()
+        return cls(examples, examples.token_counts, schedule)
+
+    def batches(self, config: RunConfig, ranks: int, scorer: Scorer, stage: Stage) -> Batches:
+        """The batches that count under a config, whose batch size and cutoff_length may differ from the prepared rows'.
+
+        Args:
+            ranks: devices that share a step.
+        """
+        training = config.training
+        packing = packing_of(scorer, training)
+        size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        schedule = self.schedule
+        if schedule is None:
+            rows = [_row(config.data.cutoff_length, number) for number in range(size)]
+            found = pack_step([rows], packing)
+            batch = _for_stage(max(found, key=_tokens), stage)
+            tokens = float(size * accumulation * ranks * config.data.cutoff_length)
+            return Batches(batch, batch, accumulation * len(found), max(training.max_steps, 0), None, tokens)
+        schedule = replace(
+            schedule,
+            batch_size=size,
+            accumulation=accumulation,
+            epochs=training.num_train_epochs,
+            max_steps=training.max_steps,
+            rank=0,
+            world_size=ranks,
+        )
+        cutoff = config.data.cutoff_length
+        counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
+        steps = _steps(schedule)
+        work = np.array([max(_cost(counts[batch], scorer) for batch in step) for step in steps])
+
+        def packed(index: int) -> list[Batch]:
+            drawn = [[cut(self.examples[row], cutoff) for row in batch] for batch in steps[index]]
+            return pack_step(drawn, packing)
+
+        longest = [batch for index in np.argsort(-work)[:STEPS_PACKED] for batch in packed(int(index))]
+        full = [
+            index for index, step in enumerate(steps) if sum(map(len, step)) == max(sum(map(len, s)) for s in steps)
+        ]
+        middle = min(full, key=lambda index: abs(work[index] - work[full].mean()))
+        usual = packed(middle)
+        mean = sum(map(_tokens, usual)) / len(usual)
+        return Batches(
+            _for_stage(max(longest, key=lambda batch: _laid_down(batch, scorer)), stage),
+            _for_stage(min(usual, key=lambda batch: abs(_tokens(batch) - mean)), stage),
+            len(usual),
+            schedule.total_steps,
+            schedule.steps_per_epoch,
+            float(counts.mean() * min(schedule.examples_per_step, len(counts))),
+        )
+
+
+def cut(example: TokenizedExample, cutoff: int) -> TokenizedExample:
+    """An example with sequences of at most `cutoff` tokens."""
+    if all(len(sequence.input_ids) <= cutoff for sequence in example.sequences):
+        return example
+    sequences = tuple(TokenSequence(part.input_ids[:cutoff], part.weights[:cutoff]) for part in example.sequences)
+    return replace(example, sequences=sequences)
+
+
+def batch_tokens(batch: Batch, scorer: Scorer) -> int:
+    """Tokens that are computed of a batch, padding included."""
+    return int(_laid_down(batch, scorer))
+
+
+def _row(length: int, number: int) -> TokenizedExample:
+    """A row of tokens that are all trained, and that begins like no other."""
+    tokens = TokenSequence((number,) + (0,) * (length - 1), (0.0,) + (1.0,) * (length - 1))
+    return TokenizedExample((tokens,), Origin("", number), length)
+
+
+def _steps(schedule: IndexedSchedule) -> list[list[list[int]]]:
+    """The rows of each batch of each step, of the first epochs."""
+    epochs = range(min(EPOCHS_LOOKED_AT, schedule.total_epochs))
+    places = itertools.product(epochs, range(schedule.steps_per_epoch))
+    return [found for place in places if (found := schedule.indices(*place))]
+
+
+def _cost(lengths: Any, scorer: Scorer) -> float:
+    if scorer.route == "padded":
+        return float(len(lengths) * lengths.max())
+    return float(lengths.sum())
+
+
+def _tokens(batch: Batch) -> int:
+    return len(batch.input_ids_T)
+
+
+def _laid_down(batch: Batch, scorer: Scorer) -> int:
+    """Tokens of a packed row, or of padded rows."""
+    if scorer.route == "segmented":
+        return _tokens(batch)
+    lengths: list[int] = []
+    for segment in batch.segments:
+        before = lengths[segment.parent] if segment.parent is not None else 0
+        lengths.append(before + segment.end - segment.start)
+    return len(batch.leaves) * max(lengths)
+
+
+def _for_stage(batch: Batch, stage: Stage) -> Batch:
+    """The batch with what its stage computes of the examples beforehand: the reference's log-probabilities."""
+    if not getattr(stage, "reference", False):
+        return batch
+    examples = len(batch.leaves) // 2
+    return replace(batch, extras={**batch.extras, **{name_of(number): torch.zeros(examples) for number in range(2)}})

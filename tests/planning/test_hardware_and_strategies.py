@@ -1,0 +1,87 @@
+"""Devices by name, and what each holds under a strategy."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.foundation.errors import UserError
+from luthier.planning.hardware import CARDS, GIB, parse_hardware, this_machine
+from luthier.planning.strategies import BUCKET_BYTES, STRATEGIES, find_strategy, shares
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "count", "gib"),
+    [
+        ("1x24GB", "24GB", 1, 24),
+        ("8x80GB", "80GB", 8, 80),
+        ("24gb", "24GB", 1, 24),
+        ("4 x A100-80GB", "A100-80GB", 4, 80),
+        ("rtx 4090", "RTX4090", 1, 24),
+        ("4090", "RTX4090", 1, 24),
+        ("2xNVIDIA L40S", "L40S", 2, 48),
+        ("a100", "A100-80GB", 1, 80),
+        ("1x7.5GB", "7.5GB", 1, 7.5),
+    ],
+)
+def test_hardware_by_name(text: str, name: str, count: int, gib: float) -> None:
+    found = parse_hardware(text)
+    assert (found.device.name, found.count, found.device.memory_bytes) == (name, count, int(gib * GIB))
+    assert not found.is_this_machine
+
+
+@pytest.mark.parametrize("text", ["", "0x24GB", "x24GB", "8x", "A1000"])
+def test_unknown_hardware_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        parse_hardware(text)
+
+
+def test_a_misspelt_card_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match="RTX4090"):
+        parse_hardware("rtx4091")
+
+
+def test_the_table_of_cards_is_in_order() -> None:
+    for card in CARDS.values():
+        assert card.source and card.memory_bytes and card.flops_per_second > card.float32_flops > 0
+        assert card.bytes_per_second > card.link_bytes_per_second > 0, card.name
+
+
+def test_this_machine_is_where_operations_are_timed() -> None:
+    found = this_machine(use_cpu=True)
+    assert found.is_this_machine and found.device.kind == "cpu" and found.device.memory_bytes > GIB
+
+
+# a model of 7 billion parameters trained whole by Adam in mixed precision, on 64 devices: figure 1 of the ZeRO paper counts
+# 2 + 2 + 12 bytes for each parameter, and gets 31.4, 16.6 and 1.9 GB for its three stages with 7.5 billion
+@pytest.mark.parametrize(("name", "gigabytes"), [("ddp", 120), ("zero-1", 31.4), ("zero-2", 16.6), ("zero-3", 1.9)])
+def test_shares_are_those_of_the_zero_paper(name: str, gigabytes: float) -> None:
+    count = 7_500_000_000
+    found = shares(STRATEGIES[name], 64, weights=2 * count, gradients=2 * count, states=12 * count, unit=0)
+    assert (found.weights + found.gradients + found.optimizer_states) / GB == pytest.approx(gigabytes, abs=0.06)
+    assert found.gathered == BUCKET_BYTES and found.host == 0
+
+
+def test_what_is_gathered_and_what_waits_in_the_host() -> None:
+    sizes = {"weights": 100 * GB, "gradients": 1 * GB, "states": 2 * GB, "unit": 3 * GB}
+    whole = shares(STRATEGIES["single"], 1, **sizes)
+    assert (whole.weights, whole.gradients, whole.optimizer_states, whole.gathered) == (100 * GB, GB, 2 * GB, 0)
+    sharded = shares(STRATEGIES["fsdp"], 4, **sizes)
+    assert sharded.weights == 25 * GB and sharded.gathered == BUCKET_BYTES + 6 * GB
+    offloaded = shares(STRATEGIES["offload"], 4, **sizes)
+    assert offloaded.weights == offloaded.optimizer_states == 0
+    assert offloaded.host == sharded.weights + sharded.gradients + sharded.optimizer_states
+
+
+def test_strategies_by_name() -> None:
+    assert find_strategy(None, 1).name == "single" and find_strategy(None, 2).name == "ddp"
+    assert find_strategy("ZeRO_2", 2).name == "zero-2" and find_strategy("zero3", 8).name == "zero-3"
+    with pytest.raises(UserError, match="zero-1"):
+        find_strategy("zero-4", 2)
+    with pytest.raises(UserError, match="one device"):
+        find_strategy("single", 2)
+
+
+def test_strategies_say_whether_they_run() -> None:
+    assert STRATEGIES["single"].runs_here and STRATEGIES["ddp"].runs_here

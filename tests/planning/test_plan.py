@@ -1,0 +1,186 @@
+"""Plans of tiny runs: their parts, and what to change where they don't fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.cli import main
+from luthier.commands.setup import set_up
+from luthier.config.loading import load
+from luthier.config.schema import RunConfig
+from luthier.foundation.errors import UserError
+from luthier.planning.advice import advise
+from luthier.planning.hardware import Device, Hardware
+from luthier.planning.planner import Memory, Planner, plan
+from luthier.planning.subject import Subject
+from tests.tiny import config_for
+
+CARD = Device("card", 2**34, 100e12, 20e12, 1e12, 1e11, kind="cuda")
+
+
+def planner_for(
+    tiny_llama: Path, rows: Path, tmp_path: Path, *overrides: str, devices: int = 1, strategy: str | None = None
+) -> Planner:
+    config = load(config_for(tiny_llama, rows, tmp_path / "run"), overrides)
+    return Planner(Subject.of(set_up(config, say=lambda text: None)), Hardware(CARD, devices), strategy)
+
+
+def memory_of(planner: Planner) -> Memory:
+    found = planner.plan(with_time=False).memory
+    assert found is not None
+    return found
+
+
+def test_the_parts_of_full_tuning(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    planner = planner_for(tiny_llama, rows, tmp_path, "method=full")
+    found = planner.plan(with_time=False)
+    count, memory = found.total_parameters, found.memory
+    assert found.trainable_parameters == count and memory is not None
+    buffers = memory.weights - 4 * count  # rotary frequencies
+    assert 0 <= buffers <= 64
+    assert memory.all_gradients == 4 * count
+    assert memory.optimizer_states == pytest.approx(8 * count, rel=1e-3)  # two moments in float32
+    parts = ("weights", "optimizer_states", "gradients", "activations", "head", "gathered", "allocator", "fixed")
+    assert memory.peak == sum(getattr(memory, part) for part in parts)
+    assert found.disk.checkpoint == memory.weights + memory.optimizer_states
+
+
+def test_what_is_trained_is_what_costs(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    full = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full"))
+    lora = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=lora"))
+    assert lora.optimizer_states < 0.3 * full.optimizer_states and lora.all_gradients < 0.3 * full.all_gradients
+    assert lora.weights > full.weights  # its factors stand beside
+
+
+def test_precisions_of_a_device(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    plain = memory_of(planner_for(tiny_llama, rows, tmp_path))
+    half = memory_of(planner_for(tiny_llama, rows, tmp_path, "model.dtype=bfloat16"))
+    assert 0.5 * plain.weights < half.weights < 0.75 * plain.weights  # the factors stay float32
+    whole = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full", "model.dtype=bfloat16"))
+    assert whole.weights == memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full")).weights
+    pure = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full", "training.pure_bf16=true"))
+    assert pure.weights < 0.52 * whole.weights and pure.all_gradients == whole.all_gradients // 2
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero-1", "zero-2", "zero-3", "fsdp", "offload"])
+def test_sharing_takes_less(strategy: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    alone = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full"))
+    planner = planner_for(tiny_llama, rows, tmp_path, "method=full", devices=4, strategy=strategy)
+    found = planner.plan(with_time=False)
+    shared = found.memory
+    assert shared is not None
+    own, whole = shared.weights + shared.optimizer_states, alone.weights + alone.optimizer_states
+    assert own <= whole and (own < whole) == (strategy != "ddp")
+    assert (shared.host > 0) == (strategy == "offload")
+    told = any(f"no engine for {strategy} yet" in remark for remark in found.remarks)
+    assert told != found.strategy.runs_here
+
+
+def test_time_grows_with_the_work(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    def seconds(*overrides: str) -> float:
+        found = planner_for(tiny_llama, rows, tmp_path, *overrides).plan().seconds_per_step
+        assert found is not None
+        return found
+
+    assert seconds("training.gradient_accumulation_steps=3") > 2.5 * seconds()
+
+
+def test_it_is_timed_here(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = load(config_for(tiny_llama, rows, tmp_path / "run"))
+    found = plan(config, set_up(config, say=lambda text: None))
+    assert found.hardware.is_this_machine and found.time is not None and found.memory is not None
+    assert found.time.measured_share > 0.9
+    assert 1e-3 < found.time.seconds_per_step < 60
+    assert found.time.seconds_per_run == pytest.approx(12 * found.time.seconds_per_step)
+    assert found.fits
+    assert found.memory.fixed > 100 * 2**20  # Python and torch
+
+
+def room_for(planner: Planner, bytes_left: int) -> Planner:
+    """The same plan on a device that has little more than the process takes."""
+    small = replace(CARD, memory_bytes=round((planner._fixed + bytes_left) / 0.95) + 1)
+    return Planner(planner.subject, Hardware(small))
+
+
+def need(planner: Planner, config: RunConfig) -> int:
+    return planner.memory(config).peak - planner._fixed
+
+
+def test_nothing_is_advised_where_it_fits(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    planner = planner_for(tiny_llama, rows, tmp_path)
+    assert advise(planner) is None
+
+
+def test_the_smallest_sacrifice_is_advised(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    planner = planner_for(tiny_llama, rows, tmp_path, "training.per_device_train_batch_size=2")
+    config = planner.subject.config
+
+    def under(**training: Any) -> RunConfig:
+        return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+    one = under(per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    needs = [need(planner, each) for each in (config, one)]
+    assert needs[0] > needs[1]
+    advice = advise(room_for(planner, needs[1]))
+    assert advice is not None and advice.fits
+    assert advice.settings == (
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=2",
+    )
+    advice = advise(room_for(planner, needs[1] - 1))
+    assert advice is not None and "training.gradient_checkpointing=true" in advice.settings
+    assert advice.peak_bytes < needs[1] + planner._fixed
+
+
+def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    planner = planner_for(
+        tiny_llama, rows, tmp_path, "method=full", "data.cutoff_length=128", "training.gradient_checkpointing=true",
+        "training.per_device_train_batch_size=1",
+    )  # fmt: skip
+    lora = planner.subject.config.model_copy(update={"method": load({"model": "m", "data": {"train": "a"}}).method})
+    advice = advise(room_for(planner, need(planner, lora)))
+    assert advice is not None and advice.fits and advice.settings[0] == "method=lora"
+    advice = advise(room_for(planner, 1000))
+    assert advice is not None and not advice.fits
+    assert "data.cutoff_length=64" in advice.settings
+
+
+SHAPE = ["plan", "--model-shape", "smollm2-135m", "--hardware", "1x24GB", "method=lora", "data.cutoff_length=128"]
+
+
+def test_a_shape_is_planned_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHAPE, "training.max_steps=5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["total_parameters"] == 134_515_008 + 2_442_240
+    assert found["hardware"] == {"name": "24GB", "devices": 1, "memory_bytes": 24 * 2**30}
+    assert found["strategy"] == "single" and found["fits"] is True and found["advice"] is None
+    assert found["longest_batch_tokens"] == 4 * 128
+    assert found["memory_bytes"]["peak"] > found["memory_bytes"]["weights"] > 2 * 134_515_008
+    assert found["time"]["seconds_per_run"] == pytest.approx(5 * found["time"]["seconds_per_step"])
+    assert found["total_steps"] == 5 and found["steps_per_epoch"] is None
+
+
+def test_a_shape_stands_in_for_a_hub_that_does_not_answer(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = [f"data.train={rows}", "data.cutoff_length=64", "training.per_device_train_batch_size=1"]
+    arguments = ["plan", "model=Qwen/Qwen2.5-0.5B-Instruct", *settings, "--hardware", "1x24GB"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "494,032,768" not in text and "published shape" in text
+    assert "It fits." in text
+    arguments[1] = "model=nobody/nothing-like-it"
+    assert main(arguments) == 2
+
+
+def test_stages_that_must_see_their_rows_are_refused_on_a_shape() -> None:
+    with pytest.raises(UserError, match="classification"):
+        from luthier.commands.plan import plan as command
+
+        command(None, ["stage=classification"], model_shape="smollm2-135m", hardware="1x24GB")
