@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.planning.step_trace import Operation, Shape, shapes_in
+from luthier.planning.tracker import Operation, Shape, shapes_in
 
 SECONDS = 5.0
 SECONDS_OF_ONE = 0.15  # of timing one operation
