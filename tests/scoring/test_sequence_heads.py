@@ -64,6 +64,17 @@ def test_decoders_equal_transformers_own_forward(kind: str, route: str) -> None:
     assert all((found[name] - expected[name]).norm() < TOLERANCE * scale for name in expected)
 
 
+def test_texts_that_share_their_beginning_are_read_each_at_its_own_end() -> None:
+    """One is the beginning of another, and one stands there twice."""
+    rows = [[5, 6, 7], [5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 10], [5, 6, 7, PAD]]
+    examples = [example(row, [0.0] * len(row)) for row in rows]
+    scorer = Scorer(classifier("llama"), "segmented", pad_token_id=PAD)
+    with torch.no_grad():
+        apart, shared = (scorer(pack(examples, share), HeadAt())[HeadAt()] for share in (False, True))
+    assert len(pack(examples, share=True).input_ids_T) < sum(map(len, rows))
+    assert relative(shared, apart) < TOLERANCE
+
+
 def test_a_head_under_an_adapter_is_the_trained_copy() -> None:
     model = get_peft_model(classifier("llama"), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
     model.base_model.model.score.modules_to_save["default"].weight.data.normal_()

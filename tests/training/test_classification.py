@@ -156,6 +156,20 @@ def test_the_loss_is_torchs_weighted_mean_however_a_step_is_cut(
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_sets_that_are_measured_apart(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    held = [write_json_lines(tmp_path / f"{name}.jsonl", labelled_rows(6, seed)) for seed, name in enumerate("ab")]
+    settings = {"max_steps": 1, "save_strategy": "no", "metric_for_best_model": "b_accuracy"}
+    config = classification_config(tiny_llama, data, tmp_path / "run", "lora", **settings)
+    config["data"] |= {"validation": [str(path) for path in held], "evaluate_each": True}
+    result = luthier.train(config)
+    line = next(line for line in result.history if "eval_loss" in line)
+    assert line["eval_accuracy"] == pytest.approx((line["eval_a_accuracy"] + line["eval_b_accuracy"]) / 2)
+    assert result.best_metric == line["eval_b_accuracy"] and "eval_a_matthews" in line
+    assert [row["file"] for row in lines(tmp_path / "run" / "predictions.jsonl")] == [str(held[0])] * 6 + [
+        str(held[1])
+    ] * 6
+
+
 def test_balanced_classes_count_alike() -> None:
     stage = classification.build(classification.Options(class_weights="balanced"))
     stage.labelling.labels = ("a", "b")
