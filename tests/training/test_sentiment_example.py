@@ -36,5 +36,5 @@ def test_two_epochs_on_2000_rows_of_sst2(tmp_path: Path) -> None:
     config["training"] |= {"num_train_epochs": 2, "save_strategy": "no"}
     del config["training"]["save_total_limit"]
     result = luthier.train({**config, "output_dir": str(tmp_path / "run")})
-    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 871
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 872
     assert result.test_metrics["accuracy"] >= 0.80
