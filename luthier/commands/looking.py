@@ -22,7 +22,6 @@ from luthier.foundation.devices import choose_device, fast_precisions
 from luthier.foundation.errors import DataError, UserError
 from luthier.model import loading
 from luthier.planning.auto import Facts, Kind
-from luthier.planning.reckoning import measured_rate
 
 SAMPLE = 1000  # rows that are tokenized to know their lengths
 LONGEST = 32_768  # tokens that a row is looked at
@@ -33,7 +32,6 @@ STAGE_OF: dict[Kind, str] = {
     "classes": "classification",
     "numbers": "regression",
 }
-WORTH_IT = 2  # times as fast that 16 bits must be on a processor
 ANOTHER_TEMPLATE = 0.05  # share of rows that a template may refuse before the next one is tried
 
 
@@ -200,12 +198,9 @@ def _reads_both_ways(setup: Setup) -> bool:
 
 
 def _precision(device: Any) -> str:
-    fast = fast_precisions(device)
-    if "bfloat16" not in fast or device.type == "mps":
-        return "fp16" if device.type == "cuda" else ""
-    if device.type == "cpu" and measured_rate("cpu", "bf16") < WORTH_IT * measured_rate("cpu", ""):
-        return ""  # it has the instructions, and is not the faster for them
-    return "bf16"
+    if device.type != "cuda":
+        return ""
+    return "bf16" if "bfloat16" in fast_precisions(device) else "fp16"
 
 
 def _free_bytes(device: Any) -> int:
