@@ -18,8 +18,11 @@ from luthier.config.migration.writing import nested
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.registry import nearest
 
-FIRST = ("stage", "finetuning_type", "full_finetune", "optim", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon",
-         "deepspeed", "fsdp")  # they choose the plug-ins whose settings the others are  # fmt: skip
+# they choose the plug-ins whose settings the others are
+FIRST = (
+    "stage", "finetuning_type", "full_finetune", "optim", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon",
+    "deepspeed", "fsdp",
+)  # fmt: skip
 OTHERS = {  # keys by which other tools' configs are known
     "axolotl": ("base_model", "datasets", "sequence_len", "micro_batch_size", "adapter"),
     "ms-swift": ("model_type", "sft_type", "train_type", "torch_dtype", "tuner_type"),
@@ -91,11 +94,9 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
     case = Case(given, _is_old(source, given), _work(source, given), _before_0_9(source))
     writer = _Writer(_chosen(case))
     answers: dict[str, Answer] = dict(wrong)
-    for name in sorted(
-        source.args, key=lambda name: table().canonical(name) not in FIRST if name in table().keys else True
-    ):
-        if name not in answers:
-            answers[name] = _answer(case, name, given.get(table().canonical(name)), writer, verbs)
+    known = [name for name in source.args if name not in answers]
+    for name in sorted(known, key=lambda name: table().canonical(name) not in FIRST):
+        answers[name] = _answer(case, name, given.get(table().canonical(name)), writer, verbs)
     added = _add_defaults(case, writer) if case.work == "train" else {}
     outcomes = tuple(
         Outcome(name, "(hidden)" if name in SECRETS else value, answer.status, answer.settings, answer.note)
@@ -109,7 +110,12 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
             for name in FIRST[:3]
             if name in answers and answers[name].status == "refused"
         ]
-        problems += [f"{name} is missing" for name in ("model_name_or_path", "dataset") if case.value(name) is None]
+        needed = (
+            "model_name_or_path",
+            "dataset",
+            *(("lora_target",) if case.value("finetuning_type") == "lora" else ()),
+        )
+        problems += [f"{name} is missing" for name in needed if case.value(name) is None]
         if not problems:
             config = nested(writer.settings)
             problems += _problems_of(config)

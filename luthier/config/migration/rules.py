@@ -194,8 +194,6 @@ def modules(case: Case, key: str, value: Any) -> Answer:
         target = "training.optim.target_modules"
     target = target or "method.target_modules"
     if value is None:
-        if key == "lora_target" and case.old:
-            return refused("that version of LLaMA-Factory needs lora_target", wrong=True)
         return mapped()
     listed = names(value)
     if listed == ["all"]:
@@ -217,6 +215,10 @@ def pissa(case: Case, key: str, value: Any) -> Answer:
 
 def freeze_layers(case: Case, key: str, value: Any) -> Answer:
     """Whole layers, or named modules of some layers: those luthier takes by their full name."""
+    if case.value("use_llama_pro"):
+        return mapped(
+            note="method.num_new_layers" if key == "freeze_trainable_layers" else "the new layers learn whole"
+        )
     parts = names(case.value("freeze_trainable_modules") or "all")
     extra = names(case.value("freeze_extra_modules") or ())
     layers = case.value("freeze_trainable_layers")

@@ -125,6 +125,13 @@ def test_old_names_mean_the_same() -> None:
     assert config(old) == config(new)
 
 
+def test_that_old_version_needs_its_modules_named() -> None:
+    assert of(max_source_length=512, max_target_length=128).problems == ("lora_target is missing",)
+    assert (
+        config(of(max_source_length=512, max_target_length=128, lora_target="q_proj"))["data"]["cutoff_length"] == 640
+    )
+
+
 def test_an_old_name_that_contradicts_the_new_is_wrong() -> None:
     found = of(eval_strategy="no", evaluation_strategy="steps")
     assert found.problems == ("evaluation_strategy: it is an older name of eval_strategy, which is 'no' here",)
