@@ -142,7 +142,7 @@ def test_both_readmes_show_the_same_commands_and_configs() -> None:
     assert command_lines(english) == command_lines(chinese)
     assert blocks(english, "yaml", "python") == blocks(chinese, "yaml", "python")
     links = [sorted({link for link in LINK.findall(page.read_text()) if "README" not in link}) for page in READMES]
-    assert set(links[1]) | {"benchmarks/results/sft_speed.json"} == set(links[0])
+    assert set(links[1]) | {"benchmarks/results/sft.json"} == set(links[0])
 
 
 def test_make_targets_exist() -> None:
