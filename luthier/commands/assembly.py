@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from luthier.commands import run_folder
 from luthier.commands.calibration import calibration_batches
+from luthier.commands.precomputed import with_reference, with_trunk
 from luthier.commands.setup import Setup
-from luthier.config.loading import dump
 from luthier.config.model_section import QuantizationConfig
 from luthier.config.schema import RunConfig
-from luthier.data.examples import TokenizedExample
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import human_bytes, whole_folder
 from luthier.foundation.progress import say
@@ -38,7 +35,6 @@ from luthier.training.grouping import packing_of
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
-from luthier.training.reference import Reference
 from luthier.training.run import Fit
 
 
@@ -66,7 +62,8 @@ def assemble(
     packing = packing_of(scorer, config.training)
     share_in_evaluation = scorer.may_share(training=False) and config.training.prefix_sharing != "off"
     prepared = engine.prepare(scorer)
-    sets = _with_reference(setup, engine, prepared, share_in_evaluation)
+    sets = with_reference(setup, engine, prepared, share_in_evaluation)
+    packing = with_trunk(setup, engine, scorer, packing, folder)
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
     bridge = Bridge(config, setup.schedule, [*callbacks, *setup.method.callbacks(tuned)])
@@ -101,29 +98,6 @@ def assemble(
         say=say,
         resume_command=resume_command,
     )
-
-
-def _with_reference(
-    setup: Setup, engine: Engine, scorer: nn.Module, share: bool
-) -> dict[str, Sequence[TokenizedExample]]:
-    """The run's examples by split; where the stage asks for it, with the log-probabilities of the model as it is now."""
-    data, config = setup.data, setup.config
-    splits: dict[str, Sequence[TokenizedExample]]
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    splits |= {f"validation {name}": part for name, part in data.validation_sets.items()}
-    if not setup.stage.reference:
-        return splits
-    told = dump(config)
-    identity = {
-        "model": [setup.source.fingerprint, told["model"], told["method"], config.training.seed],
-        "data": data.fingerprint,
-        "precision": [config.training.bf16, config.training.fp16, config.training.pure_bf16],
-        "device": str(engine.device.type),
-        "versions": run_folder.versions(),
-    }
-    size = config.training.per_device_eval_batch_size
-    reference = Reference(scorer, engine, identity, size, share, say)
-    return {name: reference.examples(name, examples) for name, examples in splits.items()}
 
 
 def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path | None) -> nn.Module:

@@ -33,7 +33,8 @@ FILES = (
     "rejected.jsonl",
     "predictions.jsonl",
 )
-FOLDERS = ("checkpoints", "final", "base", "tensorboard")
+TRUNK = "trunk"  # gone when the run ends
+FOLDERS = ("checkpoints", "final", "base", "tensorboard", TRUNK)
 LEARNT = ("checkpoints", "final", "metrics.jsonl")  # a folder with none of these holds nothing worth keeping
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "safetensors")
 # a resumed run must be the run it goes on with

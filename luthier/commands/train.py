@@ -284,6 +284,7 @@ def _leave_behind(
     from luthier.training.metrics_log import plot_losses
 
     _write_final(run, folder, setup)
+    shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
     if any(found is not None and found.outcomes_EC is not None for found in held.values()):
         write_predictions(folder / "predictions.jsonl", setup, held)
     write_json(folder / "trainer_state.json", run.bridge.export())

@@ -63,6 +63,12 @@ class TrainingConfig(Section):
         description="A batch holds at most so many tokens, what is shared counted once, however many examples that is: the "
         "examples of a step are dealt out anew. Unset: per_device_train_batch_size examples.",
     )
+    trunk_cache_limit_gib: float = Field(
+        16.0,
+        ge=0,
+        description="Where the lowest layers do not learn, keep the states that leave them on disk, so that later epochs "
+        "begin above them; at most so many GiB, else they are computed in every epoch. 0: never.",
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,

@@ -41,6 +41,7 @@ class Batch:
         weights_N: float32 [N], loss weight, above 0.
         sequence_of_source_N: int64 [N], which sequence of the batch (answers counted through its examples) it is of.
         tokens: real tokens of the examples; a shared token counts once for each example.
+        trunk_rows_T: int64 [T], where each token's states stand in the trunk (`luthier.scoring.trunk`); None: nowhere.
         leaves: of each sequence, the index of the segment whose last token is its last.
         extras: what else the stage needs.
     """
@@ -54,6 +55,7 @@ class Batch:
     sequence_of_source_N: Tensor
     tokens: int
     leaves: tuple[int, ...]
+    trunk_rows_T: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:

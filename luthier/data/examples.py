@@ -43,12 +43,14 @@ class TokenizedExample:
         origin: the row it came from (of a pretraining block: the row of its first token).
         untruncated_length: tokens before anything was cut.
         extras: numbers that the stage needs (labels, margins).
+        number: its place in the set that it is kept in; None where it is in none.
     """
 
     sequences: tuple[TokenSequence, ...]
     origin: Origin
     untruncated_length: int
     extras: Mapping[str, float] = field(default_factory=dict)
+    number: int | None = None
 
     @property
     def tokens(self) -> int:

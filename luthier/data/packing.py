@@ -14,12 +14,13 @@ from luthier.data.examples import TokenizedExample
 from luthier.data.sharing import Part, shared, unshared
 
 
-def pack(examples: Sequence[TokenizedExample], share: bool = False) -> Batch:
+def pack(examples: Sequence[TokenizedExample], share: bool = False, trunk_starts: Sequence[int] | None = None) -> Batch:
     """One batch of all sequences of the examples.
 
     Args:
         share: lay down once what several sequences begin with (see `luthier.data.sharing`), instead of each sequence as
             a root of the forest. Targets stay those of each sequence, in the sequences' order, with their own weights.
+        trunk_starts: of each example of the set that these are of, by its number, where its tokens begin in the trunk.
 
     Raises:
         ValueError: no example, or a sequence without tokens.
@@ -64,6 +65,7 @@ def pack(examples: Sequence[TokenizedExample], share: bool = False) -> Batch:
         sequence_of_source_N=torch.tensor(sequence_of_source, dtype=torch.long),
         tokens=sum(example.tokens for example in examples),
         leaves=tuple(leaf_of),
+        trunk_rows_T=_trunk_rows(examples, parts, trunk_starts) if trunk_starts is not None else None,
         extras=_extras(examples),
     )
 
@@ -78,6 +80,22 @@ def _extras(examples: Sequence[TokenizedExample]) -> dict[str, torch.Tensor]:
     if any(example.extras.keys() != names for example in examples):
         raise ValueError(f"examples of one batch have different extras: {[sorted(item.extras) for item in examples]}")
     return {name: torch.tensor([float(example.extras[name]) for example in examples]) for name in names}
+
+
+def _trunk_rows(
+    examples: Sequence[TokenizedExample], parts: Sequence[Part], trunk_starts: Sequence[int]
+) -> torch.Tensor:
+    """Where the states of each packed token stand, int64 [T]."""
+    starts: list[int] = []
+    for example in examples:
+        assert example.number is not None
+        start = int(trunk_starts[example.number])
+        for sequence in example.sequences:
+            starts.append(start)
+            start += len(sequence.input_ids)
+    return torch.cat(
+        [torch.arange(starts[part.sequence] + part.start, starts[part.sequence] + part.end) for part in parts]
+    )
 
 
 def _rows(parts: Sequence[Part], segments: Sequence[Segment], leaf: int) -> Sequence[int]:

@@ -208,9 +208,15 @@ class StoredExamples(Sequence[TokenizedExample]):
         sequences = tuple(self._sequence(index) for index in range(before["sequences_end"], row["sequences_end"]))
         extras = self._arrays.extras[before["extras_end"] : row["extras_end"]].tolist()
         origin = Origin(self._files[row["file"]], int(row["row"]))
-        return TokenizedExample(
-            sequences, origin, int(row["untruncated"]), {self._names[name]: value for name, value in extras}
-        )
+        named = {self._names[name]: value for name, value in extras}
+        return TokenizedExample(sequences, origin, int(row["untruncated"]), named, number=place)
+
+    def token_starts(self) -> Array:
+        """Tokens of the set before each example, int64 [examples]."""
+        starts = np.zeros(len(self), np.int64)
+        last_sequences = self._arrays.examples["sequences_end"][:-1] - 1
+        starts[1:] = self._arrays.sequences["tokens_end"][last_sequences]
+        return starts
 
     def _sequence(self, index: int) -> TokenSequence:
         tokens_end, runs_end = self._arrays.sequences[index].tolist()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.scoring import attention
+from luthier.scoring.dropout import drops_out
 from luthier.scoring.dynamic_positions import forget_lengths
 from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
@@ -34,6 +35,7 @@ from luthier.scoring.readouts import (
 from luthier.scoring.readouts import Scores as Scores
 from luthier.scoring.router import RouterLoss
 from luthier.scoring.segmented import hidden_at
+from luthier.scoring.trunk import Trunk
 from luthier.scoring.virtual_tokens import (
     has_virtual_tokens,
     hidden_behind_virtual_tokens,
@@ -92,6 +94,7 @@ class Scorer(nn.Module):
         self._head = Head(inner, self.finding.plain_head)
         self.router_loss = RouterLoss(inner, router_aux_loss_coef)
         self._penalty = penalty
+        self.trunk: Trunk | None = None
         forget_lengths(inner)
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
@@ -101,7 +104,7 @@ class Scorer(nn.Module):
     def may_share(self, training: bool) -> bool:
         """Whether sequences that begin alike may be laid down once: the segmented route computes a token once, nothing
         is dropped out (each sequence would drop other units), and no router's loss counts tokens."""
-        return self.route == "segmented" and not (training and (self.router_loss.arguments or _has_dropout(self.model)))
+        return self.route == "segmented" and not (training and (self.router_loss.arguments or drops_out(self.model)))
 
     def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
         """What the readouts ask for of a batch, which is on the model's device."""
@@ -140,7 +143,7 @@ class Scorer(nn.Module):
         router = self.router_loss.arguments if self.training else {}
         if self.route == "segmented":
             output, hidden, of_place_N = hidden_at(
-                transformers_model(self.model), batch, batch.source_positions_N, **router
+                transformers_model(self.model), batch, batch.source_positions_N, self.trunk, **router
             )
             return hidden, of_place_N, self.router_loss(output) if router else None
         each_N = torch.arange(len(batch.source_positions_N), device=batch.input_ids_T.device)
@@ -158,17 +161,3 @@ class Scorer(nn.Module):
         )
         hidden = output.last_hidden_state[rows.row_N, rows.column_N]
         return hidden, each_N, self.router_loss(output, rows.attention_mask_RL) if router else None
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    """Whether a model drops anything out in training: a module that does, or a rate that attention is handed."""
-    from torch.nn.modules.dropout import _DropoutNd
-
-    return any(
-        (isinstance(module, _DropoutNd) and module.p > 0)
-        or any(
-            isinstance(rate, float) and rate > 0
-            for rate in (getattr(module, name, None) for name in ("attention_dropout", "dropout", "dropout_p"))
-        )
-        for module in model.modules()
-    )

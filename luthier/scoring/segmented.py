@@ -14,23 +14,28 @@ from transformers import PreTrainedModel
 from luthier.data.batch import Batch
 from luthier.scoring.attention import Layout
 from luthier.scoring.fused.narrowing import is_narrow
+from luthier.scoring.trunk import Trunk, above
 
 
-def hidden_at(model: PreTrainedModel, batch: Batch, rows_P: Tensor, **arguments: Any) -> tuple[Any, Tensor, Tensor]:
+def hidden_at(
+    model: PreTrainedModel, batch: Batch, rows_P: Tensor, trunk: Trunk | None = None, **arguments: Any
+) -> tuple[Any, Tensor, Tensor]:
     """The backbone's output, its last hidden states [U, H] at the different ones of some rows, and which of them each of
     the P is, [P].
 
     Args:
+        trunk: the states that a batch which knows their rows begins with, instead of its tokens.
         arguments: for the backbone.
     """
     backbone: Any = model.get_decoder()
     rows_U, of_place_P = torch.unique(rows_P, return_inverse=True)
-    output = backbone(
-        input_ids=batch.input_ids_T[None],
-        position_ids=batch.position_ids_T[None],
-        use_cache=False,
-        segments=Layout.of(batch.segments, rows_U),
-        **arguments,
-    )
+    arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False}
+    arguments["segments"] = Layout.of(batch.segments, rows_U)
+    if trunk is not None and batch.trunk_rows_T is not None:
+        states_TH = trunk.of(batch.trunk_rows_T, backbone.layers[trunk.layer])
+        with above(model, trunk.layer):
+            output = backbone(inputs_embeds=states_TH[None], **arguments)
+    else:
+        output = backbone(input_ids=batch.input_ids_T[None], **arguments)
     hidden: Tensor = output.last_hidden_state[0]
     return output, hidden if is_narrow(backbone) else hidden.index_select(0, rows_U), of_place_P

@@ -29,11 +29,13 @@ class Packing:
             the same batch.
         tokens_per_batch: a batch holds at most so many tokens as laid down, however many examples that is (one that is
             longer is a batch of its own); None: batches keep their number of examples.
+        trunk_starts: see `luthier.data.packing.pack`.
     """
 
     share: bool = False
     grouping: Grouping = "off"
     tokens_per_batch: int | None = None
+    trunk_starts: Sequence[int] | None = None
 
 
 def packing_of(scorer: Scorer, training: TrainingConfig) -> Packing:
@@ -60,7 +62,7 @@ def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> 
         drawn = [[next(flat) for _ in batch] for batch in drawn]
     if packing.tokens_per_batch is not None:
         drawn = _bounded(list(chain.from_iterable(drawn)), packing.tokens_per_batch, packing.share)
-    return [pack(batch, packing.share) for batch in drawn]
+    return [pack(batch, packing.share, packing.trunk_starts) for batch in drawn]
 
 
 def _beginning(example: TokenizedExample) -> tuple[int, ...]:

@@ -110,8 +110,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
 
 
 def test_every_setting_has_a_line_here() -> None:
-    # their own tests below, and in test_ranks.py: this machine may have no CUDA device
-    elsewhere = {"use_cpu", "tf32", "engine", "ddp_timeout"}
+    # their own tests below, in test_ranks.py and test_trunk.py: this machine may have no CUDA device
+    elsewhere = {"trunk_cache_limit_gib", "use_cpu", "tf32", "engine", "ddp_timeout"}
     assert set(CHANGES) | elsewhere == set(TrainingConfig.model_fields)
 
 

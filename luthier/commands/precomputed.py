@@ -1,0 +1,85 @@
+"""What is computed once, before the first step, and kept: a preference stage's reference, and the states below the layers
+that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from luthier.commands import run_folder
+from luthier.commands.setup import Setup
+from luthier.config.loading import dump
+from luthier.data.examples import TokenizedExample
+from luthier.foundation.files import free_bytes, human_bytes
+from luthier.foundation.progress import say
+from luthier.scoring.scorer import Scorer, transformers_model
+from luthier.scoring.trunk import bytes_of, frozen_layers, make_trunk
+from luthier.training.engine import Engine
+from luthier.training.grouping import Packing
+from luthier.training.reference import Reference
+
+
+def with_reference(
+    setup: Setup, engine: Engine, scorer: nn.Module, share: bool
+) -> dict[str, Sequence[TokenizedExample]]:
+    """The run's examples by split; where the stage asks for it, with the log-probabilities of the model as it is now."""
+    data, config = setup.data, setup.config
+    splits: dict[str, Sequence[TokenizedExample]]
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits |= {f"validation {name}": part for name, part in data.validation_sets.items()}
+    if not setup.stage.reference:
+        return splits
+    size = config.training.per_device_eval_batch_size
+    reference = Reference(scorer, engine, _identity(setup, engine), size, share, say)
+    return {name: reference.examples(name, examples) for name, examples in splits.items()}
+
+
+def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, run: Path) -> Packing:
+    """The packing, which names rows of the trunk where the scorer has one; it stands in the run's folder until its end.
+
+    There is none where every layer learns, where a run makes one pass, on the padded route, under a router's loss, of a
+    stream, and where several ranks would each need it.
+    """
+    config, train, model = setup.config, setup.data.train, transformers_model(scorer.model)
+    limit = config.training.trunk_cache_limit_gib * 2**30
+    epochs = setup.schedule.total_epochs if setup.data.stream is None else 1
+    if not limit or epochs < 2 or scorer.route == "padded" or scorer.router_loss.arguments or engine.world_size > 1:
+        return packing
+    layer = frozen_layers(model)
+    if not layer:
+        return packing
+    needed, folder = bytes_of(train.tokens, model), run / run_folder.TRUNK
+    if needed > limit:
+        say(
+            f"trunk: the states below layer {layer} would take {human_bytes(needed)}, more than "
+            f"training.trunk_cache_limit_gib; they are computed in every epoch"
+        )
+        return packing
+    free = free_bytes(run)
+    if needed > free / 2 and not folder.exists():
+        say(
+            f"trunk: the states below layer {layer} would take {human_bytes(needed)} of the {human_bytes(free)} that are "
+            f"free in {run}; they are computed in every epoch"
+        )
+        return packing
+    about = {**_identity(setup, engine), "tokens": train.tokens}
+    scorer.trunk = make_trunk(model, layer, train, folder, about, engine, say)
+    if scorer.trunk is None:
+        return packing
+    return replace(packing, trunk_starts=train.token_starts().tolist())
+
+
+def _identity(setup: Setup, engine: Engine) -> dict[str, Any]:
+    """Everything that shapes numbers of the model as it is before the first step."""
+    told, training = dump(setup.config), setup.config.training
+    return {
+        "model": [setup.source.fingerprint, told["model"], told["method"], training.seed],
+        "data": setup.data.fingerprint,
+        "precision": [training.bf16, training.fp16, training.pure_bf16],
+        "device": engine.device.type,
+        "versions": run_folder.versions(),
+    }

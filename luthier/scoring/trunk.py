@@ -1,0 +1,197 @@
+"""The trunk: hidden states below the lowest trained layer, which no step changes, computed once for each example.
+
+They are kept on disk and mapped into memory; every epoch begins at the first trained layer.
+
+Shapes: T tokens of a packed row, R tokens of all examples, end to end, H hidden width.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.data.batch import Batch
+from luthier.data.packing import pack
+from luthier.foundation.files import whole_folder
+from luthier.foundation.progress import progress_bar
+from luthier.scoring.attention import Layout
+from luthier.scoring.dropout import drops_out
+
+if TYPE_CHECKING:
+    from luthier.data.examples import TokenizedExample
+
+STATES, ABOUT = "states.bin", "about.json"
+EXAMPLES_AT_ONCE = 8  # always the same ones, so that a rebuilt trunk has the same bits however a run packs
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The hidden states that enter a layer.
+
+    Args:
+        layer: number of layers below.
+        states_RH: of every token of every example, mapped from a file; float32.
+    """
+
+    layer: int
+    states_RH: np.ndarray[Any, np.dtype[np.float32]]
+
+    def of(self, rows_T: Tensor, like: nn.Module) -> Tensor:
+        """The states [T, H] of some rows, in the type and on the device of a module's weights."""
+        weight = next(like.parameters())
+        chosen = torch.from_numpy(self.states_RH[rows_T.cpu().numpy()])
+        return chosen.to(device=weight.device, dtype=weight.dtype if weight.is_floating_point() else torch.float32)
+
+
+class Computing(Protocol):
+    """Where and in which precision a run computes."""
+
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision context of a forward pass."""
+        ...
+
+
+class _ReachedError(Exception):
+    """The layer above the trunk has been reached."""
+
+
+def frozen_layers(model: PreTrainedModel) -> int:
+    """How many layers, from the first, neither learn nor drop anything out; 0 where the embedding learns or does."""
+    backbone: Any = model.get_decoder()
+    layers = getattr(backbone, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return 0
+    within = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
+    last_norm: Any = getattr(backbone, "norm", None)
+    of_norm = {id(p) for p in last_norm.parameters()} if isinstance(last_norm, nn.Module) else set()
+    before = {id(p) for p in backbone.parameters()} - within.keys() - of_norm  # embeddings, of tokens or positions
+    learning = {id(p) for p in model.parameters() if p.requires_grad}
+    if learning & before:
+        return 0
+    # the last layer is always computed: it may be narrowed to what is read
+    lowest = min([len(layers) - 1, *(number for key, number in within.items() if key in learning)])
+    dropping = next((number for number, layer in enumerate(layers) if drops_out(layer)), lowest)
+    outside = (part for name, part in backbone.named_children() if name != "layers")
+    return 0 if any(map(drops_out, outside)) else min(lowest, dropping)
+
+
+@contextmanager
+def above(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """The model with its layers from `layer` on alone, which takes the trunk's states for its embeddings."""
+    backbone: Any = model.get_decoder()
+    whole = backbone._modules["layers"]
+    backbone._modules["layers"] = nn.ModuleList(list(whole)[layer:])
+    try:
+        yield
+    finally:
+        backbone._modules["layers"] = whole
+
+
+def states_below(model: PreTrainedModel, layer: int, batch: Batch) -> Tensor:
+    """The states [T, H] that enter a layer, for a packed row."""
+    backbone: Any = model.get_decoder()
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(arguments[0] if arguments else named["hidden_states"])
+        raise _ReachedError
+
+    handle = backbone.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        backbone(
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            segments=Layout.of(batch.segments),
+        )
+    except _ReachedError:
+        return found[0][0]
+    finally:
+        handle.remove()
+    raise RuntimeError("the backbone has not reached its layer")
+
+
+def bytes_of(tokens: int, model: PreTrainedModel) -> int:
+    """What the trunk of so many tokens takes on disk."""
+    return 4 * tokens * int(model.config.get_text_config().hidden_size)
+
+
+def make_trunk(
+    model: PreTrainedModel,
+    layer: int,
+    examples: Sequence[TokenizedExample],
+    folder: Path,
+    identity: Mapping[str, Any],
+    engine: Computing,
+    say: Callable[[str], None],
+) -> Trunk | None:
+    """The trunk of all examples: from `folder` where it is whole, else computed and written there.
+
+    Returns:
+        None where the layers above do not go on from the states as the whole model does (a family that scales its
+        embeddings, say), told by trying the first example.
+    """
+    width = int(model.config.get_text_config().hidden_size)
+    about = json.loads(json.dumps({**identity, "layer": layer, "width": width}, default=str))
+    kept = _open(folder, about)
+    if kept is not None:
+        say(f"trunk: the states below layer {layer} from the cache ({folder})")
+        return Trunk(layer, kept)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), engine.autocast():
+            if not _goes_on(model, layer, pack([examples[0]]).to(engine.device)):
+                return None
+            say(f"trunk: the states below layer {layer} are computed once, for {len(examples):,} examples")
+            shutil.rmtree(folder, ignore_errors=True)
+            with whole_folder(folder) as building, (building / STATES).open("wb") as file:
+                with progress_bar("trunk", len(examples), unit="rows") as bar:
+                    for start in range(0, len(examples), EXAMPLES_AT_ONCE):
+                        few = examples[start : start + EXAMPLES_AT_ONCE]
+                        states_TH = states_below(model, layer, pack(few).to(engine.device))
+                        file.write(states_TH.float().cpu().numpy().tobytes())
+                        bar.advance(len(few))
+                (building / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    finally:
+        model.train(training)
+    made = _open(folder, about)
+    if made is None:
+        raise OSError(f"{folder} is gone")
+    return Trunk(layer, made)
+
+
+def _open(folder: Path, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    try:
+        if json.loads((folder / ABOUT).read_text(encoding="utf-8")) != about:
+            return None
+        shape = (about["tokens"], about["width"])
+        if (folder / STATES).stat().st_size != 4 * shape[0] * shape[1]:
+            return None
+        return np.memmap(folder / STATES, np.float32, mode="r", shape=shape)
+    except (OSError, ValueError):
+        return None
+
+
+def _goes_on(model: PreTrainedModel, layer: int, batch: Batch) -> bool:
+    """Whether the layers above, given the states, end as the whole model does."""
+    backbone: Any = model.get_decoder()
+    about = {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": Layout.of(batch.segments)}
+    whole = backbone(input_ids=batch.input_ids_T[None], **about).last_hidden_state
+    states_TH = states_below(model, layer, batch)
+    with above(model, layer):
+        parts = backbone(inputs_embeds=states_TH[None], **about).last_hidden_state
+    return bool((parts - whole).norm() <= TOLERANCE * whole.norm())

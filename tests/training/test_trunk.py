@@ -1,0 +1,135 @@
+"""The layers below the lowest trained one are computed once, and every epoch learns as if they were computed each time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import luthier
+from luthier.scoring import trunk
+from luthier.scoring.trunk import frozen_layers
+from tests.tiny import config_for, tiny_model
+
+
+def trained(kind: str, *names: str, **settings: Any) -> Any:
+    model = tiny_model(kind, **settings).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in names):
+            parameter.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (trained("llama", "layers.1."), 1),
+        (trained("llama", "layers.2."), 2),
+        (trained("llama", "model.norm"), 2),  # the last layer is computed all the same
+        (trained("llama", "lm_head"), 2),
+        (trained("llama", "layers.0."), 0),
+        (trained("llama", "embed_tokens", "layers.2."), 0),
+        (trained("qwen2", "lm_head", "embed_tokens"), 0),  # tied: what the head learns, the embedding does
+        (trained("llama", "layers.2.", attention_dropout=0.1), 0),
+        (trained("gpt2", "h.2."), 0),  # its layers bear another name
+    ],
+)
+def test_layers_below_everything_that_learns_or_drops_out(model: Any, expected: int) -> None:
+    assert frozen_layers(model) == expected
+
+
+def test_an_update_on_the_upper_layers_leaves_the_lower_ones_a_trunk() -> None:
+    tuned = get_peft_model(
+        tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layers_to_transform=[1, 2])
+    )
+    assert frozen_layers(tuned.get_base_model()) == 1
+
+
+def run(model: Path, rows: Path, out: Path, limit: float = 16.0, resume: bool = False, **training: Any) -> list[float]:
+    settings = {"max_steps": -1, "num_train_epochs": 3, "logging_steps": 1, "trunk_cache_limit_gib": limit, **training}
+    config = config_for(model, rows, out, **settings)
+    luthier.train({**config, "method": {"name": "freeze", "trainable_layers": 1}}, resume=resume)
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("grouping", ["off", "within_step"])
+def test_a_run_learns_the_same_with_and_without(
+    grouping: str, tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "grouping": grouping}
+    without = run(tiny_llama, rows, tmp_path / "without", 0, **step)
+    assert "trunk" not in capsys.readouterr().err
+    kept = run(tiny_llama, rows, tmp_path / "with", **step)
+    assert "trunk: the states below layer 2 are computed once, for 24 examples" in capsys.readouterr().err
+    assert kept == pytest.approx(without, rel=1e-5)
+    assert not (tmp_path / "with" / "trunk").exists()
+
+
+def test_lower_layers_are_passed_once_for_each_example(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    tokens: dict[int, int] = {}
+    own = LlamaDecoderLayer.__call__
+
+    def counted(self: Any, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        number = self.self_attn.layer_idx
+        tokens[number] = tokens.get(number, 0) + hidden_states.shape[1]
+        return own(self, hidden_states, *arguments, **named)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "__call__", counted)
+    run(tiny_llama, rows, tmp_path / "run", num_train_epochs=5, prefix_sharing="off")
+    assert tokens[2] > 3.5 * tokens[1]
+
+
+def test_a_rebuilt_trunk_has_the_same_bits_and_a_resumed_run_the_same_end(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    own = trunk.make_trunk
+
+    def kept(*arguments: Any) -> Any:
+        made = own(*arguments)
+        assert made is not None
+        seen.append(np.array(made.states_RH))
+        return made
+
+    monkeypatch.setattr("luthier.commands.precomputed.make_trunk", kept)
+    whole = run(tiny_llama, rows, tmp_path / "run", save_strategy="epoch", save_total_limit=5)
+    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    assert run(tiny_llama, rows, tmp_path / "run", resume=True, save_strategy="epoch", save_total_limit=5) == whole
+    assert len(seen) == 2 and np.array_equal(seen[0], seen[1])
+
+
+def test_a_trunk_that_is_too_large_is_not_made(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_llama, rows, tmp_path / "run", 1e-6)
+    assert "more than training.trunk_cache_limit_gib; they are computed in every epoch" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_go_on_from_its_states_computes_all(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a family would that scales its embeddings: found out with the first example."""
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    expected = run(tiny_llama, rows, tmp_path / "expected", 0)
+    own = LlamaModel.forward
+
+    def scaled(self: nn.Module, *arguments: Any, inputs_embeds: Any = None, **named: Any) -> Any:
+        if inputs_embeds is not None:
+            inputs_embeds = 2 * inputs_embeds
+        return own(self, *arguments, inputs_embeds=inputs_embeds, **named)
+
+    monkeypatch.setattr(LlamaModel, "forward", scaled)
+    assert run(tiny_llama, rows, tmp_path / "run") == expected
