@@ -33,6 +33,9 @@ class CombinedOptions(MethodOptions):
     """The prefix's settings."""
 
     num_virtual_tokens: int = Field(20, ge=1, description="Learnt keys and values before every row.")
+    prefix_init: Literal["zero", "random"] = Field(
+        "zero", description="Where keys and values start; random ones of unit size disturb a trained model at first."
+    )
     projection: bool = Field(
         False, description="Make keys and values by an MLP that learns with them; false: train them directly."
     )
@@ -92,8 +95,9 @@ class Combination(Method):
         start_encoder(encoder, folder, finished)
 
     def _prefix(self, projection: bool) -> prefix_tuning.PrefixTuning:
-        settings = {"num_virtual_tokens": self.options.num_virtual_tokens, "projection": projection}
-        return prefix_tuning.build(prefix_tuning.Options(name=self.options.name, **settings))
+        own = self.options
+        settings = {"num_virtual_tokens": own.num_virtual_tokens, "projection": projection, "init": own.prefix_init}
+        return prefix_tuning.build(prefix_tuning.Options(name=own.name, **settings))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the finished prefix, the bottlenecks and what they hang on."""
