@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -164,17 +166,24 @@ def _packed(batches: StepBatches, places: Sequence[tuple[int, int]], workers: in
         sampler=places,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
     )
-    yield from loader
+    with _held_back(signal.SIGINT, signal.SIGTERM):
+        started = iter(loader)
+    yield from started
 
 
-def _ignore_signals(worker: int) -> None:
-    """A stop that reaches the whole process group is the training process's to handle: it ends its workers."""
-    import signal
+@contextmanager
+def _held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Block signals; processes started meanwhile never see them, from their first moment on.
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    A stop that reaches the whole process group is the training process's to handle: it ends its workers. torch's workers
+    end at SIGTERM from before their `worker_init_fn` is called, so that ignoring it there would be too late.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_it_is(step: Any) -> Any:

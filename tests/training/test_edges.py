@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 import luthier
 from luthier.foundation.errors import ConfigError, ModelError, TrainingError, UserError
 from luthier.training.checkpoints import Checkpoints
+from luthier.training.feeds import _packed
 from tests.tiny import config_for, tiny_folder, write_rows
 
 
@@ -152,6 +154,20 @@ def test_sigterm_to_the_whole_group_with_workers(tiny_llama: Path, rows: Path, t
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "everything is saved" in said
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+
+class Blocked(Dataset[list[int]]):
+    """What signals a process holds back."""
+
+    def __getitem__(self, place: tuple[int, int]) -> list[int]:
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_workers_never_see_a_stop_from_their_first_moment_on() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    (blocked,) = _packed(Blocked(), [(0, 0)], 1)
+    assert {signal.SIGINT, signal.SIGTERM} <= set(blocked)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 @pytest.mark.parametrize("method", ["lora", "freeze", "full"])
