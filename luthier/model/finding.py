@@ -92,7 +92,7 @@ def find(model: ModelConfig) -> ModelSource:
                 ) from error
             folder = remembered
     hub, name = locate(named.name)
-    at_hub = hub == "huggingface"
+    at_hub = hub == "huggingface" and not name.endswith(".gguf")  # of a file, plain peft needs the converted folder
     base_name = name if at_hub else str(folder.absolute())
     listed = [
         resolve(model.model_copy(update={"name": entry.path, "revision": entry.revision})) for entry in model.adapters

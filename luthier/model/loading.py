@@ -21,6 +21,7 @@ from luthier.model.quantization import (
     check_saved,
     compute_dtype,
     dequantized,
+    leave_the_file,
     loading_settings,
     saved_in,
     settle,
@@ -171,6 +172,7 @@ def weights_at(
     model, report = _read(_kind(head), folder, dtype=dtype, trust_remote_code=trust_remote_code, **more)
     if is_quantized:
         settle(model, compute_dtype(quantization, dtype) if quantization is not None else dtype)
+        leave_the_file(model)
     _check_complete(model, report, folder, head)
     return model
 

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2208.07339). A folder may also hold weights that are quant
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -233,6 +234,23 @@ def settle(model: nn.Module, dtype: torch.dtype) -> None:
                     "bitsandbytes computes wrongly on this device.",
                     "Take the model with plain weights, or another device.",
                 )
+
+
+def leave_the_file(model: nn.Module) -> None:
+    """Give back what reading held on to: on a CPU the weights that stay plain lie in the file's mapping, which keeps all of
+    the file in memory, and the heap keeps the buffers that layers were quantized in.
+
+    smollm2-135m in nf4: 802 MB more than before it was read, 184 MB after this; 166 MB of these are the weights.
+    """
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.device.type == "cpu" and weight.is_floating_point():
+                weight.data = weight.data.clone()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 @functools.cache

