@@ -21,7 +21,9 @@ from luthier.commands.verb_options import (
     Adapters,
     Combine,
     Config,
+    DeviceMap,
     Json,
+    OffloadFolder,
     RemoteCode,
     Settings,
     people,
@@ -197,6 +199,9 @@ def chat(
     template: Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")] = "auto",
     adapter: Adapters = None,
     combine: Combine = "stack",
+    quantization: Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")] = None,
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -217,6 +222,9 @@ def chat(
         template=template,
         adapters=adapter or (),
         combine=combine,
+        quantization=quantization,
+        device_map=device_map,
+        offload_folder=offload_folder,
         trust_remote_code=trust_remote_code,
     )
     if result is not None:
@@ -232,6 +240,8 @@ def export(
     dtype: Annotated[str, typer.Option(help="auto (the base model's own), float32, bfloat16, float16.")] = "auto",
     adapter: Adapters = None,
     combine: Combine = "stack",
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
@@ -248,6 +258,8 @@ def export(
         overwrite=overwrite,
         adapters=adapter or (),
         combine=combine,
+        device_map=device_map,
+        offload_folder=offload_folder,
         trust_remote_code=trust_remote_code,
     )
     report(result, as_json)

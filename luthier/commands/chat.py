@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from luthier.data.rendering import Renderer
     from luthier.model.generation import Sampling
     from luthier.model.loading import ModelSource
+    from luthier.model.placement import Placement
 
 HELP = "Type a message and press Enter. /new starts over, /exit or Ctrl-D ends; Ctrl-C stops an answer."
 
@@ -84,24 +85,30 @@ def chat(
     template: str = "auto",
     adapters: Sequence[str] = (),
     combine: str = STACK,
+    quantization: str | None = None,
+    device_map: str | None = None,
+    offload_folder: str | None = None,
     trust_remote_code: bool = False,
 ) -> ChatResult | None:
     """Answer one prompt, or talk until the user ends it (then None is returned).
 
     Args:
         adapters: put on the model, each PATH or PATH=WEIGHT. combine: how several become one, as model.combine.
+        quantization: nf4, fp4 or int8 for a plain base. device_map: see `luthier.model.placement.parse`.
 
     Raises:
         UserError: the model can't be loaded, has no chat template, or has no base to compare with.
     """
     from luthier.model.generation import Sampling
+    from luthier.model.placement import parse
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     talker = open_talker(
-        named_model(model, adapters, combine),
+        named_model(model, adapters, combine, quantization),
         sampling,
         template=template,
         compare_base=compare_base,
+        placement=parse(device_map, offload_folder),
         trust_remote_code=trust_remote_code,
     )
     opening = [Message("system", system)] if system else []
@@ -124,6 +131,7 @@ def open_talker(
     *,
     template: str = "auto",
     compare_base: bool = False,
+    placement: Placement | None = None,
     trust_remote_code: bool = False,
 ) -> Talker:
     """Load what it takes to talk."""
@@ -148,10 +156,12 @@ def open_talker(
     device = choose_device()
     loading.check_quantization(source, device, training=False)
     dtype = loading.choose_dtype("auto", model_config, device)
-    tuned = loading.load(source, dtype, device=device, trust_remote_code=trust_remote_code).eval()
+    tuned = loading.load(source, dtype, device=device, placement=placement, trust_remote_code=trust_remote_code).eval()
     base = None
     if base_source is not None:
-        base = loading.load(base_source, dtype, device=device, trust_remote_code=trust_remote_code).eval()
+        base = loading.load(
+            base_source, dtype, device=device, placement=placement, trust_remote_code=trust_remote_code
+        ).eval()
         loading.grow_embeddings(base, tokenizer)  # it is asked in the tuned model's words, some of which may be new
     return Talker(tuned, tokenizer, renderer, _stops(source, tuned, renderer), sampling, base)
 

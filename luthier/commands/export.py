@@ -15,6 +15,7 @@ from luthier.exporting.exporter import Exporter, ExportRequest, ExportResult
 from luthier.foundation.errors import CheckpointError, UserError
 from luthier.foundation.files import free_bytes, human_bytes, is_disk_full, whole_folder
 from luthier.foundation.progress import say
+from luthier.model.placement import parse
 
 # what a model's folder holds: --overwrite removes nothing else
 MODEL_FILE = re.compile(r"\.(safetensors|json|jinja|model|txt)$|^README\.md$")
@@ -31,6 +32,8 @@ def export(
     overwrite: bool = False,
     adapters: Sequence[str] = (),
     combine: str = STACK,
+    device_map: str | None = None,
+    offload_folder: str | None = None,
     trust_remote_code: bool = False,
 ) -> ExportResult:
     """Export a model.
@@ -40,6 +43,7 @@ def export(
         out: the folder to write; it appears whole or not at all.
         format: a name in exporting/exporters, or a dotted path.
         adapters: put on the model, each PATH or PATH=WEIGHT. combine: how several become one, as model.combine.
+        device_map: see `luthier.model.placement.parse`.
 
     Raises:
         UserError: the folder is in use, the precision unknown, the model not exportable so.
@@ -50,13 +54,18 @@ def export(
     exporter: Exporter = module.build(module.Options(name=format))
     target = Path(out).expanduser()
     _check_options(target, dtype, max_shard_size, overwrite)
+    placement = parse(device_map, offload_folder)
+    if placement is not None and format != "merged":
+        raise UserError(f"--device-map has no effect on format {format}.", "Leave it out, or choose --format merged.")
     source = loading.find(named_model(model, adapters, combine))
     parts = [part.resolve() for part in (source.base, *(part.folder for part in source.adapters))]
     if any(part == target.resolve() or target.resolve() in part.parents for part in parts):
         raise UserError(f"{str(target)!r} holds the model that is to be exported.", "Choose another folder.")
     try:
         with whole_folder(target) as building:
-            measured = exporter.export(ExportRequest(source, building, max_shard_size, dtype, trust_remote_code))
+            measured = exporter.export(
+                ExportRequest(source, building, max_shard_size, dtype, trust_remote_code, placement)
+            )
             files = [path for path in building.rglob("*") if path.is_file()]
             for path in files:
                 path.chmod(0o644)  # safetensors writes files that only their owner can read

@@ -24,6 +24,7 @@ from luthier.model.finding import is_base_quantized, trained_on
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
 from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
+from luthier.model.placement import check_on_one
 from luthier.model.tokenizers.repair import Repair, fit_model
 from luthier.scoring.probe import probe
 from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
@@ -35,6 +36,7 @@ from luthier.training.stage import Stage
 from luthier.training.trained import TrainedParameter
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -298,3 +300,11 @@ def leave_rejected(setup: Setup, folder: Path) -> None:
     """Write rejected.jsonl if there are rejected rows."""
     if setup.data.rejected:
         write_rejected(folder / "rejected.jsonl", setup.data.rejected)
+
+
+def check_device_map(setup: Setup, device: torch.device) -> None:
+    """Raise ModelError for modules that training would not find on its device."""
+    asked = setup.config.model.device_map
+    if asked is not None:
+        dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, device)
+        check_on_one(asked, loading.skeleton(setup.model_config, head=setup.head), device, dtype)

@@ -77,7 +77,7 @@ def train(
     run_folder.check_claim(folder, resume=resume, overwrite=overwrite, resume_command=resuming(command))
     refusals.check(config)
 
-    from luthier.commands.setup import set_up
+    from luthier.commands.setup import check_device_map, set_up
     from luthier.foundation.devices import choose_device
     from luthier.model.loading import check_quantization
     from luthier.model.quantization import check_backend
@@ -90,6 +90,7 @@ def train(
     if config.model.quantization is not None:
         check_backend(config.model.quantization, device)
     setup = set_up(config, trust_remote_code=trust_remote_code, say=say)
+    check_device_map(setup, device)
     check_quantization(replace(setup.source, settings=setup.base_settings), device, training=True)
     say_counts(setup)
     # one rank keeps the folder to the run; the others follow it

@@ -31,6 +31,13 @@ Combine = Annotated[
     str,
     typer.Option(help="How several adapters become one: stack, or a name of `luthier config explain model.combine`."),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Where modules lie: auto (accelerators, then memory, then the disk), a device, or a JSON mapping."
+    ),
+]
+OffloadFolder = Annotated[str | None, typer.Option(help="Where --device-map puts modules that lie on the disk.")]
 Ended = tuple[Any, bool]
 """A verb's result, and whether --json was given: the command line prints the object."""
 
@@ -46,7 +53,9 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
 
 
-def named_model(name: str, adapters: Sequence[str] = (), combine: str = "stack") -> ModelConfig:
+def named_model(
+    name: str, adapters: Sequence[str] = (), combine: str = "stack", quantization: str | None = None
+) -> ModelConfig:
     """A model by name with adapters on it, each PATH or PATH=WEIGHT.
 
     Raises:
@@ -63,11 +72,13 @@ def named_model(name: str, adapters: Sequence[str] = (), combine: str = "stack")
             {"path": path, "weight": weight} if sign and path and not Path(text).exists() else {"path": text}
         )
     try:
-        return ModelConfig.model_validate({"name": name, "adapters": entries, "combine": combine})
+        return ModelConfig.model_validate(
+            {"name": name, "adapters": entries, "combine": combine, "quantization": quantization}
+        )
     except ValidationError as error:
         found = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise UserError(
-            f"--adapter or --combine can't be used: {'; '.join(found)}.",
+            f"--adapter, --combine or --quantization can't be used: {'; '.join(found)}.",
             "Such as --adapter runs/a=0.7 --adapter runs/b=0.3 --combine cat.",
         ) from error
 

@@ -166,6 +166,11 @@ class ModelConfig(Section):
         None,
         description="With from_scratch: folder of the tokenizer, whose size the vocabulary takes; unset: the model's.",
     )
+    device_map: Literal["auto"] | dict[str, int | str] | None = Field(
+        None,
+        description="Where modules lie: auto, or devices by the names of modules. Training takes only what puts all of them on "
+        "its own device; chat and export have --device-map and --offload-folder.",
+    )
     adapters: Annotated[
         list[AdapterEntry],
         BeforeValidator(to_entries, json_schema_input_type=str | AdapterEntry | list[str | AdapterEntry]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from luthier.model.loading import ModelSource
+    from luthier.model.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class ExportRequest:
         building: an empty folder to fill.
         max_shard_size: largest weight file, such as 5GB.
         dtype: auto (the base's own), float32, bfloat16 or float16.
+        placement: where the modules of what is loaded lie; None: in memory.
     """
 
     source: ModelSource
@@ -26,6 +28,7 @@ class ExportRequest:
     max_shard_size: str
     dtype: str
     trust_remote_code: bool
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import ModelError
 from luthier.model.config_changes import known_positions
+from luthier.model.placement import input_device, without_gradients
 from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def answer(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_token_ids[0],
     )
     streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True) if on_text is not None else None
-    input_ids = torch.tensor([list(prompt_ids)], device=model.device)
-    with torch.inference_mode(), quiet_peft(), torch.random.fork_rng(devices=[]):
+    input_ids = torch.tensor([list(prompt_ids)], device=input_device(model))
+    with without_gradients(model), quiet_peft(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(sampling.seed)
         output = model.generate(
             input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=how, streamer=streamer

@@ -16,6 +16,7 @@ from luthier.model.config_changes import changed, check_shapes_kept, sized_for
 from luthier.model.finding import ModelSource, base_of_run, find
 from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
 from luthier.model.inspection import MENDING
+from luthier.model.placement import Placement, dispatch, resolved
 from luthier.model.quantization import (
     check_backend,
     check_saved,
@@ -141,6 +142,7 @@ def weights_at(
     config: PreTrainedConfig | None = None,
     quantization: QuantizationConfig | None = None,
     device: torch.device | None = None,
+    placement: Placement | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal language model in a folder, in evaluation mode; or its backbone with a head.
@@ -151,9 +153,10 @@ def weights_at(
         config: in place of the folder's own.
         quantization: for plain weights to be quantized while they are read.
         device: where quantized weights go, which do not move afterwards; plain ones are on the CPU.
+        placement: where modules lie, in place of the CPU.
 
     Raises:
-        ModelError: weights that do not load, or are not all there.
+        ModelError: weights that do not load, or are not all there; modules that can't be placed so.
     """
     import torch
 
@@ -166,6 +169,9 @@ def weights_at(
     is_quantized = quantization is not None or saved_in(folder) is not None
     if is_quantized:
         more["device_map"] = {"": device or "cpu"}
+    elif placement is not None:
+        more["device_map"] = resolved(placement, skeleton(own, head=head, trust_remote_code=trust_remote_code), dtype)
+        more["offload_folder"] = placement.offload_folder
     if quantization is not None:
         bare = skeleton(own, head=head, trust_remote_code=trust_remote_code)
         more["quantization_config"] = loading_settings(quantization, dtype, bare, device, head is not None)
@@ -276,6 +282,7 @@ def load(
     *,
     device: torch.device | None = None,
     plain: bool = False,
+    placement: Placement | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Base and adapters together, for generation and export: a transformers model, or a peft model around one.
@@ -283,6 +290,7 @@ def load(
     Args:
         dtype: of all weights but the quantized ones.
         device: where to put it; None: the CPU.
+        placement: where its modules lie, in place of one device; a quantized base lies on one.
         plain: have the base in `dtype` though it was quantized in training, for an adapter to be merged into it; one that
             mends the quantization gets the values that its bits stand for.
 
@@ -306,6 +314,8 @@ def load(
             "quantized weights.",
             "Leave the quantization out, or write them as one first: `luthier export MODEL OUT --adapter ...`.",
         )
+    if placement is not None and (quantization is not None or source.saved_quantization is not None):
+        raise ModelError("a quantized base lies on one device: it has no device map.", "Leave --device-map out.")
     model: Any = weights_at(
         source.base,
         dtype,
@@ -313,6 +323,7 @@ def load(
         config=config,
         quantization=quantization,
         device=device,
+        placement=placement if source.adapter is None else None,
         trust_remote_code=trust_remote_code,
     )
     already = source.saved_quantization is not None and (plain or len(source.adapters) > 1)
@@ -320,8 +331,10 @@ def load(
         model = dequantized(model, dtype)
     if words is not None:
         grow_embeddings(model, words)
-        model = put_on(model, source.adapters, source.combine)
-    return model if device is None else model.to(device)
+        inner, model = model, put_on(model, source.adapters, source.combine)
+        if placement is not None:
+            return dispatch(model, inner, resolved(placement, inner, dtype), placement.offload_folder)
+    return model if device is None or placement is not None else model.to(device)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import read_json
 from luthier.model.inspection import ADAPTER_CONFIG, OWN_METHOD
+from luthier.model.placement import input_device, without_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +71,8 @@ def sample_logits(model: Any, token_ids: list[int]) -> Tensor:
     """float32 logits [L, V] of a model over a few tokens."""
     import torch
 
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=torch.tensor([token_ids], device=model.device)).logits[0].float().cpu()
+    with without_gradients(model):
+        logits: Tensor = model(input_ids=torch.tensor([token_ids], device=input_device(model))).logits[0].float().cpu()
     return logits
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 NOISE = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    "accelerate.big_modeling": "Some parameters are on the meta device",  # which was asked for
 }
 
 
@@ -71,3 +72,11 @@ def quiet_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_offload() -> Iterator[None]:
+    """Without transformers' warning that a shard of what lies on the disk must fit into memory: --max-shard-size is for that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded", category=UserWarning)
+        yield

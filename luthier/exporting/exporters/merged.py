@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.sections import PluginOptions
 from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
+from luthier.foundation.errors import UserError
 
 if TYPE_CHECKING:
     from luthier.model.loading import ModelSource
@@ -31,28 +32,37 @@ class Merged:
         from luthier.model.heads import saved_head
         from luthier.model.inspection import check_folder
         from luthier.model.merging import check_mergeable, largest_difference, merge, sample_logits
-        from luthier.model.quiet import quiet_bars
+        from luthier.model.quiet import quiet_bars, quiet_offload
 
         source, trust = request.source, request.trust_remote_code
         for part in source.adapters:
             check_mergeable(part.folder)
         tokens = sample_tokens(source, trust)
         trained_on = sample_logits(_as_trained(source, trust), tokens) if _is_quantized(source) else None
-        model = loading.load(source, torch.float32, plain=True, trust_remote_code=trust).eval()
-        before = sample_logits(model, tokens)
-        merged = merge(model)
         own = str(getattr(loading.config_at(source.base, trust_remote_code=trust), "dtype", None) or "float32")
         dtype = own.removeprefix("torch.") if request.dtype == "auto" else request.dtype
-        merged.to(getattr(torch, dtype))
+        if request.placement is not None and dtype != "float32":
+            raise UserError(
+                f"--device-map exports what it merges, in float32, and not in {dtype}.", "Add --dtype float32."
+            )
+        model = loading.load(
+            source, torch.float32, plain=True, placement=request.placement, trust_remote_code=trust
+        ).eval()
+        before = sample_logits(model, tokens)
+        merged = merge(model)
+        if request.placement is None:
+            merged.to(getattr(torch, dtype))
         tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust)
         _keep_stop_tokens(merged, source)
-        with quiet_bars():
+        with quiet_bars(), quiet_offload():
             merged.save_pretrained(request.building, max_shard_size=request.max_shard_size)
         tokenizer.save_pretrained(request.building)
         check_folder(request.building)
         del merged, model
         head = saved_head(request.building)
-        again = loading.weights_at(request.building, torch.float32, head=head, trust_remote_code=trust).eval()
+        again = loading.weights_at(
+            request.building, torch.float32, head=head, placement=request.placement, trust_remote_code=trust
+        ).eval()
         after = sample_logits(again, tokens)
         beside_quantized = largest_difference(trained_on, after) if trained_on is not None else None
         return Comparison(dtype, largest_difference(before, after), float(before.abs().max()), beside_quantized)
