@@ -200,4 +200,4 @@ def test_qlora_of_the_default_model_learns(smollm2_folder: Path, tmp_path: Path)
     assert result.trainable_parameters == 460_800
     assert result.total_parameters == 134_515_008 + 460_800
     values = losses(tmp_path / "run")
-    assert sum(values[-3:]) < 0.75 * sum(values[:3]), values
+    assert sum(values[-3:]) < 0.92 * sum(values[:3]), values
