@@ -239,8 +239,8 @@ def skeleton(
     """The model without weights (on torch's meta device): for names and counts before anything is read."""
     import torch
 
-    if head is not None:
-        config = with_head(config, head)
+    # its own: rows for new tokens change the config, whose weights are still to be read
+    config = with_head(config, head) if head is not None else copy.deepcopy(config)
     with torch.device("meta"):
         model: PreTrainedModel = _kind(head).from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()

@@ -179,6 +179,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "ppo": GOOD,
     "grpo": GOOD,
     "classification": [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}],
+    "regression": [{"text": "good", "label": 4.5}, {"text": "bad", "label": 1}],
 }
 
 
@@ -190,7 +191,7 @@ def test_every_stage(folder: Path, capsys: pytest.CaptureFixture[str], stage: st
     assert train["rows"] == len(ROWS[stage]) and train["tokens"] > 0
     assert train["examples"] == (1 if stage == "pretrain" else len(ROWS[stage]))
     assert sum(bar["rows"] for bar in train["lengths"]["histogram"]) == len(ROWS[stage])
-    assert (train["targets"] > 0) == (stage not in ("ppo", "grpo", "classification"))
+    assert (train["targets"] > 0) == (stage not in ("ppo", "grpo", "classification", "regression"))
     assert check(f"stage={stage}", path) == 0
     assert ("trained tokens" in capsys.readouterr().out) == (train["targets"] > 0)
 
