@@ -1,7 +1,8 @@
 """What to change where a run does not fit: the smallest sacrifice that makes it fit, in the config's own words.
 
-In this order, each with the ones before it: smaller batches with as many examples in a step (the same gradients, a
-little slower), gradient checkpointing (the same gradients, about a third slower), another method, shorter rows.
+In this order, each also with the ones before it: smaller batches with as many examples in a step (the same gradients, a
+little slower), gradient checkpointing (the same gradients, about a third slower), a base in 4 bits beside which an
+adapter learns, an adapter in place of the whole model, shorter rows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.model_section import QuantizationConfig
 from luthier.config.plugins import METHODS
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ModelError
@@ -49,8 +51,12 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
     if planner.memory(start).peak <= room:
         return None
     least: Advice | None = None
-    for variant in _variants(start):
+    hopeless: RunConfig | None = None  # its weights alone are too much
+    for variant in _variants(start, planner.subject.under(start).quantization is not None):
         try:
+            if planner.standing(variant) > room:
+                hopeless = variant
+                continue
             found = _smallest_batch_change(planner, variant, room)
         except (ModelError, UntraceableError):  # a method that does not fit this model is no advice
             continue
@@ -59,6 +65,9 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
             return advice
         if advice.settings and (least is None or advice.peak_bytes < least.peak_bytes):
             least = advice
+    if least is None and hopeless is not None:
+        smallest = _with_batch(hopeless, 1)
+        least = Advice(_settings(start, smallest), planner.memory(smallest).peak, False, smallest)
     return least
 
 
@@ -88,16 +97,23 @@ def _with_batch(config: RunConfig, size: int) -> RunConfig:
     )
 
 
-def _variants(start: RunConfig) -> Iterator[RunConfig]:
-    """Configs in order of sacrifice."""
-    yield start
-    smallest = _changed(start, "training", gradient_checkpointing=True)
-    with_and_without = [smallest] if start.training.gradient_checkpointing else [start, smallest]
-    yield from with_and_without[1:]
-    if start.method.name in ("full", "freeze", "bitfit", "llama_pro", "norm_tuning"):
-        options = METHODS.load("lora").Options(name="lora")
-        yield from (config.model_copy(update={"method": options}) for config in with_and_without)
-        smallest = smallest.model_copy(update={"method": options})
+def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
+    """Configs in order of sacrifice; `quantized` says that the base already is."""
+    with_and_without = [start]
+    if not start.training.gradient_checkpointing:
+        with_and_without.append(_changed(start, "training", gradient_checkpointing=True))
+    yield from with_and_without
+    methods = [start.method]
+    if METHODS.load(start.method.name).build(start.method).saves == "model":
+        methods.append(METHODS.load("lora").Options(name="lora"))
+    smallest = with_and_without[-1]
+    for method in methods:
+        variants = [config.model_copy(update={"method": method}) for config in with_and_without]
+        yield from variants if method is not start.method else ()
+        if not quantized and not METHODS.load(method.name).build(method).quantized_problem():
+            variants = [_changed(config, "model", quantization=QuantizationConfig()) for config in variants]
+            yield from variants
+        smallest = variants[-1]
     cutoff = smallest.data.cutoff_length // 2
     while cutoff >= SHORTEST_CUTOFF:
         smallest = _changed(smallest, "data", cutoff_length=cutoff)
@@ -115,6 +131,8 @@ def _settings(start: RunConfig, end: RunConfig) -> tuple[str, ...]:
     found = []
     if end.method.name != start.method.name:
         found.append(f"method={end.method.name}")
+    if end.model.quantization != start.model.quantization and end.model.quantization is not None:
+        found.append(f"model.quantization={end.model.quantization.type}")
     for section, names in (
         ("training", ("gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps")),
         ("data", ("cutoff_length",)),

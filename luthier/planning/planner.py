@@ -13,7 +13,7 @@ from luthier.planning.hardware import Device, Hardware, this_machine
 from luthier.planning.heap import heap_here
 from luthier.planning.rows import Batches, batch_tokens
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
-from luthier.planning.strategies import Strategy, find_strategy, shares
+from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
 
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
@@ -178,12 +178,10 @@ class Planner:
         self.subject = subject
         self.hardware = hardware or this_machine(subject.config.training.use_cpu)
         self.strategy = find_strategy(strategy, self.hardware.count)
-        self._fixed = fixed_bytes
         if fixed_bytes is None:
-            here = self.hardware.is_this_machine and self.device.kind == "cpu"
-            self._fixed = (
-                resident_bytes() if here else GPU_FIXED_BYTES if self.device.kind == "cuda" else CPU_FIXED_BYTES
-            )
+            here = resident_bytes() if self.hardware.is_this_machine else CPU_FIXED_BYTES
+            fixed_bytes = here if self.device.kind == "cpu" else GPU_FIXED_BYTES
+        self.fixed_bytes = fixed_bytes
         self._models: dict[str, TracedModel] = {}
         self._traces: dict[Any, tuple[StepTrace, int]] = {}
 
@@ -237,6 +235,26 @@ class Planner:
         model = self._model(subject)
         return self._memory(subject, model, self._batches(subject, model))
 
+    def standing(self, config: RunConfig) -> int:
+        """Bytes of one device that no batch changes: weights, optimizer states and the process itself.
+
+        Raises:
+            ModelError: the method does not fit the model.
+        """
+        model = self._model(self.subject.under(config))
+        own = self._shares(model, model.gradient_bytes)
+        return own.weights + own.optimizer_states + self.fixed_bytes
+
+    def _shares(self, model: TracedModel, gradients: int) -> Shares:
+        return shares(
+            self.strategy,
+            self.hardware.count,
+            weights=model.weight_bytes,
+            states=model.optimizer_bytes,
+            gradients=gradients,
+            unit=model.unit_bytes,
+        )
+
     def _model(self, subject: Subject) -> TracedModel:
         config = subject.config
         training = config.training
@@ -277,14 +295,7 @@ class Planner:
     def _memory(self, subject: Subject, model: TracedModel, batches: Batches) -> Memory:
         further = batches.per_step > 1
         trace, kept = self._trace(subject, model, batches.longest, further)
-        own = shares(
-            self.strategy,
-            self.hardware.count,
-            weights=model.weight_bytes,
-            states=model.optimizer_bytes,
-            gradients=min(trace.gradients, model.gradient_bytes),
-            unit=model.unit_bytes,
-        )
+        own = self._shares(model, min(trace.gradients, model.gradient_bytes))
         # gradients that backward has made by the moment of the peak; shared out as they come
         share = own.gradients / trace.gradients if trace.gradients else 1.0
         gradients = int(trace.gradients_at_peak * share)
@@ -302,7 +313,7 @@ class Planner:
             head=head,
             gathered=own.gathered,
             allocator=kept,
-            fixed=self._fixed or 0,
+            fixed=self.fixed_bytes,
             saved=trace.saved,
             all_gradients=own.gradients,
             host=own.host,

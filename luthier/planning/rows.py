@@ -137,7 +137,7 @@ def _row(length: int, number: int) -> TokenizedExample:
 def _steps(schedule: IndexedSchedule) -> list[list[list[int]]]:
     """The rows of each batch of each step, of the first epochs."""
     epochs = range(min(EPOCHS_LOOKED_AT, schedule.total_epochs))
-    places = itertools.product(epochs, range(schedule.steps_per_epoch))
+    places = itertools.islice(itertools.product(epochs, range(schedule.steps_per_epoch)), schedule.total_steps)
     return [found for place in places if (found := schedule.indices(*place))]
 
 

@@ -103,12 +103,12 @@ def test_it_is_timed_here(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
 
 def room_for(planner: Planner, bytes_left: int) -> Planner:
     """The same plan on a device that has little more than the process takes."""
-    small = replace(CARD, memory_bytes=round((planner._fixed + bytes_left) / 0.95) + 1)
+    small = replace(CARD, memory_bytes=round((planner.fixed_bytes + bytes_left) / 0.95) + 1)
     return Planner(planner.subject, Hardware(small))
 
 
 def need(planner: Planner, config: RunConfig) -> int:
-    return planner.memory(config).peak - planner._fixed
+    return planner.memory(config).peak - planner.fixed_bytes
 
 
 def test_nothing_is_advised_where_it_fits(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_smallest_sacrifice_is_advised(tiny_llama: Path, rows: Path, tmp_pat
     )
     advice = advise(room_for(planner, needs[1] - 1))
     assert advice is not None and "training.gradient_checkpointing=true" in advice.settings
-    assert advice.peak_bytes < needs[1] + planner._fixed
+    assert advice.peak_bytes < needs[1] + planner.fixed_bytes
 
 
 def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
