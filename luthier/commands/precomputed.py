@@ -17,7 +17,7 @@ from luthier.data.examples import TokenizedExample
 from luthier.foundation.files import free_bytes, human_bytes
 from luthier.foundation.progress import say
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import bytes_of, frozen_layers, make_trunk
+from luthier.scoring.trunk import bytes_of, make_trunk, trunk_layer
 from luthier.training.engine import Engine
 from luthier.training.grouping import Packing
 from luthier.training.reference import Reference
@@ -41,15 +41,12 @@ def with_reference(
 def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, run: Path) -> Packing:
     """The packing, which names rows of the trunk where the scorer has one; it stands in the run's folder until its end.
 
-    There is none where every layer learns, where a run makes one pass, on the padded route, under a router's loss, of a
-    stream, and where several ranks would each need it.
+    There is none of a stream, and where `trunk_layer` says so.
     """
     config, train, model = setup.config, setup.data.train, transformers_model(scorer.model)
     limit = config.training.trunk_cache_limit_gib * 2**30
     epochs = setup.schedule.total_epochs if setup.data.stream is None else 1
-    if not limit or epochs < 2 or scorer.route == "padded" or scorer.router_loss.arguments or engine.world_size > 1:
-        return packing
-    layer = frozen_layers(model)
+    layer = trunk_layer(model, scorer, config.training.trunk_cache_limit_gib, epochs, engine.world_size)
     if not layer:
         return packing
     needed, folder = bytes_of(train.tokens, model), run / run_folder.TRUNK

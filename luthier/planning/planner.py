@@ -9,12 +9,14 @@ from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.foundation.devices import resident_bytes
 from luthier.planning.calibration import Rates, calibrate
-from luthier.planning.hardware import Device, Hardware, this_machine
+from luthier.planning.hardware import GIB, Device, Hardware, this_machine
 from luthier.planning.heap import heap_here
-from luthier.planning.rows import Batches, batch_tokens
+from luthier.planning.rows import Batches, TrunkStandIn, batch_tokens
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
 from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
+from luthier.scoring.scorer import transformers_model
+from luthier.scoring.trunk import bytes_of, trunk_layer
 
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
@@ -221,7 +223,7 @@ class Planner:
             batch_tokens=batch_tokens(batches.longest, model.scorer),
             memory=memory,
             time=time,
-            disk=_disk(config, model, batches.steps),
+            disk=_disk(config, model, batches.steps, self._trunk_bytes(subject, model)),
             remarks=remarks,
         )
 
@@ -266,14 +268,30 @@ class Planner:
         key = "|".join(parts)
         if key not in self._models:
             self._models[key] = traced_model(subject, self.device)
-        return self._models[key]
+        model = self._models[key]
+        model.scorer.trunk = self._trunk(subject, model)
+        return model
+
+    def _trunk(self, subject: Subject, model: TracedModel) -> TrunkStandIn | None:
+        """The states below the layers that learn, where a run keeps them."""
+        training, epochs = subject.config.training, subject.rows.epochs(subject.config, self.hardware.count)
+        inner = transformers_model(model.scorer.model)
+        layer = trunk_layer(inner, model.scorer, training.trunk_cache_limit_gib, epochs, self.hardware.count)
+        if not layer or bytes_of(subject.rows.tokens, inner) > training.trunk_cache_limit_gib * GIB:
+            return None
+        return TrunkStandIn(layer, inner.config.get_text_config().hidden_size)
+
+    def _trunk_bytes(self, subject: Subject, model: TracedModel) -> int:
+        if model.scorer.trunk is None:
+            return 0
+        return bytes_of(subject.rows.tokens, transformers_model(model.scorer.model))
 
     def _batches(self, subject: Subject, model: TracedModel) -> Batches:
         return subject.rows.batches(subject.config, self.hardware.count, model.scorer, subject.stage)
 
     def _trace(self, subject: Subject, model: TracedModel, batch: Batch, further: bool) -> tuple[StepTrace, int]:
         """A batch's trace, and what the allocator keeps beyond it."""
-        key = (id(model), batch.segments, batch.source_positions_N.numel(), further)
+        key = (id(model), model.scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
         if key not in self._traces:
             heap = None
             if self.hardware.is_this_machine and self.device.kind == "cpu":
@@ -347,16 +365,16 @@ class Planner:
         return self.strategy.link_passes * moved * (count - 1) / count / (device.link_bytes_per_second / 2)
 
 
-def _disk(config: RunConfig, model: TracedModel, steps: int) -> Disk:
-    """Checkpoints and the final model; the old one goes only after the new one is there."""
+def _disk(config: RunConfig, model: TracedModel, steps: int, trunk: int) -> Disk:
+    """Checkpoints, the final model and the trunk; the old checkpoint goes only after the new one is there."""
     training = config.training
     checkpoint = model.saved_bytes + model.optimizer_bytes
     if training.save_strategy == "no":
-        return Disk(checkpoint, model.saved_bytes)
+        return Disk(checkpoint, model.saved_bytes + trunk)
     made = max(1, round(training.num_train_epochs)) if training.save_strategy == "epoch" else None
     if training.save_strategy == "steps":
         every = training.save_steps if training.save_steps >= 1 else training.save_steps * max(steps, 1)
         made = int(steps // max(every, 1)) if steps else None
     limit = training.save_total_limit + 1 if training.save_total_limit is not None else None
     kept = min((number for number in (made, limit) if number is not None), default=1)
-    return Disk(checkpoint, kept * checkpoint + model.saved_bytes)
+    return Disk(checkpoint, kept * checkpoint + model.saved_bytes + trunk)

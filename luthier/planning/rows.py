@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 from luthier.scoring.scorer import Scorer
+from luthier.scoring.trunk import Trunk
 from luthier.training.grouping import pack_step, packing_of
 from luthier.training.reference import name_of
 from luthier.training.schedule import IndexedSchedule, Schedule
@@ -64,6 +66,29 @@ class Rows:
             return cls()
         return cls(examples, examples.token_counts, schedule)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows; 0 where they are not known."""
+        return int(self.token_counts.sum()) if self.schedule is not None else 0
+
+    def epochs(self, config: RunConfig, ranks: int) -> int:
+        """Passes that a run begins under a config; 1 where nobody knows."""
+        return self._under(config, ranks).total_epochs if self.schedule is not None else 1
+
+    def _under(self, config: RunConfig, ranks: int) -> IndexedSchedule:
+        """The schedule with a config's batch size and length."""
+        assert self.schedule is not None
+        training = config.training
+        return replace(
+            self.schedule,
+            batch_size=training.per_device_train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            epochs=training.num_train_epochs,
+            max_steps=training.max_steps,
+            rank=0,
+            world_size=ranks,
+        )
+
     def batches(self, config: RunConfig, ranks: int, scorer: Scorer, stage: Stage) -> Batches:
         """The batches that count under a config, whose batch size and cutoff_length may differ from the prepared rows'.
 
@@ -73,22 +98,13 @@ class Rows:
         training = config.training
         packing = packing_of(scorer, training)
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-        schedule = self.schedule
-        if schedule is None:
+        if self.schedule is None:
             rows = [_row(config.data.cutoff_length, number) for number in range(size)]
             found = pack_step([rows], packing)
-            batch = _for_stage(max(found, key=_tokens), stage)
+            batch = _completed(max(found, key=_tokens), scorer, stage)
             tokens = float(size * accumulation * ranks * config.data.cutoff_length)
             return Batches(batch, batch, accumulation * len(found), max(training.max_steps, 0), None, tokens)
-        schedule = replace(
-            schedule,
-            batch_size=size,
-            accumulation=accumulation,
-            epochs=training.num_train_epochs,
-            max_steps=training.max_steps,
-            rank=0,
-            world_size=ranks,
-        )
+        schedule = self._under(config, ranks)
         cutoff = config.data.cutoff_length
         counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
         steps = _steps(schedule)
@@ -106,13 +122,30 @@ class Rows:
         usual = packed(middle)
         mean = sum(map(_tokens, usual)) / len(usual)
         return Batches(
-            _for_stage(max(longest, key=lambda batch: _laid_down(batch, scorer)), stage),
-            _for_stage(min(usual, key=lambda batch: abs(_tokens(batch) - mean)), stage),
+            _completed(max(longest, key=lambda batch: _laid_down(batch, scorer)), scorer, stage),
+            _completed(min(usual, key=lambda batch: abs(_tokens(batch) - mean)), scorer, stage),
             len(usual),
             schedule.total_steps,
             schedule.steps_per_epoch,
             float(counts.mean() * min(schedule.examples_per_step, len(counts))),
         )
+
+
+class TrunkStandIn(Trunk):
+    """States below the layers that learn, of which only the layer and the width are known.
+
+    Args:
+        layer: number of layers below. width: of a state.
+    """
+
+    def __init__(self, layer: int, width: int) -> None:
+        super().__init__(layer, np.empty((0, width), np.float32))
+
+    def of(self, rows_T: torch.Tensor, like: nn.Module) -> torch.Tensor:
+        """Fake states [T, H], in the type of a module's weights."""
+        weight = next(like.parameters())
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        return rows_T.new_empty((len(rows_T), self.states_RH.shape[1]), dtype=dtype)
 
 
 def cut(example: TokenizedExample, cutoff: int) -> TokenizedExample:
@@ -162,8 +195,10 @@ def _laid_down(batch: Batch, scorer: Scorer) -> int:
     return len(batch.leaves) * max(lengths)
 
 
-def _for_stage(batch: Batch, stage: Stage) -> Batch:
-    """The batch with what its stage computes of the examples beforehand: the reference's log-probabilities."""
+def _completed(batch: Batch, scorer: Scorer, stage: Stage) -> Batch:
+    """The batch with what is computed of the examples beforehand: states of the trunk, a reference's log-probabilities."""
+    if scorer.trunk is not None:  # which row of it does not matter
+        batch = replace(batch, trunk_rows_T=torch.zeros_like(batch.input_ids_T))
     if not getattr(stage, "reference", False):
         return batch
     examples = len(batch.leaves) // 2

@@ -29,6 +29,7 @@ from luthier.scoring.dropout import drops_out
 
 if TYPE_CHECKING:
     from luthier.data.examples import TokenizedExample
+    from luthier.scoring.scorer import Scorer
 
 STATES, ABOUT = "states.bin", "about.json"
 EXAMPLES_AT_ONCE = 8  # always the same ones, so that a rebuilt trunk has the same bits however a run packs
@@ -86,6 +87,18 @@ def frozen_layers(model: PreTrainedModel) -> int:
     dropping = next((number for number, layer in enumerate(layers) if drops_out(layer)), lowest)
     outside = (part for name, part in backbone.named_children() if name != "layers")
     return 0 if any(map(drops_out, outside)) else min(lowest, dropping)
+
+
+def trunk_layer(model: PreTrainedModel, scorer: Scorer, limit_gib: float, epochs: int, ranks: int) -> int:
+    """The layer that a run's trunk leads up to; 0 where it has none: every layer learns, a run makes one pass, the route is
+    padded, a router's loss reads every layer, or several ranks would each need one.
+
+    Args:
+        model: what the scorer reads. limit_gib: of the trunk on disk; 0: none is wanted.
+    """
+    if not limit_gib or epochs < 2 or ranks > 1 or scorer.route == "padded" or scorer.router_loss.arguments:
+        return 0
+    return frozen_layers(model)
 
 
 @contextmanager

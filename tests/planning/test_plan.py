@@ -67,6 +67,17 @@ def test_precisions_of_a_device(tiny_llama: Path, rows: Path, tmp_path: Path) ->
     assert pure.weights < 0.52 * whole.weights and pure.all_gradients == whole.all_gradients // 2
 
 
+def test_later_epochs_begin_above_what_does_not_learn(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    settings = ("method=freeze", "method.trainable_layers=1", "training.max_steps=-1", "training.num_train_epochs=4")
+    kept = planner_for(tiny_llama, rows, tmp_path, *settings)
+    found = kept.plan()
+    whole = planner_for(tiny_llama, rows, tmp_path, *settings, "training.trunk_cache_limit_gib=0").plan()
+    assert found.seconds_per_step is not None and whole.seconds_per_step is not None
+    assert found.seconds_per_step < 0.9 * whole.seconds_per_step
+    # a float32 number for each of 32 units of each token
+    assert found.disk.total - whole.disk.total == 4 * 32 * kept.subject.rows.tokens
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "zero-1", "zero-2", "zero-3", "fsdp", "offload"])
 def test_sharing_takes_less(strategy: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     alone = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full"))
