@@ -6,15 +6,18 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.loading import load
 from luthier.config.yaml_text import commented, flow
 from luthier.foundation.errors import UserError
 from luthier.foundation.files import human_bytes, write_text
 from luthier.foundation.progress import say
-from luthier.planning.auto import Choice, Prediction, choose
+from luthier.planning.auto import Choice, Facts, Prediction, choose
 from luthier.planning.fitting import fit, within
+
+if TYPE_CHECKING:
+    from luthier.planning.planner import Planner
 
 SECTIONS = ("data", "training")
 # above this many minutes a person may want to know about --budget
@@ -106,14 +109,12 @@ def _chosen(
 ) -> AutoResult:
     """Look, choose, and write the config."""
     from luthier.commands.looking import look
-    from luthier.planning.reckoning import measured_rate, reckon, run_seconds
+    from luthier.planning.reckoning import run_seconds
 
     facts = look(model, data, trust_remote_code=trust_remote_code)
-
-    def predict(choices: tuple[Choice, ...]) -> Prediction:
-        return reckon(facts, choices, lambda: measured_rate(facts.device, facts.precision))
-
-    choices, found = fit(facts, choose(facts, model, data, str(folder)), predict)
+    predict = Predictor(facts, trust_remote_code)
+    choices, _ = fit(facts, choose(facts, model, data, str(folder)), predict)
+    found = predict.timed(choices)
     if budget is not None:
         choices = within(facts, choices, found, budget)
     seconds = run_seconds(facts, choices, found)
@@ -142,6 +143,47 @@ def _trained(chosen: AutoResult, resume: bool, overwrite: bool, trust_remote_cod
         if "eval_loss" in line
     )
     return replace(chosen, training=result.as_dict(), evaluations=evaluations)
+
+
+class Predictor:
+    """Memory and time of one run under several configs, as `luthier plan` reckons them.
+
+    A model whose step can't be traced is reckoned from its counts.
+    """
+
+    def __init__(self, facts: Facts, trust_remote_code: bool) -> None:
+        self.facts = facts
+        self.trust_remote_code = trust_remote_code
+        self._planner: Planner | None = None
+
+    def __call__(self, choices: tuple[Choice, ...]) -> Prediction:
+        """Memory, beyond what this process has taken."""
+        return self._planned(choices, with_time=False)
+
+    def timed(self, choices: tuple[Choice, ...]) -> Prediction:
+        """Memory and time; operations are run for five seconds to know it."""
+        return self._planned(choices, with_time=True)
+
+    def _planned(self, choices: tuple[Choice, ...], *, with_time: bool) -> Prediction:
+        from luthier.commands.setup import set_up
+        from luthier.planning.planner import Planner
+        from luthier.planning.reckoning import measured_rate, reckon
+        from luthier.planning.subject import Subject
+
+        config = load(_nested(choices))
+        if self._planner is None:  # rows are tokenized once, for the run too
+            setup = set_up(config, trust_remote_code=self.trust_remote_code, say=_unsaid)
+            self._planner = Planner(Subject.of(setup))
+        found = self._planner.plan(config, with_time=with_time)
+        if found.memory is None or (with_time and found.time is None):
+            facts = self.facts
+            return reckon(facts, choices, lambda: measured_rate(facts.device, facts.precision))
+        seconds = found.time.seconds_per_step if found.time is not None else 0.0
+        return Prediction(found.memory.peak - found.memory.fixed, seconds)
+
+
+def _unsaid(remark: str) -> None:
+    """Remarks are made when the run is set up."""
 
 
 def _minutes(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A run's memory and time from a few counts: what `luthier auto` goes by while it tries one config after the other."""
+"""A run's memory and time from a few counts, for models whose step can't be traced, and for the rules' own tests."""
 
 from __future__ import annotations
 
