@@ -50,7 +50,7 @@ class TokenizedExample:
     origin: Origin
     untruncated_length: int
     extras: Mapping[str, float] = field(default_factory=dict)
-    number: int | None = None
+    number: int | None = field(default=None, compare=False)
 
     @property
     def tokens(self) -> int:
