@@ -161,7 +161,7 @@ def test_a_setting_may_stand_where_the_config_does(monkeypatch: pytest.MonkeyPat
 def test_chat_passes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = stand_in(monkeypatch, "chat")
     options = "--prompt P --system S --compare-base --max-new-tokens 5 --temperature 0.5 --top-p 0.9 --seed 3 --template chatml"
-    options += " --adapter a --adapter b=0.5 --combine cat"
+    options += " --adapter a --adapter b=0.5 --combine cat --quantization nf4 --device-map auto --offload-folder o"
     assert cli.main(["chat", "run", *options.split(), "--trust-remote-code"]) == 0
     assert recorder.args == ("run",)
     assert recorder.kwargs == {
@@ -175,13 +175,16 @@ def test_chat_passes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
         "template": "chatml",
         "adapters": ["a", "b=0.5"],
         "combine": "cat",
+        "quantization": "nf4",
+        "device_map": "auto",
+        "offload_folder": "o",
         "trust_remote_code": True,
     }
 
 
 def test_export_passes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = stand_in(monkeypatch, "export")
-    options = "--format adapter --max-shard-size 1GB --dtype float16 --overwrite --adapter a"
+    options = "--format adapter --max-shard-size 1GB --dtype float16 --overwrite --adapter a --device-map auto --offload-folder o"
     assert cli.main(["export", "run", "out", *options.split()]) == 0
     assert recorder.args == ("run", "out")
     assert recorder.kwargs == {
@@ -191,6 +194,8 @@ def test_export_passes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
         "overwrite": True,
         "adapters": ["a"],
         "combine": "stack",
+        "device_map": "auto",
+        "offload_folder": "o",
         "trust_remote_code": False,
     }
 
