@@ -47,16 +47,15 @@ class KnownValues:
         Raises:
             NotImplementedError: the result's size hangs on values that are not known.
         """
-        known = self._is_known((args, kwargs))
         if func in SIZED_BY_VALUES:
-            if not known:
+            if not self._is_known((args, kwargs)):
                 raise NotImplementedError(f"the size of what {func} gives hangs on values that are not known")
             real = self._on_real(func, args, kwargs)
             result = tree_map(lambda value: self._fake(value) if isinstance(value, Tensor) else value, real)
             self._note(result, real)
             return result
         result = func(*args, **kwargs)
-        if known and self._is_index(result):
+        if self._is_index(result) and self._is_known((args, kwargs)):
             self._note(result, self._on_real(func, args, kwargs))
         return result
 
@@ -78,6 +77,8 @@ class KnownValues:
         )
 
     def _is_index(self, result: Any) -> bool:
+        if isinstance(result, Tensor) and result.dtype.is_floating_point:
+            return False
         tensors = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
         return bool(tensors) and all(
             not leaf.dtype.is_floating_point and not leaf.dtype.is_complex and leaf.numel() <= MOST_NUMBERS

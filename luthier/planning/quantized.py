@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.config.model_section import QuantizationConfig
-from luthier.model.quantization import BLOCK, quantized_layers, weight_bytes
+from luthier.foundation.errors import ModelError
+from luthier.model.quantization import BLOCK, odd_layers, odd_widths_are_wrong, quantized_layers, weight_bytes
 
 
 class _Product(torch.autograd.Function):
@@ -65,7 +66,7 @@ class QuantizedStandIn(nn.Module):
         packed: Any = self.packed
         if self.how.bits == 8:
             return packed.view(shape).to(self.dtype)  # type: ignore[no-any-return]
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if not _has_bitsandbytes():
             return packed.new_empty(shape, dtype=self.dtype)  # type: ignore[no-any-return]
         import bitsandbytes  # noqa: F401 - registers its operations with torch
 
@@ -75,9 +76,22 @@ class QuantizedStandIn(nn.Module):
         return weight
 
 
-def quantizable(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a skeleton that a quantized base has in few bits."""
-    return [model.get_submodule(name) for name in quantized_layers(model)]
+def quantizable(model: PreTrainedModel, how: QuantizationConfig, device: str) -> list[nn.Module]:
+    """The layers of a skeleton that a quantized base has in few bits on a kind of device.
+
+    Raises:
+        ModelError: none of them can be.
+    """
+    names = set(quantized_layers(model))
+    if how.bits != 8 and device == "cpu" and _has_bitsandbytes() and odd_widths_are_wrong(device):
+        names -= set(odd_layers(model))
+    if not names:
+        raise ModelError(f"no layer of {type(model).__name__} can be quantized ({how}) on this {device}.")
+    return [model.get_submodule(name) for name in names]
+
+
+def _has_bitsandbytes() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def quantize(tuned: nn.Module, layers: list[nn.Module], how: QuantizationConfig, dtype: torch.dtype) -> None:

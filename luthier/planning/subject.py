@@ -162,7 +162,7 @@ def traced_model(subject: Subject, device: Device) -> TracedModel:
     model = loading.skeleton(subject.model_config, head=subject.head, trust_remote_code=subject.trust_remote_code)
     subject.fit(model)
     base = {id(parameter) for parameter in model.parameters()}
-    quantized = quantizable(model) if subject.quantization is not None else []
+    quantized = quantizable(model, subject.quantization, device.kind) if subject.quantization is not None else []
     tuned = method.apply(model, replace(subject.how, quantized=bool(quantized)))
     if subject.head is not None and not hasattr(tuned, "peft_config"):
         train_head(model, config.training.pure_bf16)
