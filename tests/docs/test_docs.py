@@ -115,6 +115,8 @@ def test_a_command_line_parses(arguments: list[str]) -> None:
     if given.get("config") and given["config"] not in PLACEHOLDERS:
         config, settings = cli.split_config(given["config"], list(given.get("settings") or ()))
         raw = yaml.safe_load(config_text(config)) if config else {}
+        if given.get("model_shape"):  # it plans without a config's model and rows
+            raw = {"model": "m", "data": {"train": "rows.jsonl"}, **raw}
         for setting in settings:
             apply_override(raw, setting)
         validate(raw, for_training=arguments[0] != "data")  # the data verbs show rows of any stage
