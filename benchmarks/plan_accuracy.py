@@ -69,9 +69,7 @@ def main() -> int:
     part, parts = map(int, options.part.split("/"))
     names = [name for name in CONFIGS if not options.only or name in options.only.split(";")]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": {}, "configs": {}}
-    from benchmarks.sft_speed import machine
-
-    results["machine"] = machine() | run_side("import", None)
+    results["machine"] = run_side("import", None)
     for name in names[part - 1 :: parts]:
         with tempfile.TemporaryDirectory() as folder:
             config = config_of(name, options.data, Path(folder))
@@ -117,12 +115,21 @@ def run_side(side: str, config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def bare_import() -> dict[str, Any]:
-    """What the libraries alone take."""
+    """What the libraries alone take, and the machine."""
     import peft
+    import torch
     import transformers
 
+    taken = peak_mib()
+    from luthier.foundation.devices import cpu_name_and_flags, matmul_gflops
+
     assert peft.__version__ and transformers.__version__
-    return {"bare_import_mib": peak_mib()}
+    return {
+        "bare_import_mib": taken,
+        "cpu": cpu_name_and_flags()[0],
+        "threads": torch.get_num_threads(),
+        "float32_gflops": round(matmul_gflops("float32", torch.device("cpu"), seconds=1.0)),
+    }
 
 
 def plan_side(config: dict[str, Any]) -> dict[str, Any]:
@@ -154,9 +161,12 @@ def train_side(config: dict[str, Any]) -> dict[str, Any]:
     lines = [json.loads(line) for line in (Path(run["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     seconds = StepClock.ends[-1] - StepClock.ends[0]
+    of_processor = StepClock.processor_ends[-1] - StepClock.processor_ends[0]
+    tokens = sum(line["tokens"] for line in steps[1:])
     return {
         "peak_mib": peak_mib(),
-        "tokens_per_second": round(sum(line["tokens"] for line in steps[1:]) / seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "tokens_per_processor_second": round(tokens / of_processor, 1),
         "seconds_per_step": round(seconds / (len(steps) - 1), 3),
         "load": round(os.getloadavg()[0], 1),
         "date": time.strftime("%Y-%m-%d"),

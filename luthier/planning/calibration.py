@@ -7,6 +7,7 @@ tensors of its own shapes, a few times; what five seconds do not reach is reckon
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,9 @@ SECONDS = 5.0
 SECONDS_OF_ONE = 0.15  # of timing one operation
 LARGEST_BYTES = 1024**3  # of an operation that is run
 LARGEST_SECONDS = 0.5
-SECONDS_PER_CALL = 5e-6  # Python and autograd around a small operation
+CACHE_BYTES = 64 * 1024**2  # more than a core's own cache
+MOST_SETS, MOST_RUNS = 16, 50
+AROUND = 10  # a call in a model takes so many times what a bare one does with autograd; measured on smollm2-135m
 GUESS = (100e9, 8e9)  # a laptop's float operations and bytes in a second: only orders what is timed first
 
 
@@ -30,7 +33,9 @@ class Rates:
 
     Args:
         flops_per_second: in matrix products of 16 bits. float32_flops: in those of float32.
-        bytes_per_second: in operations that compute little. seconds_per_call: of an operation that does nothing.
+        bytes_per_second: in operations that compute little.
+        seconds_per_call: of Python and autograd around an operation. waits: whether the device computes nothing meanwhile,
+            as a processor does; a GPU works on what it was told before.
         timed: seconds of operations that were run here, by `operation_key`.
         share: of the traced work that was run, 0 to 1; 0 where all of it is reckoned from published figures.
     """
@@ -39,23 +44,26 @@ class Rates:
     float32_flops: float
     bytes_per_second: float
     seconds_per_call: float
+    waits: bool = True
     timed: dict[Any, float] = field(default_factory=dict)
     share: float = 0.0
 
     def seconds(self, operations: Sequence[Operation]) -> float:
         """How long a batch takes."""
-        return sum(operation.calls * self.of_one(operation) for operation in operations)
+        computing = sum(operation.calls * self.of_one(operation) for operation in operations)
+        around = self.seconds_per_call * sum(operation.calls for operation in operations)
+        return computing + around if self.waits else max(computing, around)
 
     def of_one(self, operation: Operation) -> float:
-        """How long one call takes."""
+        """How long one call computes."""
         found = self.timed.get(operation_key(operation))
         return found if found is not None else self.reckoned(operation)
 
     def reckoned(self, operation: Operation) -> float:
-        """How long one call takes, from its arithmetic or its bytes, whichever takes longer."""
+        """How long one call computes, from its arithmetic or its bytes, whichever takes longer."""
         narrow = any(shape.dtype.itemsize == 2 for shape in shapes_in(operation.arguments))
         products = self.flops_per_second if narrow else self.float32_flops
-        return self.seconds_per_call + max(operation.flops / products, operation.bytes / self.bytes_per_second)
+        return max(operation.flops / products, operation.bytes / self.bytes_per_second)
 
 
 def operation_key(operation: Operation) -> Any:
@@ -66,7 +74,7 @@ def operation_key(operation: Operation) -> Any:
 def calibrate(operations: Sequence[Operation], seconds: float = SECONDS) -> Rates:
     """Time the operations of traced batches on this machine's processor, those with the most work first."""
     started = time.perf_counter()
-    guess = Rates(GUESS[0], *GUESS, SECONDS_PER_CALL)
+    guess = Rates(GUESS[0], *GUESS, 0.0)
     ordered = sorted(operations, key=lambda operation: -operation.calls * guess.reckoned(operation))
     timed: dict[Any, float] = {}
     reached: list[Operation] = []
@@ -82,30 +90,54 @@ def calibrate(operations: Sequence[Operation], seconds: float = SECONDS) -> Rate
                 reached.append(operation)
         products = _product_rate(reached, timed)
         streams = _stream_rate(reached, timed)
-    rates = Rates(products, products, streams, SECONDS_PER_CALL, timed)
+    rates = Rates(products, products, streams, AROUND * _bare_call(), timed=timed)
     whole = rates.seconds(operations)
     known = sum(operation.calls * timed[operation_key(operation)] for operation in reached)
     return replace(rates, share=min(1.0, known / whole) if whole else 0.0)
 
 
+def _bare_call() -> float:
+    """Seconds of a product of a few numbers, forward and backward."""
+    left, right = torch.ones(8, 8, requires_grad=True), torch.ones(8, 8)
+    runs = []
+    with torch.enable_grad():
+        for _ in range(40):
+            started = time.perf_counter()
+            result = left
+            for _ in range(30):
+                result = result * right
+            result.sum().backward()
+            runs.append((time.perf_counter() - started) / 60)
+    return sorted(runs)[len(runs) // 2]
+
+
 def _time_one(operation: Operation) -> float | None:
-    """Seconds of one call, the median of several; None where it can't be run alone."""
+    """Seconds of one call, the median of several; None where it can't be run alone.
+
+    In a step an operation meets other weights and other activations at every call. So it is given several sets of
+    tensors in turn, more than a core's own cache holds, and its last results are kept a while.
+    """
+    sets = min(MOST_SETS, max(1, CACHE_BYTES // max(operation.bytes, 1)))
     try:
-        arguments, named = _real(operation.arguments), {name: _real(value) for name, value in operation.named}
-        started = time.perf_counter()
-        operation.function(*arguments, **named)
-        once = time.perf_counter() - started
+        given = [_arguments(operation) for _ in range(sets)]
+        results: deque[Any] = deque(maxlen=sets)
         runs: list[float] = []
         deadline = time.perf_counter() + SECONDS_OF_ONE
-        while len(runs) < 3 or (time.perf_counter() < deadline and len(runs) < 50):
+        while len(runs) < 3 or (time.perf_counter() < deadline and len(runs) < MOST_RUNS):
+            arguments, named = given[len(runs) % sets]
             started = time.perf_counter()
-            operation.function(*arguments, **named)
+            result = operation.function(*arguments, **named)
             runs.append(time.perf_counter() - started)
-            if once > LARGEST_SECONDS:
-                break
+            results.append(result)
+            if runs[0] > LARGEST_SECONDS:
+                return runs[0]
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return None  # values that make no sense for it, or an argument that only lives in a whole pass
-    return sorted(runs)[len(runs) // 2]
+    return sorted(runs[1:])[(len(runs) - 1) // 2]
+
+
+def _arguments(operation: Operation) -> tuple[list[Any], dict[str, Any]]:
+    return _real(operation.arguments), {name: _real(value) for name, value in operation.named}
 
 
 def _real(value: Any) -> Any:

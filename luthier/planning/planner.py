@@ -21,7 +21,7 @@ from luthier.scoring.trunk import bytes_of, trunk_layer
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
 GPU_PRODUCTS, GPU_STREAMS = 0.5, 0.7  # shares of the data sheets' peaks that training reaches; not measured here
-GPU_SECONDS_PER_CALL = 8e-6  # Python, autograd and a kernel's start
+GPU_SECONDS_PER_CALL = 20e-6  # Python and autograd around an operation, as on a processor
 CPU_FIXED_BYTES = 500 * 1024**2  # Python with torch, transformers and peft
 
 
@@ -354,6 +354,7 @@ class Planner:
             float32_flops=(device.float32_flops or 10e12) * GPU_PRODUCTS,
             bytes_per_second=(device.bytes_per_second or 500e9) * GPU_STREAMS,
             seconds_per_call=GPU_SECONDS_PER_CALL,
+            waits=False,
         )
 
     def _link_seconds(self, model: TracedModel, trace: StepTrace) -> float:
