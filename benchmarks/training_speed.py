@@ -126,7 +126,7 @@ WORKS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=WORKS)
+    parser.add_argument("work", nargs="?", default="sft", choices=WORKS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--peer-script", type=Path, default=SHARED / "bench" / "peer_trainer.py")
