@@ -248,3 +248,27 @@ def test_the_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["export", str(run), str(out), "--format", "adapter"]) == 0
     assert (out / "adapter_model.safetensors").is_file()
     assert not (out / "optimizer.safetensors").exists()
+
+
+def test_the_quickstarts_script_runs_to_its_end(
+    tmp_path: Path, tiny_llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script itself, on a tiny model: it asks, trains, asks again and names what to try next."""
+    import importlib.util
+
+    from tests.tiny import config_for
+
+    place = ROOT / "examples" / "identity"
+    spec = importlib.util.spec_from_file_location("quickstart", place / "quickstart.py")
+    assert spec is not None and spec.loader is not None
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(config_for(tiny_llama, rows, tmp_path / "run", max_steps=2)))
+    monkeypatch.setattr(quickstart, "CONFIG", config)
+    monkeypatch.setattr(quickstart, "HERE", place)
+    monkeypatch.setattr(quickstart, "fetch", lambda name: None)
+    assert quickstart.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.count("  before:") == printed.count("  after:") == 3
+    assert f"chat {tmp_path / 'run'} --compare-base" in printed
