@@ -215,8 +215,10 @@ def test_a_pair_stands_side_by_side(chromium: str, tokenizer_folder: Path, tmp_p
     rows = write(
         "p.json", [{"instruction": "Which?", "input": "", "chosen": "The good one.", "rejected": "A bad one."}]
     )
-    page = tmp_path / "page.html"
-    written(tokenizer_folder, tmp_path, rows, stage="dpo")
+    page = tmp_path / "pair.html"
+    # cards fill when they come into view; whether a headless window tells of that before it ends is chance
+    opened = "<script>fill(document.querySelector('article'), cards[0].row);</script></body>"
+    page.write_text(written(tokenizer_folder, tmp_path, rows, stage="dpo").replace("</body>", opened))
     document = dumped(chromium, page)
     assert re.findall(r"<h3>(\w+)</h3>", document) == ["prompt", "chosen", "rejected"]
     assert document.count('class="sides"') == 1 and "in the longest, both answers" in document
