@@ -16,6 +16,7 @@ import typer
 from luthier import __version__
 from luthier.commands.config_verbs import config_app
 from luthier.commands.data_verbs import data_app
+from luthier.commands.sql_verbs import sql_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
 from luthier.commands.verb_options import (
     Adapters,
@@ -72,6 +73,7 @@ def _show_version(wanted: bool) -> None:
 # their verbs return their result and whether --json was given
 app.add_typer(tokenizer_app, name="tokenizer", result_callback=lambda ended: report(*ended))
 app.add_typer(data_app, name="data", result_callback=lambda ended: report(*ended))
+app.add_typer(sql_app, name="sql", result_callback=lambda ended: report(*ended))
 
 
 @app.callback()

@@ -14,5 +14,20 @@ FORMATS = Registry("data format", "luthier.data.formats")
 ENCODERS = Registry("encoder", "luthier.data.encoders")
 EXPORTERS = Registry("export format", "luthier.exporting.exporters")
 METRICS = Registry("metric", "luthier.metrics")
+SQL_LAYOUTS = Registry("text-to-SQL layout", "luthier.text2sql.layouts")
+PROMPT_STYLES = Registry("prompt style", "luthier.text2sql.styles")
 
-ALL = (HUBS, METHODS, STAGES, ENGINES, OPTIMIZERS, SOURCES, FORMATS, ENCODERS, EXPORTERS, METRICS)
+ALL = (
+    HUBS,
+    METHODS,
+    STAGES,
+    ENGINES,
+    OPTIMIZERS,
+    SOURCES,
+    FORMATS,
+    ENCODERS,
+    EXPORTERS,
+    METRICS,
+    SQL_LAYOUTS,
+    PROMPT_STYLES,
+)

@@ -1,0 +1,91 @@
+"""Databases that luthier itself reads for a prompt: their schema, and later their rows.
+
+Only fixed statements of ours run here. What a model writes runs in the sandbox.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from luthier.foundation.errors import DataError
+from luthier.text2sql.schema import Column, ForeignKey, Schema, Table
+
+
+class Database(Protocol):
+    """What a layout gives to read from a database."""
+
+    def schema(self) -> Schema:
+        """Its tables and keys.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        ...
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True)
+class SqliteDatabase:
+    """An SQLite file, opened read-only: neither it nor a journal beside it is touched."""
+
+    db_id: str
+    path: Path
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as opened:
+                # public databases hold bytes that are no UTF-8
+                opened.text_factory = lambda stored: stored.decode(errors="ignore")
+                yield opened
+        except sqlite3.Error as error:
+            raise DataError(
+                f"the database {self.path} can't be read: {error}.", "Is it an SQLite file, and whole?"
+            ) from error
+
+    def schema(self) -> Schema:
+        """Its tables and keys, as SQLite's own catalogue gives them.
+
+        Raises:
+            DataError: the file is no SQLite database, or damaged.
+        """
+        with self._opened() as opened:
+            names = [
+                str(name)
+                for (name,) in opened.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' "
+                    "ORDER BY rowid"
+                )
+            ]
+            tables = {name: _table(opened, name) for name in names}
+            keys = [key for name in names for key in _foreign_keys(opened, name, tables)]
+        return Schema(self.db_id, tuple(tables.values()), tuple(keys))
+
+
+def _table(opened: sqlite3.Connection, name: str) -> Table:
+    rows = opened.execute(f"PRAGMA table_info({quoted(name)})").fetchall()
+    key = tuple(str(row[1]) for row in sorted((row for row in rows if row[5]), key=lambda row: int(row[5])))
+    return Table(name, tuple(Column(str(row[1]), str(row[2])) for row in rows), (key,) if key else ())
+
+
+def _foreign_keys(opened: sqlite3.Connection, name: str, tables: dict[str, Table]) -> Iterator[ForeignKey]:
+    # (id, position in the key, table, from, to, ...); the newest comes first, hence the order
+    rows = opened.execute(f"PRAGMA foreign_key_list({quoted(name)})").fetchall()
+    for _, position, target, column, to_column, *_ in sorted(rows, key=lambda row: (-int(row[0]), int(row[1]))):
+        found = next((table for table in tables.values() if table.name.lower() == str(target).lower()), None)
+        if found is None:
+            continue  # SQLite lets a key point to a table that is not there: nothing can be joined over it
+        if to_column is None:  # the referred table's primary key is meant
+            key = found.primary_keys[0] if found.primary_keys else ()
+            to_column = key[position] if position < len(key) else None
+        if to_column is not None:
+            yield ForeignKey(name, str(column), found.name, str(to_column))
