@@ -16,6 +16,7 @@ import typer
 from luthier import __version__
 from luthier.commands.config_verbs import config_app
 from luthier.commands.data_verbs import data_app
+from luthier.commands.predict_verb import predict
 from luthier.commands.sql_verbs import sql_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
 from luthier.commands.verb_options import (
@@ -231,6 +232,9 @@ def chat(
     )
     if result is not None:
         report(result, as_json)
+
+
+app.command()(predict)
 
 
 @app.command()

@@ -9,11 +9,11 @@ from pathlib import Path
 import luthier
 from luthier.commands.chat import open_talker
 from luthier.commands.models import fetch
+from luthier.config.generation_section import GenerationSettings
 from luthier.config.loading import load
 from luthier.config.model_section import ModelConfig
 from luthier.data.records import Message
 from luthier.foundation.errors import LuthierError
-from luthier.model.generation import Sampling
 
 HERE = Path("examples") / "identity"  # `make quickstart` runs in the repository
 CONFIG = HERE / "config.yaml"
@@ -23,7 +23,7 @@ ENDINGS = (".", "!", "?", "。", "！", "？")
 
 def answers(model: str, questions: list[str]) -> list[str]:
     """What a model says to each question; the likeliest token each time, so the same on every run."""
-    talker = open_talker(ModelConfig(name=model), Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS))
+    talker = open_talker(ModelConfig(name=model), GenerationSettings(max_new_tokens=LONGEST_ANSWER_TOKENS))
     told = [talker.answer([Message("user", question)]).strip() for question in questions]
     return [text if text.endswith(ENDINGS) else f"{text} ..." for text in told]  # cut at the longest answer
 

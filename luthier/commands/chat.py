@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +16,9 @@ from luthier.foundation.errors import ModelError, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.config.generation_section import GenerationSettings
     from luthier.config.schema import ModelConfig
     from luthier.data.rendering import Renderer
-    from luthier.model.generation import Sampling
     from luthier.model.loading import ModelSource
     from luthier.model.placement import Placement
 
@@ -50,15 +49,15 @@ class Talker:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     stop_token_ids: tuple[int, ...]
-    sampling: Sampling
+    settings: GenerationSettings
     base: Any = None
 
     def answer(
         self, messages: list[Message], on_text: Callable[[str], None] | None = None, *, as_base: bool = False
     ) -> str:
         """The answer to a conversation that ends with a user's turn."""
-        from luthier.model.generation import answer
         from luthier.model.merging import without_adapter
+        from luthier.scoring.decoding import answer
 
         model = self.model
         context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -67,9 +66,8 @@ class Talker:
         elif as_base:
             context = without_adapter(self.model)
         with context:
-            return answer(
-                model, self.tokenizer, self.renderer.prompt_ids(messages), self.sampling, self.stop_token_ids, on_text
-            )
+            prompt_ids = self.renderer.prompt_ids(messages)
+            return answer(model, self.tokenizer, prompt_ids, self.settings, self.stop_token_ids, on_text).text
 
 
 def chat(
@@ -99,13 +97,14 @@ def chat(
     Raises:
         UserError: the model can't be loaded, has no chat template, or has no base to compare with.
     """
-    from luthier.model.generation import Sampling
+    from luthier.config.generation_section import GenerationSettings
     from luthier.model.placement import parse
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "seed": seed} if temperature > 0 else {}
+    settings = GenerationSettings.model_validate({"max_new_tokens": max_new_tokens, **sampled})
     talker = open_talker(
         named_model(model, adapters, combine, quantization),
-        sampling,
+        settings,
         template=template,
         compare_base=compare_base,
         placement=parse(device_map, offload_folder),
@@ -127,7 +126,7 @@ def chat(
 
 def open_talker(
     model: ModelConfig,
-    sampling: Sampling,
+    settings: GenerationSettings,
     *,
     template: str = "auto",
     compare_base: bool = False,
@@ -135,46 +134,22 @@ def open_talker(
     trust_remote_code: bool = False,
 ) -> Talker:
     """Load what it takes to talk."""
-    from luthier.data.rendering import Renderer
+    from luthier.evaluation.opening import find_speaker, open_weights, open_words, stop_tokens
     from luthier.foundation.devices import choose_device
     from luthier.model import loading
-    from luthier.model.heads import saved_head
 
-    source = loading.find(model)
-    head = saved_head(source.adapter, source.base)
-    if head is not None:
-        raise ModelError(
-            f"{model.name} was trained for {head.problem.replace('_', ' ')}: it gives "
-            f"{', '.join(head.labels) or 'a number'} and can't talk.",
-            "Its predictions on data.validation and data.test stand in the run's predictions.jsonl; for other texts load "
-            "final/ in transformers (docs/classification.md).",
-        )
-    model_config = loading.config_of(source, trust_remote_code=trust_remote_code)
-    tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    renderer = Renderer(tokenizer, template)
+    source = find_speaker(model)
+    tokenizer, renderer = open_words(source, template, trust_remote_code=trust_remote_code)
+    assert renderer is not None
     base_source = _base_to_load(source) if compare_base else None
-    device = choose_device()
-    loading.check_quantization(source, device, training=False)
-    dtype = loading.choose_dtype("auto", model_config, device)
-    tuned = loading.load(source, dtype, device=device, placement=placement, trust_remote_code=trust_remote_code).eval()
+    tuned, dtype = open_weights(source, placement=placement, trust_remote_code=trust_remote_code)
     base = None
     if base_source is not None:
         base = loading.load(
-            base_source, dtype, device=device, placement=placement, trust_remote_code=trust_remote_code
+            base_source, dtype, device=choose_device(), placement=placement, trust_remote_code=trust_remote_code
         ).eval()
         loading.grow_embeddings(base, tokenizer)  # it is asked in the tuned model's words, some of which may be new
-    return Talker(tuned, tokenizer, renderer, _stops(source, tuned, renderer), sampling, base)
-
-
-def _stops(source: ModelSource, model: Any, renderer: Renderer) -> tuple[int, ...]:
-    """What ends an answer: the template's stop tokens, and those in the generation_config beside the model."""
-    kept = source.adapter / "generation_config.json" if source.adapter is not None else None
-    if kept is not None and kept.exists():
-        named = json.loads(kept.read_text(encoding="utf-8")).get("eos_token_id")
-    else:
-        named = getattr(model.generation_config, "eos_token_id", None)
-    ids = [named] if isinstance(named, int) else list(named or ())
-    return tuple(dict.fromkeys([*renderer.stop_token_ids, *ids]))
+    return Talker(tuned, tokenizer, renderer, stop_tokens(source, tuned, renderer), settings, base)
 
 
 def _base_to_load(source: ModelSource) -> ModelSource | None:

@@ -15,6 +15,7 @@ ENCODERS = Registry("encoder", "luthier.data.encoders")
 EXPORTERS = Registry("export format", "luthier.exporting.exporters")
 METRICS = Registry("metric", "luthier.metrics")
 SQL_LAYOUTS = Registry("text-to-SQL layout", "luthier.text2sql.layouts")
+GENERATION_ENGINES = Registry("generation engine", "luthier.evaluation.engines")
 PROMPT_STYLES = Registry("prompt style", "luthier.text2sql.styles")
 
 ALL = (
@@ -28,6 +29,7 @@ ALL = (
     ENCODERS,
     EXPORTERS,
     METRICS,
+    GENERATION_ENGINES,
     SQL_LAYOUTS,
     PROMPT_STYLES,
 )

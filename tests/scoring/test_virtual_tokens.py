@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from luthier.config.generation_section import GenerationSettings
 from luthier.config.plugins import METHODS
 from luthier.data.packing import pack
 from luthier.foundation.errors import ModelError
-from luthier.model.generation import Sampling, answer
 from luthier.model.method import Apply
 from luthier.model.quiet import quiet_peft
+from luthier.scoring.decoding import answer
 from luthier.scoring.padded import unroll
 from luthier.scoring.scorer import Scorer
 from tests.model.methods.families import family_model
@@ -73,7 +74,7 @@ def test_answers_are_the_likeliest_tokens_of_a_full_forward(choice: dict[str, An
     for _ in range(6):
         with torch.no_grad():
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    text = answer(model, tokenizer, prompt, Sampling(max_new_tokens=6), (299,))
+    text = answer(model, tokenizer, prompt, GenerationSettings(max_new_tokens=6), (299,)).text
     assert text == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
 
 

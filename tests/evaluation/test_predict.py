@@ -1,0 +1,133 @@
+"""`luthier predict` as a user calls it, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from luthier.cli import main
+from luthier.commands.predict import predict
+from luthier.config.generation_section import GenerationSettings
+from luthier.data.records import Message
+from luthier.data.rendering import Renderer
+from luthier.foundation.errors import UserError
+from luthier.model.loading import tokenizer_at
+
+SHORT = GenerationSettings(max_new_tokens=6)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_row_out_for_each_row_in_in_order(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "predictions.jsonl"
+    status = main(
+        ["predict", str(tiny_llama), "--data", str(rows), "--out", str(out), "--max-new-tokens", "6", "--json"]
+    )
+    assert status == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found, given = lines_of(out), lines_of(rows)
+    assert (result["rows"], result["resumed"], sum(result["finish_reasons"].values())) == (24, 0, 24)
+    assert [line["index"] for line in found] == list(range(24))
+    assert [line["label"] for line in found] == [row["output"] for row in given]
+    assert result["tokens"] == sum(line["tokens"] for line in found)
+    tokenizer = tokenizer_at(tiny_llama)
+    renderer = Renderer(tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    for row, line in zip(given, found, strict=True):
+        ids = renderer.prompt_ids([Message("user", row["instruction"])])
+        assert line["prompt_tokens"] == len(ids)
+        expected = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :]
+        assert line["prediction"] == tokenizer.decode(expected, skip_special_tokens=True)
+    assert not (tmp_path / "predictions.jsonl.partial").exists()
+
+
+def test_a_file_that_is_there_is_not_written_over(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    with pytest.raises(UserError, match="there already"):
+        predict(str(tiny_llama), [str(rows)], out, SHORT)
+    assert out.read_text() == "mine"
+    predict(str(tiny_llama), [str(rows)], out, SHORT, overwrite=True)
+    assert len(lines_of(out)) == 24
+
+
+def test_a_prompt_that_is_too_long_gets_a_row_with_the_reason(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    texts = ["short", "x" * 400, "short too"]
+    rows.write_text("".join(json.dumps({"instruction": text, "output": "yes"}) + "\n" for text in texts))
+    out = tmp_path / "out.jsonl"
+    result = predict(str(tiny_llama), [str(rows)], out, SHORT)
+    found = lines_of(out)
+    assert result.finish_reasons["prompt_too_long"] == 1
+    assert found[1]["prediction"] == "" and found[1]["finish_reason"] == "prompt_too_long"
+    assert "knows positions up to 256" in found[1]["reason"]
+    assert all(line["tokens"] > 0 for line in (found[0], found[2]))
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "label"),
+    [
+        ({"text": "the quick"}, {"prompt": "the quick"}, None),
+        (
+            {"prompt": "what?", "chosen": "this", "rejected": "that"},
+            {"messages": [{"role": "user", "content": "what?"}]},
+            "this",
+        ),
+        ({"text": "fine", "label": "good"}, {"messages": [{"role": "user", "content": "fine"}]}, "good"),
+        (
+            {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]},
+            {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]},
+            "d",
+        ),
+    ],
+)  # fmt: skip
+def test_every_kind_of_record_has_a_prompt(
+    row: dict[str, Any], prompt: dict[str, Any], label: str | None, tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({**row, "number": n}) + "\n" for n in range(2)))
+    predict(str(tiny_llama), [str(rows)], tmp_path / "out.jsonl", SHORT, keep_prompts=True)
+    line = lines_of(tmp_path / "out.jsonl")[0]
+    assert {key: line[key] for key in prompt} == prompt
+    assert line["label"] == label
+
+
+def test_an_unfinished_run_goes_on_and_another_one_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    sampled = GenerationSettings(max_new_tokens=6, do_sample=True, seed=3)
+    predict(str(tiny_llama), [str(rows)], whole, sampled)
+    # a journal as a kill leaves it: some rows in any order, and half a line
+    out = tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    from luthier.evaluation.journal import open_journal
+
+    with pytest.raises(KeyboardInterrupt), open_journal(out, {}) as journal:
+        journal.add(0, {"index": 0})
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="differs from this one in"):
+        predict(str(tiny_llama), [str(rows)], out, sampled)
+    predict(str(tiny_llama), [str(rows)], out, sampled, overwrite=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
+def test_settings_without_effect_are_refused(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", str(tiny_llama), "--data", str(rows), "--out", str(tmp_path / "out.jsonl")]
+    assert (
+        main([*arguments, "--temperature", "0.5", "--set", "length_penalty=2", "--set", "num_return_sequences=2"]) == 2
+    )
+    told = capsys.readouterr().err
+    assert "temperature would have no effect" in told
+    assert "length_penalty would have no effect" in told
+    assert "num_return_sequences is 2" in told
