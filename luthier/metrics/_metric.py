@@ -6,6 +6,9 @@ good; `build(options)` gives the function.
     single_label   class numbers, int [E]
     multi_label    0 or 1 for every class, int [E, K]
     regression     numbers, float [E]
+    text           written answers beside what is right, see `luthier.metrics._text`
+
+A metric of the first three gives one number, named as its file; one of text says with GIVES what its numbers are called.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-Task = Literal["single_label", "multi_label", "regression"]
+Task = Literal["single_label", "multi_label", "regression", "text"]
 Array = np.ndarray[Any, np.dtype[Any]]
 Metric = Callable[[Array, Array], float]
 """From what is true and what was predicted, of at least one example, to a number."""
