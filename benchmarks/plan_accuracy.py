@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from benchmarks.step_clock import StepClock
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "plan_accuracy.json"
@@ -150,21 +152,24 @@ def plan_side(config: dict[str, Any]) -> dict[str, Any]:
 def train_side(config: dict[str, Any]) -> dict[str, Any]:
     """What the run takes; tokens per second from the end of the first step to the end of the last."""
     import luthier
-    from benchmarks.step_clock import StepClock
+    from benchmarks.plan_accuracy import (
+        PeakOfTraining,
+    )  # the class that the run's callback is, this file being __main__
     from luthier.config.loading import apply_override
 
     run = dict(config["base"])
     for setting in config["settings"]:
         apply_override(run, setting)
-    run["training"]["callbacks"] = ["benchmarks.step_clock.StepClock"]
+    run["training"]["callbacks"] = ["benchmarks.plan_accuracy.PeakOfTraining"]
     luthier.train(run)
     lines = [json.loads(line) for line in (Path(run["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    seconds = StepClock.ends[-1] - StepClock.ends[0]
-    of_processor = StepClock.processor_ends[-1] - StepClock.processor_ends[0]
+    seconds = PeakOfTraining.ends[-1] - PeakOfTraining.ends[0]
+    of_processor = PeakOfTraining.processor_ends[-1] - PeakOfTraining.processor_ends[0]
     tokens = sum(line["tokens"] for line in steps[1:])
     return {
         "peak_mib": peak_mib(),
+        "loading_peak_mib": PeakOfTraining.loading_mib,
         "tokens_per_second": round(tokens / seconds, 1),
         "tokens_per_processor_second": round(tokens / of_processor, 1),
         "seconds_per_step": round(seconds / (len(steps) - 1), 3),
@@ -175,7 +180,20 @@ def train_side(config: dict[str, Any]) -> dict[str, Any]:
 
 def peak_mib() -> int:
     """The process's largest resident memory so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return round(int(found[1]) / 1024)
+
+
+class PeakOfTraining(StepClock):
+    """Starts the peak anew when training begins: while a base is quantized, the file that its weights come from is mapped into
+    memory, pages that the system takes back when it needs them."""
+
+    loading_mib: ClassVar[int] = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PeakOfTraining.loading_mib = peak_mib()
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the resident set's peak becomes what it is now
 
 
 SIDES = {"plan": plan_side, "train": train_side}

@@ -23,6 +23,7 @@ LARGEST_BYTES = 1024**3  # of an operation that is run
 LARGEST_SECONDS = 0.5
 CACHE_BYTES = 64 * 1024**2  # more than a core's own cache
 MOST_SETS, MOST_RUNS = 16, 50
+IN_A_STEP = 1.12  # an operation among others takes so many times what it takes alone: measured with two threads, see docs/plan.md
 AROUND = 10  # a call in a model takes so many times what a bare one does with autograd; measured on smollm2-135m
 GUESS = (100e9, 8e9)  # a laptop's float operations and bytes in a second: only orders what is timed first
 
@@ -38,6 +39,7 @@ class Rates:
             as a processor does; a GPU works on what it was told before.
         timed: seconds of operations that were run here, by `operation_key`.
         share: of the traced work that was run, 0 to 1; 0 where all of it is reckoned from published figures.
+        in_a_step: how many times longer an operation takes among others than alone.
     """
 
     flops_per_second: float
@@ -47,10 +49,11 @@ class Rates:
     waits: bool = True
     timed: dict[Any, float] = field(default_factory=dict)
     share: float = 0.0
+    in_a_step: float = 1.0
 
     def seconds(self, operations: Sequence[Operation]) -> float:
         """How long a batch takes."""
-        computing = sum(operation.calls * self.of_one(operation) for operation in operations)
+        computing = self.in_a_step * sum(operation.calls * self.of_one(operation) for operation in operations)
         around = self.seconds_per_call * sum(operation.calls for operation in operations)
         return computing + around if self.waits else max(computing, around)
 
@@ -90,9 +93,9 @@ def calibrate(operations: Sequence[Operation], seconds: float = SECONDS) -> Rate
                 reached.append(operation)
         products = _product_rate(reached, timed)
         streams = _stream_rate(reached, timed)
-    rates = Rates(products, products, streams, AROUND * _bare_call(), timed=timed)
+    rates = Rates(products, products, streams, AROUND * _bare_call(), timed=timed, in_a_step=IN_A_STEP)
     whole = rates.seconds(operations)
-    known = sum(operation.calls * timed[operation_key(operation)] for operation in reached)
+    known = IN_A_STEP * sum(operation.calls * timed[operation_key(operation)] for operation in reached)
     return replace(rates, share=min(1.0, known / whole) if whole else 0.0)
 
 
