@@ -132,7 +132,7 @@ def segmented_attention(
         raise UnsupportedAttentionError(
             "no segments reached the attention: the model does not pass keyword arguments on"
         )
-    _refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
+    refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
     if _has_forest_kernel(query, key, segments, sliding_window, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return ForestAttention.apply(*_of_one_type(query, key, value), segments.parts, scale), None  # type: ignore[no-untyped-call]
@@ -174,7 +174,8 @@ def _has_forest_kernel(query: Tensor, key: Tensor, segments: Layout, window: int
     )
 
 
-def _refuse_unknown(arguments: dict[str, Any], causal: bool) -> None:
+def refuse_unknown(arguments: dict[str, Any], causal: bool) -> None:
+    """Raise UnsupportedAttentionError for arguments of an attention call that change the mathematics."""
     unknown = sorted(
         name for name, given in arguments.items() if given is not None and given is not False and name not in HARMLESS
     )

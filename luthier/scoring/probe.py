@@ -81,8 +81,8 @@ def _probe(
         try:
             model = model_class(shrink(config_class.from_dict(json.loads(text)))).float().eval()
         except Exception as error:  # any failure of a foreign constructor on a shrunk config means: not probed
-            return Finding(False, False, f"its config could not be shrunk for the probe ({_brief(error)})")
-        _enlarge(model)
+            return Finding(False, False, f"its config could not be shrunk for the probe ({brief(error)})")
+        enlarge(model)
         batch = _forest(model.config.get_text_config().vocab_size)
         if has_sequence_head(model):
             return _probe_sequence_head(model, batch, need_segments)
@@ -103,14 +103,14 @@ def _probe(
                 "Models without a language-model head over their last hidden state are not supported.",
             ) from error
         except Exception as error:  # the small copy does not run (a width that its config derives elsewhere)
-            return Finding(False, False, f"its small copy does not run ({_brief(error)})")
+            return Finding(False, False, f"its small copy does not run ({brief(error)})")
         if not need_segments:
             return Finding(False, plain, "not tried")
         try:
             head = Head(model, plain)
             reason = _difference(model, batch, lambda hidden_NH: head.target_logp(hidden_NH, batch.targets_N))
         except Exception as error:  # whatever a foreign model raises on this route is the reason not to take it
-            reason = _brief(error)
+            reason = brief(error)
         return Finding(not reason, plain, reason)
 
 
@@ -127,7 +127,7 @@ def _probe_sequence_head(model: PreTrainedModel, batch: Batch, need_segments: bo
         with torch.no_grad():
             hidden_LH = model.get_decoder()(input_ids=row, use_cache=False).last_hidden_state[0]
             last = isinstance(score, nn.Linear) and (
-                _relative(score(hidden_LH[-1:]), model(input_ids=row, use_cache=False).logits) < TOLERANCE
+                relative(score(hidden_LH[-1:]), model(input_ids=row, use_cache=False).logits) < TOLERANCE
             )
         if not last:
             return Finding(False, False, "the model reads a sequence with a pooler of its own")
@@ -135,7 +135,7 @@ def _probe_sequence_head(model: PreTrainedModel, batch: Batch, need_segments: bo
             return Finding(False, False, "not tried", pools_last=True)
         reason = _difference(model, batch, lambda hidden_NH: score(hidden_NH).sum(dim=1))  # type: ignore[misc]
     except Exception as error:  # whatever a foreign model raises is the reason to let it compute all by itself
-        return Finding(False, False, _brief(error))
+        return Finding(False, False, brief(error))
     return Finding(not reason, False, reason, pools_last=True)
 
 
@@ -183,7 +183,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     return small
 
 
-def _enlarge(model: nn.Module) -> None:
+def enlarge(model: nn.Module) -> None:
     """Weights of size about 0.3 instead of 0.02: logits of several units, past where a soft cap looks linear."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -229,7 +229,7 @@ def _is_causal(model: PreTrainedModel, input_ids_BL: Tensor) -> bool:
     changed[:, -1] = (changed[:, -1] + 1) % model.config.get_text_config().vocab_size
     with torch.no_grad():
         before, after = (model(input_ids=ids, use_cache=False).logits[:, :-1] for ids in (input_ids_BL, changed))
-    return _relative(after, before) < TOLERANCE
+    return relative(after, before) < TOLERANCE
 
 
 def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:
@@ -244,9 +244,9 @@ def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:
     with torch.no_grad():
         own_logits = model(**inputs).logits[rows.row_N, rows.column_N].float()
         hidden_NH = model.get_decoder()(**inputs).last_hidden_state[rows.row_N, rows.column_N]
-        if _relative(Head(model, plain=True).logits(hidden_NH), own_logits) < TOLERANCE:
+        if relative(Head(model, plain=True).logits(hidden_NH), own_logits) < TOLERANCE:
             return True
-        error = _relative(Head(model, plain=False).logits(hidden_NH), own_logits)
+        error = relative(Head(model, plain=False).logits(hidden_NH), own_logits)
     if error >= TOLERANCE:
         raise HeadError(f"its logits differ from its own forward by {error:.1e}")
     return False
@@ -280,19 +280,21 @@ def _difference(model: PreTrainedModel, batch: Batch, read: Callable[[Tensor], T
 
     reference, reference_gradients = run(segmented=False)
     value, gradients = run(segmented=True)
-    error = _relative(value, reference)
+    error = relative(value, reference)
     if not error < TOLERANCE:
         return f"log-probabilities differ by {error:.1e} between the routes"
     # some gradients are zero in exact arithmetic (a key's bias): those are measured against the whole gradient
     floor = 1e-3 * float(torch.stack([gradient.norm() for gradient in reference_gradients]).norm())
-    worst = max(_relative(own, theirs, floor) for own, theirs in zip(gradients, reference_gradients, strict=True))
+    worst = max(relative(own, theirs, floor) for own, theirs in zip(gradients, reference_gradients, strict=True))
     # a gradient is a sum over tokens in another order: ten roundings more than a value
     return "" if worst < 10 * TOLERANCE else f"gradients differ by {worst:.1e} between the routes"
 
 
-def _relative(value: Tensor, reference: Tensor, floor: float = 1e-12) -> float:
+def relative(value: Tensor, reference: Tensor, floor: float = 1e-12) -> float:
+    """Norm of the difference by the norm of the reference."""
     return float((value - reference).norm() / reference.norm().clamp_min(floor))
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
+    """An error's class and its first line."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}".rstrip(": ")

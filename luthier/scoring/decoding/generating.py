@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.generation_section import GenerationSettings
 from luthier.foundation.progress import say
 from luthier.model.generation import Generated, Job, OnToken, by_transformers
+from luthier.scoring.decoding.decoder import Decoder
+from luthier.scoring.decoding.fitness import why_not
+from luthier.scoring.probe import probe
+from luthier.scoring.scorer import transformers_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +49,13 @@ def generate(
     if not fitting:
         return
     job = Job(model, tokenizer, [prompts[p] for p in fitting], [numbers[p] for p in fitting], settings, stops, on_token)
+    reason = why_not(job)
+    if not reason:
+        model = transformers_model(job.model)
+        finding = probe(model.config, type(model))
+        yield from Decoder(job, model, finding.plain_head).run()
+        return
+    say(f"generating with transformers' own generate: {reason}")
     yield from by_transformers(job)
 
 
