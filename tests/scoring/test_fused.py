@@ -30,13 +30,26 @@ def double(*shape: int, learns: bool = False) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=learns)
 
 
+class Packed:
+    """A weight that is made anew for each product."""
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        self._weight_OI = weight_OI
+
+    def unpacked(self) -> Tensor:
+        return self._weight_OI.clone()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("input_learns", [True, False])
-def test_low_rank_linear_passes_gradcheck(bias: bool, input_learns: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_low_rank_linear_passes_gradcheck(bias: bool, input_learns: bool, packed: bool) -> None:
     torch.manual_seed(0)
+    weight_OI = double(6, 4)
     tensors = (
         double(5, 4, learns=input_learns),
-        double(6, 4),
+        Packed(weight_OI) if packed else None,
+        None if packed else weight_OI,
         double(6) if bias else None,
         double(2, 4, learns=True),
         double(6, 2, learns=True),
@@ -53,13 +66,17 @@ def test_the_norm_passes_gradcheck(weight_learns: bool) -> None:
 
 
 @pytest.mark.parametrize("updated", [(True, True, True), (True, False, False), (False, False, True)])
-def test_the_gated_mlp_passes_gradcheck(updated: tuple[bool, bool, bool]) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_gated_mlp_passes_gradcheck(updated: tuple[bool, bool, bool], packed: bool) -> None:
     torch.manual_seed(0)
     tensors: list[Tensor | None] = []
+    weights: list[Packed | None] = []
     for has_update, (inner, outer) in zip(updated, ((4, 6), (4, 6), (6, 4)), strict=True):
-        tensors += [double(outer, inner), double(outer)]
+        weight_OI = double(outer, inner)
+        weights.append(Packed(weight_OI) if packed else None)
+        tensors += [None if packed else weight_OI, double(outer)]
         tensors += [double(2, inner, learns=True), double(outer, 2, learns=True)] if has_update else [None, None]
-    assert torch.autograd.gradcheck(GatedMlp.apply, (double(5, 4, learns=True), (0.5, 1.5, 2.0), *tensors))
+    assert torch.autograd.gradcheck(GatedMlp.apply, (double(5, 4, learns=True), weights, (0.5, 1.5, 2.0), *tensors))
 
 
 def lora_model(kind: str = "llama", **settings: Any) -> Any:
@@ -81,6 +98,34 @@ def test_fused_models_equal_the_reference_in_value_and_gradient(kind: str) -> No
     for route in ("segmented", "padded"):
         scorer = Scorer(lora_model(kind), route=route)  # type: ignore[arg-type]
         scorer.train()
+        logp_N = scorer(batch).logp_N
+        (logp_N * batch.weights_N).sum().backward()
+        found[route] = (logp_N.detach(), gradients(scorer))
+    assert relative(found["segmented"][0], found["padded"][0]) < 1e-5
+    assert found["padded"][1].keys() == found["segmented"][1].keys()
+    for name, gradient in found["padded"][1].items():
+        assert relative(found["segmented"][1][name], gradient) < 1e-5, name
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
+def test_a_base_in_four_bits_equals_the_reference_in_value_and_gradient() -> None:
+    nn4 = pytest.importorskip("bitsandbytes").nn
+    batch = pack(random_examples([9, 4, 15]))
+    found = {}
+    for route in ("segmented", "padded"):
+        torch.manual_seed(0)
+        base = tiny_model("llama", hidden_size=64, intermediate_size=128)
+        for name, layer in list(base.named_modules()):
+            if name.endswith("_proj"):
+                four = nn4.Linear4bit(layer.in_features, layer.out_features, False, torch.float32, quant_type="nf4")
+                four.weight = nn4.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+                base.set_submodule(name, four.to("cpu"))
+        settings = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(base, settings)
+        scorer = Scorer(model, route=route)  # type: ignore[arg-type]
+        scorer.train()
+        fused = [low_rank(module, torch.zeros(1)) for module in base.modules()]
+        assert sum(part is not None and part.packed is not None for part in fused) == (2 * 21)  # and the layers beneath
         logp_N = scorer(batch).logp_N
         (logp_N * batch.weights_N).sum().backward()
         found[route] = (logp_N.detach(), gradients(scorer))

@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 
 from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
-from luthier.scoring.fused.low_rank import LowRank, LowRankLinear, has_hooks, plain_linear
+from luthier.scoring.fused.low_rank import LowRank, LowRankLinear, frozen_weight, has_hooks
 from luthier.scoring.fused.narrowing import narrow
 from luthier.scoring.fused.norm import RootMeanSquareNorm
+
+_LORA_LAYERS = (("peft.tuners.lora.layer", "Linear"), ("peft.tuners.lora.bnb", "Linear4bit"))
 
 
 def fuse(model: PreTrainedModel) -> Counter[str]:
@@ -62,17 +64,17 @@ def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     if part is None:
         return type(self).forward(self, x, *arguments, **named)  # type: ignore[no-any-return]
     rows_TI = x.reshape(-1, x.shape[-1])
-    y_TO: Tensor = LowRankLinear.apply(rows_TI, *part.tensors, part.scaling)  # type: ignore[no-untyped-call]
+    y_TO: Tensor = LowRankLinear.apply(rows_TI, part.packed, *part.tensors, part.scaling)  # type: ignore[no-untyped-call]
     return y_TO.view(*x.shape[:-1], -1)
 
 
 def _gated_mlp(self: Any, x: Tensor) -> Tensor:
-    parts = [low_rank(getattr(self, name), x) for name in PARTS]
-    if any(part is None for part in parts):
+    parts = [part for part in (low_rank(getattr(self, name), x) for name in PARTS) if part is not None]
+    if len(parts) < len(PARTS):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
-    tensors = [tensor for part in parts if part is not None for tensor in part.tensors]
-    scalings = tuple(part.scaling for part in parts if part is not None)
-    y_TH: Tensor = GatedMlp.apply(x.reshape(-1, x.shape[-1]), scalings, *tensors)  # type: ignore[no-untyped-call]
+    packed, scalings = [part.packed for part in parts], [part.scaling for part in parts]
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    y_TH: Tensor = GatedMlp.apply(x.reshape(-1, x.shape[-1]), packed, scalings, *tensors)  # type: ignore[no-untyped-call]
     return y_TH.view(x.shape)
 
 
@@ -87,18 +89,21 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
 def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
     """A module as the map that the fused functions compute, or None where it is anything else at this moment.
 
-    A frozen `nn.Linear`, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no variant (DoRA
-    and others), no bias of its own, dropout that does nothing, no hooks, one precision.
+    A frozen `nn.Linear` or one in 4 bits, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no
+    variant (DoRA and others), no bias of its own, dropout that does nothing, no hooks, one precision.
     """
     if _is_autocast(x):
         return None
     layer: Any = module
-    if plain_linear(layer):
-        return LowRank(layer.weight, layer.bias, None, None, 0.0) if layer.weight.dtype == x.dtype else None
+    weight = frozen_weight(layer, x.dtype)
+    if weight is not None:
+        return LowRank(weight, layer.bias, None, None, 0.0)
     if not _is_lora_linear(layer) or layer.disable_adapters or layer.merged or has_hooks(layer):
         return None
+    base = layer.base_layer
     active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(active) != 1 or not plain_linear(layer.base_layer):
+    weight = frozen_weight(base, x.dtype)
+    if len(active) != 1 or weight is None:
         return None
     name = active[0]
     down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
@@ -106,10 +111,9 @@ def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
         return None
     if _drops(dropout) or any(has_hooks(part) for part in (down, up, dropout)):
         return None
-    base = layer.base_layer
-    if not x.dtype == base.weight.dtype == down.weight.dtype == up.weight.dtype:
+    if not x.dtype == down.weight.dtype == up.weight.dtype:
         return None
-    return LowRank(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+    return LowRank(weight, base.bias, down.weight, up.weight, layer.scaling[name])
 
 
 def _drops(dropout: nn.Module) -> bool:
@@ -117,7 +121,7 @@ def _drops(dropout: nn.Module) -> bool:
 
 
 def _is_lora_linear(module: nn.Module) -> bool:
-    return type(module).__module__ == "peft.tuners.lora.layer" and type(module).__name__ == "Linear"
+    return (type(module).__module__, type(module).__name__) in _LORA_LAYERS
 
 
 def _is_autocast(x: Tensor) -> bool:

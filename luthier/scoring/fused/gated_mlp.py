@@ -10,35 +10,43 @@ Shapes: T tokens, H hidden width, F feed-forward width, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.scoring.fused.low_rank import LowRank
+from luthier.scoring.fused.low_rank import LowRank, either
+from luthier.scoring.fused.packed import PackedWeight
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
 class GatedMlp(torch.autograd.Function):
-    """The block as a function of x and of the tensors of its three maps (`LowRank.tensors` each)."""
+    """The block as a function of x and of its three maps: `LowRank.packed` and `scaling` of each, then `LowRank.tensors`."""
 
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, scalings: tuple[float, float, float], *tensors: Tensor | None) -> Tensor:
-        gate, up, down = _parts(scalings, tensors)
+    def forward(
+        ctx: Any,
+        x_TH: Tensor,
+        packed: Sequence[PackedWeight | None],
+        scalings: Sequence[float],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        gate, up, down = _parts(packed, scalings, tensors)
         gate_TF, low_gate = gate.forward(x_TH)
         up_TF, low_up = up.forward(x_TH)
         y_TH, low_down = down.forward(F.silu(gate_TF).mul_(up_TF))
         ctx.save_for_backward(x_TH, gate_TF, up_TF, low_gate, low_up, low_down, *tensors)
-        ctx.scalings = scalings
+        ctx.packed, ctx.scalings = packed, scalings
         return y_TH
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_TH,) = gradients
         x_TH, gate_TF, up_TF, low_gate, low_up, low_down, *tensors = ctx.saved_tensors
-        gate, up, down = _parts(ctx.scalings, tuple(tensors))
+        gate, up, down = _parts(ctx.packed, ctx.scalings, tensors)
         silu_TF = F.silu(gate_TF)
         low_gradient = down.low_gradient(gradient_TH)
         inner_TF = down.input_gradient(gradient_TH, low_gradient)
@@ -54,14 +62,16 @@ class GatedMlp(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             into_TH = gate.input_gradient(gate_gradient_TF, low_gate_gradient)
             into_TH = up.input_gradient(up_gradient_TF, low_up_gradient, into_TH)
-        return into_TH, None, None, None, *gate_factors, None, None, *up_factors, None, None, *down_factors
+        return into_TH, None, None, None, None, *gate_factors, None, None, *up_factors, None, None, *down_factors
 
 
-def _parts(scalings: tuple[float, float, float], tensors: tuple[Any, ...]) -> tuple[LowRank, LowRank, LowRank]:
+def _parts(
+    packed: Sequence[PackedWeight | None], scalings: Sequence[float], tensors: Sequence[Any]
+) -> tuple[LowRank, LowRank, LowRank]:
     """The three maps from their tensors, four each."""
     of_each = (tensors[:4], tensors[4:8], tensors[8:])
     gate, up, down = (
-        LowRank(weight, bias, down_factor, up_factor, scaling)
-        for (weight, bias, down_factor, up_factor), scaling in zip(of_each, scalings, strict=True)
+        LowRank(either(weight, whole), bias, down_factor, up_factor, scaling)
+        for (weight, bias, down_factor, up_factor), whole, scaling in zip(of_each, packed, scalings, strict=True)
     )
     return gate, up, down

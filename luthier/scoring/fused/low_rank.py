@@ -17,18 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.scoring.fused.packed import PackedWeight, packed_weight
+
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
     """The tensors of one map.
 
     Args:
-        weight_OI, bias_O: the frozen base; there may be no bias.
+        weight: of the frozen base, [O, I], or what makes it. bias_O: there may be none.
         down_RI, up_OR: the update's factors (peft: lora_A, lora_B), or None where the map has no update.
         scaling: what the update is multiplied with.
     """
 
-    weight_OI: Tensor
+    weight: Tensor | PackedWeight
     bias_O: Tensor | None
     down_RI: Tensor | None
     up_OR: Tensor | None
@@ -36,12 +38,21 @@ class LowRank:
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """What an autograd function takes as arguments, in this order."""
-        return self.weight_OI, self.bias_O, self.down_RI, self.up_OR
+        """What an autograd function takes as arguments, in this order; None in the place of a packed weight."""
+        return self.weight if isinstance(self.weight, Tensor) else None, self.bias_O, self.down_RI, self.up_OR
+
+    @property
+    def packed(self) -> PackedWeight | None:
+        """The weight where it is no tensor."""
+        return None if isinstance(self.weight, Tensor) else self.weight
+
+    def weight_OI(self) -> Tensor:
+        """The whole weight."""
+        return self.weight if isinstance(self.weight, Tensor) else self.weight.unpacked()
 
     def forward(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
         """y [T, O], and x A^T [T, R], which backward needs."""
-        y_TO = F.linear(x_TI, self.weight_OI, self.bias_O)
+        y_TO = F.linear(x_TI, self.weight_OI(), self.bias_O)
         if self.down_RI is None or self.up_OR is None:
             return y_TO, None
         low_TR = x_TI @ self.down_RI.t()
@@ -65,7 +76,7 @@ class LowRank:
         self, gradient_TO: Tensor, low_gradient_TR: Tensor | None, into_TI: Tensor | None = None
     ) -> Tensor:
         """The gradient of x, [T, I]; added to `into_TI` in place where that is given."""
-        into_TI = gradient_TO @ self.weight_OI if into_TI is None else into_TI.addmm_(gradient_TO, self.weight_OI)
+        into_TI = gradient_TO @ self.weight_OI() if into_TI is None else into_TI.addmm_(gradient_TO, self.weight_OI())
         if low_gradient_TR is not None:
             assert self.down_RI is not None
             into_TI.addmm_(low_gradient_TR, self.down_RI)
@@ -79,37 +90,46 @@ class LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_TI: Tensor,
-        weight_OI: Tensor,
+        packed: PackedWeight | None,
+        weight_OI: Tensor | None,
         bias_O: Tensor | None,
         down_RI: Tensor,
         up_OR: Tensor,
         scaling: float,
     ) -> Tensor:
-        part = LowRank(weight_OI, bias_O, down_RI, up_OR, scaling)
+        part = LowRank(either(weight_OI, packed), bias_O, down_RI, up_OR, scaling)
         y_TO, low_TR = part.forward(x_TI)
         ctx.save_for_backward(x_TI, weight_OI, down_RI, up_OR, low_TR)
-        ctx.scaling = scaling
+        ctx.packed, ctx.scaling = packed, scaling
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_TO,) = gradients
         x_TI, weight_OI, down_RI, up_OR, low_TR = ctx.saved_tensors
-        part = LowRank(weight_OI, None, down_RI, up_OR, ctx.scaling)
+        part = LowRank(either(weight_OI, ctx.packed), None, down_RI, up_OR, ctx.scaling)
         low_gradient_TR = part.low_gradient(gradient_TO)
         down, up = part.factor_gradients(gradient_TO, low_gradient_TR, low_TR, x_TI)
         into_TI = part.input_gradient(gradient_TO, low_gradient_TR) if ctx.needs_input_grad[0] else None
-        return into_TI, None, None, down, up, None
+        return into_TI, None, None, None, down, up, None
 
 
-def plain_linear(module: nn.Module) -> bool:
-    """Whether a module is exactly `nn.Linear`, frozen, and nothing listens to its calls."""
-    return (
-        type(module) is nn.Linear
-        and not module.weight.requires_grad
-        and (module.bias is None or not module.bias.requires_grad)
-        and not has_hooks(module)
-    )
+def either(weight_OI: Tensor | None, packed: PackedWeight | None) -> Tensor | PackedWeight:
+    """The one of two that is there."""
+    found = weight_OI if packed is None else packed
+    assert found is not None
+    return found
+
+
+def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor | PackedWeight | None:
+    """The weight of a frozen linear layer in a precision: exactly `nn.Linear`, or one in 4 bits, to whose calls nothing
+    listens. None where the layer is another."""
+    layer: Any = module
+    if has_hooks(module) or (getattr(layer, "bias", None) is not None and layer.bias.requires_grad):
+        return None
+    if type(module) is nn.Linear:
+        return module.weight if module.weight.dtype == dtype and not module.weight.requires_grad else None
+    return packed_weight(module, dtype)
 
 
 def has_hooks(module: nn.Module) -> bool:
