@@ -3,11 +3,13 @@
 What the entry in luthier's config sets itself goes before what the registry says. Differences to LLaMA-Factory: an
 entry with both a hub's address and a file is taken from the hub, as there (from ModelScope where it is the only hub, or
 USE_MODELSCOPE_HUB=1); scripts, and files behind a cloud address,
-are refused; num_samples larger than the data takes every row once, where LLaMA-Factory repeats some.
+are refused; num_samples larger than the data takes every row once, where LLaMA-Factory repeats some; a file whose
+file_sha1 is another one is refused, where LLaMA-Factory warns.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from luthier.data.hub_sets import PREFIX
 from luthier.data.modelscope_sets import PREFIX as MODELSCOPE
 from luthier.data.modelscope_sets import preferred
 from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import need_file
+from luthier.foundation.files import digest_of, need_file
 from luthier.foundation.registry import nearest
 
 MARK = ".json#"
@@ -61,6 +63,8 @@ class Registered(Section):
     script_url: str | None = None
     cloud_file_name: str | None = None
     file_name: str | None = None
+    file_sha1: str | None = Field(None, pattern="^[0-9a-fA-F]{40}$")
+    stage: Literal["pt", "sft", "rm"] | None = None  # of older registries: what the rows are for
     formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
     ranking: bool = False
     subset: str | None = None
@@ -119,6 +123,8 @@ def _rows(found: Registered, folder: Path, place: str) -> dict[str, Any]:
     if found.ms_hub_url is not None and (hub is None or preferred()):
         hub = MODELSCOPE + found.ms_hub_url
     if hub is not None:
+        if found.file_sha1 is not None:
+            raise DataError(f"{place}: file_sha1 has no effect on a hub's data set.", "Remove it from the registry.")
         return {"path": hub, "split": found.split, "subset": found.subset, "folder": found.folder, **sampled}
     if found.file_name is None:
         given = [key for key in ("om_hub_url", "script_url", "cloud_file_name") if getattr(found, key)]
@@ -132,18 +138,50 @@ def _rows(found: Registered, folder: Path, place: str) -> dict[str, Any]:
                 f"{place}: {key} is {getattr(found, key)!r}, which has no effect on a file.",
                 "Remove it from the registry.",
             )
-    return {"path": str(folder / found.file_name), "split": found.split, **sampled}
+    path = folder / found.file_name
+    if found.file_sha1 is not None:
+        _check_sha1(path, found.file_sha1.lower(), place)
+    return {"path": str(path), "split": found.split, **sampled}
+
+
+def _check_sha1(path: Path, expected: str, place: str) -> None:
+    """Refuse a file of other content; one that is missing is told where it is looked for."""
+    if path.is_dir():
+        raise DataError(f"{place}: file_sha1 has no effect on the folder {path}.", "Remove it from the registry.")
+    if not path.is_file():
+        return
+    facts = path.stat()
+    sha1 = _sha1(path, facts.st_size, facts.st_mtime_ns)
+    if sha1 != expected:
+        raise DataError(
+            f"{place}: {path} has the SHA-1 {sha1}, but file_sha1 says {expected}.",
+            "Fetch the file again if it is damaged; if it was changed on purpose, write its SHA-1 into the registry, or remove file_sha1.",
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _sha1(path: Path, size: int, changed_ns: int) -> str:
+    """A file's SHA-1, once for each state of it: an entry is resolved several times in a run."""
+    return digest_of(path, "sha1")
 
 
 def _layout(found: Registered, place: str) -> dict[str, Any]:
     """Format, columns and tags."""
     columns = {key: column for key, column in found.columns.items() if column is not None}
     judged = "kto_tag" in columns
-    if (found.formatting, found.ranking, judged) not in FORMATS:
+    ranking = found.ranking or found.stage == "rm"
+    if (found.formatting, ranking, judged) not in FORMATS:
         raise DataError(f"{place}: ranking and kto_tag exclude each other.", "Remove one of the two.")
-    if found.formatting == "alpaca" and not found.ranking and set(columns) == {"prompt"}:
+    plain = found.formatting == "alpaca" and not ranking and set(columns) == {"prompt"}
+    kind = "pt" if plain else "rm" if ranking else "sft"
+    if found.stage not in (None, kind):
+        raise DataError(
+            f"{place}: stage is {found.stage}, but formatting, ranking and columns say rows of {kind}.",
+            "Plain text (pt) has the column prompt alone; pairs (rm) have ranking: true; or remove stage.",
+        )
+    if plain:
         return {"format": "text", "columns": {"text": columns["prompt"]}, **_tags(found, place)}
-    name, parts = FORMATS[found.formatting, found.ranking, judged]
+    name, parts = FORMATS[found.formatting, ranking, judged]
     for key in columns:
         if key not in parts:
             raise DataError(

@@ -141,7 +141,12 @@ def remove_leftovers(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes, read in blocks."""
-    digest = hashlib.sha256()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """The same by an algorithm that hashlib knows by this name."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(HASH_BLOCK_BYTES):
             digest.update(block)

@@ -74,6 +74,18 @@ def test_the_entries_it_ships(write, tmp_path) -> None:
     }
 
 
+def test_older_registries_say_a_stage_and_a_hash(write, tmp_path) -> None:
+    (tmp_path / "mine.json").write_bytes(b"abc")
+    sha1 = "a9993e364706816aba3e25717850c26c9cd0d89d"  # of "abc", FIPS 180-1, appendix A
+    assert resolved(write, {"file_name": "mine.json", "file_sha1": sha1.upper()})["path"] == str(tmp_path / "mine.json")
+    (tmp_path / "mine.json").write_bytes(b"abd")
+    with pytest.raises(DataError, match=f"but file_sha1 says {sha1}"):
+        resolved(write, {"file_name": "mine.json", "file_sha1": sha1})
+    assert resolved(write, {"file_name": "a.json", "stage": "rm"})["format"] == "alpaca_pair"
+    assert resolved(write, {"file_name": "a.txt", "stage": "pt", "columns": {"prompt": "text"}})["format"] == "text"
+    assert resolved(write, {"file_name": "a.json", "stage": "sft"})["format"] == "alpaca"
+
+
 def test_the_configs_own_settings_go_first(write) -> None:
     found = resolved(write, SHIPPED["hub"], split="test[:5]", max_samples=3, head=True, system="s")
     assert (found["split"], found["max_samples"], found["head"], found["system"]) == ("test[:5]", 3, True, "s")
@@ -117,6 +129,16 @@ def test_rows_through_a_registry(write) -> None:
         ({"file_name": "a", "ranking": True, "columns": {"kto_tag": "k"}}, "ranking and kto_tag exclude each other"),
         ({"file_name": "a", "tags": {"role_tag": "r"}}, "tags have no effect on formatting alpaca"),
         ({"file_name": "a", "formatting": "sharegpt", "tags": {"rol": "r"}}, r"tags\.rol is unknown"),
+        ({"file_name": "a", "file_sha1": "abc"}, "file_sha1: String should match pattern"),
+        (
+            {"file_name": "dataset_info.json", "file_sha1": "0" * 40},
+            f"has the SHA-1 [0-9a-f]{{40}}, but file_sha1 says {'0' * 40}",
+        ),
+        ({"file_name": ".", "file_sha1": "0" * 40}, "file_sha1 has no effect on the folder"),
+        ({"hf_hub_url": "a/b", "file_sha1": "0" * 40}, "file_sha1 has no effect on a hub's data set"),
+        ({"file_name": "a", "stage": "pt"}, "stage is pt, but formatting, ranking and columns say rows of sft"),
+        ({"file_name": "a", "stage": "sft", "ranking": True}, "stage is sft, but .* rows of rm"),
+        ({"file_name": "a", "stage": "pretrain"}, "stage: Input should be 'pt', 'sft' or 'rm'"),
         ({"script_url": "a"}, "has script_url, and none of hf_hub_url, ms_hub_url"),
         ({"om_hub_url": "a"}, "has om_hub_url, and none of hf_hub_url"),
         ({"cloud_file_name": "s3://a"}, "has cloud_file_name, and none of"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -36,7 +36,7 @@ def refusal(target: str, value: Any, chosen: Mapping[str, str]) -> str | None:
         known = registry.names()
         if value in known or (target, value) == (ENGINE, "auto"):
             return None
-        return sentence.format(name=value, known=" and ".join(filter(None, [", ".join(known[:-1]), known[-1]])))
+        return sentence.format(name=value, known=_listed(known))
     if target == "data.template" and value not in ("auto", *template_names()):
         return f"luthier has no template {value}"
     section, name = _place(target, chosen)
@@ -80,8 +80,14 @@ def _place(target: str, chosen: Mapping[str, str]) -> tuple[type[BaseModel] | st
         return section, name
     owner = ".".join(parts[:-1])
     if owner in CHOICES:
-        return f"luthier's {CHOICES[owner][0].kind} {chosen[owner]} has no {name}", ""
+        others = [field for field in section.model_fields if field != "name"]
+        only = f", only {_listed(others)}" if 0 < len(others) <= 3 else ""
+        return f"luthier's {CHOICES[owner][0].kind} {chosen[owner]} has no {name}{only}", ""
     return f"luthier has no {target} yet", ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _misfit(section: type[BaseModel], name: str, target: str, value: Any) -> str | None:

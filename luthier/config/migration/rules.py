@@ -23,6 +23,19 @@ SWITCHES = {
     "use_adam_mini": "adam_mini",
     "use_muon": "muon",
 }
+_UNPAGED = "its state is not paged out to the processor's memory"
+_AFTERWARDS = "all layers are updated after the whole backward pass"
+_FLOAT32 = "its momentum is kept in float32, four times the bytes"
+# what luthier's optimizer of another name does otherwise
+OTHER_OPTIMIZERS = {
+    **dict.fromkeys(("paged_adamw", "paged_adamw_32bit", "paged_lion_32bit"), _UNPAGED),
+    "lion_8bit": _FLOAT32,
+    "paged_lion_8bit": f"{_FLOAT32}, and not paged out to the processor's memory",
+    **dict.fromkeys(("galore_adamw_layerwise", "apollo_adamw_layerwise"), _AFTERWARDS),
+    **dict.fromkeys(("schedule_free_radam", "schedule_free_sgd"), "schedule_free has an AdamW inside"),
+    "adamw_anyprecision": "its moments have the precision of the weights",
+    "stable_adamw": "updates are not clipped by their size; training.max_grad_norm clips gradients",
+}
 
 
 def stage(case: Case, key: str, value: Any) -> Answer:
@@ -260,10 +273,12 @@ def optim(case: Case, key: str, value: Any) -> Answer:
     chosen = [switch for switch in SWITCHES if case.value(switch)]
     if chosen:
         return mapped(note=f"{chosen[0]} chooses the optimizer")
-    settings = {"training.optim": TRANSFORMERS_OPTIMIZERS.get(value, value)}
-    if value.startswith("paged_"):
-        return changed(settings, "its state is not paged out to the processor's memory")
-    return mapped(settings)
+    settings: dict[str, Any] = {"training.optim": TRANSFORMERS_OPTIMIZERS.get(value, value)}
+    if value == "paged_adamw_8bit":
+        settings["training.optim.paged"] = True
+        return mapped(settings, "only CUDA pages: set it to false to train without")
+    difference = OTHER_OPTIMIZERS.get(value)
+    return changed(settings, difference) if difference else mapped(settings)
 
 
 def warmup(case: Case, key: str, value: Any) -> Answer:

@@ -190,8 +190,24 @@ def test_a_stage_that_comes_later_makes_its_keys_mapped(monkeypatch: pytest.Monk
     monkeypatch.setattr("luthier.config.migration.migrating._problems_of", lambda config: [])
     later = of(**keys)
     assert config(later)["stage"] == {"name": "dpo", "beta": 0.3}
-    assert note(later, "dpo_label_smoothing") == "refused: luthier's training stage dpo has no label_smoothing"
+    assert (
+        note(later, "dpo_label_smoothing") == "refused: luthier's training stage dpo has no label_smoothing, only beta"
+    )
     assert note(of(**{**keys, "pref_beta": -1}), "pref_beta") == "refused: stage.beta: must be greater than 0, found -1"
+
+
+def test_what_an_optimizer_of_another_name_does_otherwise() -> None:
+    paged = of(optim="paged_adamw_8bit")
+    assert config(paged)["training"]["optim"] == {"name": "adamw8bit", "paged": True}
+    assert note(paged, "optim").startswith("mapped: only CUDA pages")
+    for name, ours, words in (
+        ("paged_adamw_32bit", "adamw", "not paged out"),
+        ("lion_8bit", "lion", "in float32"),
+        ("galore_adamw_layerwise", "galore", "after the whole backward pass"),
+    ):
+        found = of(optim=name)
+        assert note(found, "optim").startswith("changed: ") and words in note(found, "optim")
+        assert config(found)["training"].get("optim", "adamw") == ours
 
 
 def test_values_are_asked_of_the_schema() -> None:
