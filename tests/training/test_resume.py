@@ -16,23 +16,8 @@ import pytest
 import luthier
 from luthier.foundation.errors import CheckpointError, Interrupted, TrainingError, UserError
 from luthier.training.checkpoints import find_fault
-from tests import warm_python
 from tests.tiny import config_for
-
-RUNNER = Path(__file__).with_name("killed_run.py")
-
-
-def launch(
-    config: dict[str, Any],
-    folder: Path,
-    *arguments: str,
-    limits: dict[str, int] | None = None,
-    kill_after_seconds: float | None = None,
-) -> subprocess.CompletedProcess[str]:
-    file = folder / "config.json"
-    file.write_text(json.dumps(config))
-    command = [str(RUNNER), str(file), *arguments]
-    return warm_python.run(*command, outputs=folder, limits=limits, kill_after_seconds=kill_after_seconds)
+from tests.training.whole_runs import launch, traces
 
 
 def settings(tiny_llama: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
@@ -46,23 +31,6 @@ def settings(tiny_llama: Path, rows: Path, out: Path, **training: Any) -> dict[s
     config["method"]["dropout"] = 0.1
     config["data"]["validation"] = 4
     return config
-
-
-def traces(out: Path) -> dict[str, Any]:
-    """Everything that must have the same bits: weights, optimizer, the lines but for their seconds."""
-    last = sorted((out / "checkpoints").glob("step-*"))[-1]
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "lines": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
-        "optimizer": (last / "optimizer.safetensors").read_bytes(),
-        "optimizer_rest": (last / "optimizer.json").read_text(),
-        "weights": [(out / "final" / name).read_bytes() for name in names(out / "final")],
-        "step": last.name,
-    }
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 @pytest.fixture(scope="module")

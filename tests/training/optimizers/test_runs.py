@@ -20,6 +20,7 @@ from luthier.config.plugins import OPTIMIZERS
 from luthier.foundation.errors import Interrupted, TrainingError, UserError
 from tests.tiny import config_for
 from tests.training.optimizers.tiny_runs import SMALL
+from tests.training.whole_runs import launch, traces
 
 every = pytest.mark.parametrize("name", OPTIMIZERS.names())
 FAR = {"muon": 2e-2}  # its products are in bfloat16 where there are units for that
@@ -39,18 +40,6 @@ def settings(name: str, model: Path, rows: Path, out: Path, **training: Any) -> 
     config["method"] = "full"
     config["data"]["validation"] = 4
     return config
-
-
-def traces(out: Path) -> dict[str, Any]:
-    """Everything that must have the same bits: weights, optimizer, the lines but for their seconds."""
-    last = sorted((out / "checkpoints").glob("step-*"))[-1]
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "lines": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
-        "optimizer": (last / "optimizer.safetensors").read_bytes(),
-        "rest": (last / "optimizer.json").read_text(),
-        "weights": (out / "final" / "model.safetensors").read_bytes(),
-    }
 
 
 class StopAtFive(TrainerCallback):
@@ -79,20 +68,11 @@ def test_stopped_between_checkpoints_and_gone_on_with(name: str, tiny_llama: Pat
 @every
 @pytest.mark.parametrize("moment", ["step:5", "writing:2"])
 def test_killed_and_gone_on_with(name: str, moment: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
-    runner = ROOT / "tests" / "training" / "killed_run.py"
-
-    def launch(out: str, *arguments: str) -> int:
-        file = tmp_path / "config.json"
-        file.write_text(json.dumps(settings(name, tiny_llama, rows, tmp_path / out)))
-        command = [sys.executable, str(runner), str(file), *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, capture_output=True, cwd=ROOT, timeout=120, env=environment, check=False
-        ).returncode
-
-    assert launch("whole") == 0
-    assert launch("run", "--die-at", moment) == -signal.SIGKILL
-    assert launch("run", "--resume") == 0
+    luthier.train(settings(name, tiny_llama, rows, tmp_path / "whole"))
+    config = settings(name, tiny_llama, rows, tmp_path / "run")
+    assert launch(config, tmp_path, "--die-at", moment).returncode == -signal.SIGKILL
+    done = launch(config, tmp_path, "--resume")
+    assert done.returncode == 0, done.stderr
     assert traces(tmp_path / "run") == traces(tmp_path / "whole")
 
 
