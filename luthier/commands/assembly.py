@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from luthier.commands.calibration import calibration_batches
 from luthier.commands.precomputed import with_reference, with_trunk
@@ -36,6 +36,9 @@ from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
 from luthier.training.run import Fit
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback  # at run time it would import peft before luthier.training.callbacks can
 
 
 def assemble(

@@ -25,6 +25,8 @@ from luthier.model.inspection import (
     weight_files,
 )
 from luthier.model.merging import check_mergeable, merge
+from luthier.model.plain_peft import without_bitsandbytes
+from luthier.model.quantization import has_quantized
 from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
@@ -126,7 +128,8 @@ def check_shapes(model: PreTrainedModel, parts: Sequence[AdapterPart]) -> None:
     for part in parts:
         (file,) = weight_files(part.folder)
         saved = {name: tuple(entry["shape"]) for name, entry in header_of(file).items()}
-        expected = _expected(model, part)
+        with without_bitsandbytes():
+            expected = _expected(model, part)
         if expected is None:
             continue
         saved = {name: shape for name, shape in saved.items() if name in expected or not name.endswith(EMBEDDINGS)}
@@ -179,12 +182,13 @@ def _expected(skeleton: PreTrainedModel, part: AdapterPart) -> Mapping[str, tupl
 
 def put_on(model: PreTrainedModel, parts: Sequence[AdapterPart], combine: CombineConfig) -> Any:
     """A base with its adapters: the last one on top where they are stacked, the others merged."""
-    if combine.name != STACK:
-        return _combined(model, parts, combine)
-    *under, top = parts
-    for part in under:
-        model = merge(_one(model, part))
-    return _one(model, top)
+    with without_bitsandbytes(has_quantized(model)):
+        if combine.name != STACK:
+            return _combined(model, parts, combine)
+        *under, top = parts
+        for part in under:
+            model = merge(_one(model, part))
+        return _one(model, top)
 
 
 def _one(model: PreTrainedModel, part: AdapterPart) -> Any:

@@ -285,6 +285,11 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module._parameters.get("weight")).__name__ in ("Params4bit", "Int8Params")
 
 
+def has_quantized(model: nn.Module) -> bool:
+    """Whether any layer of a model is quantized."""
+    return any(is_quantized(module) for module in model.modules())
+
+
 def quantized_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers that would be quantized: all but the head and what is tied to it. Works on a skeleton."""
     from torch import nn
@@ -309,7 +314,7 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for name, module in list(model.named_modules()):
         if is_quantized(module):
             model.set_submodule(name, _plain_layer(module, dtype))
-    if any(is_quantized(module) for module in model.modules()):
+    if has_quantized(model):
         raise AssertionError("a quantized layer was left")
     marks: Any = model
     quantizer = marks.hf_quantizer

@@ -10,14 +10,24 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback, ExportableState
 
 from luthier.config.plugins import METRICS, STAGES
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ConfigError, import_extra
-from luthier.training.schedule import Schedule
-from luthier.training.stage import Stage
+from luthier.model.plain_peft import import_peft
+
+import_peft()  # transformers' Trainer imports it too
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
+from transformers.trainer_callback import (  # noqa: E402
+    CallbackHandler,
+    DefaultFlowCallback,
+    EarlyStoppingCallback,
+    ExportableState,
+)
+
+from luthier.training.schedule import Schedule  # noqa: E402
+from luthier.training.stage import Stage  # noqa: E402
 
 # service -> (module that must be there, luthier's extra)
 SERVICES = {

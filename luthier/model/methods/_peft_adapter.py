@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.foundation.errors import ModelError
 from luthier.model.method import METHOD_STATE, Apply, Method, refuse_new_tokens, trainable_to_float32
+from luthier.model.plain_peft import without_bitsandbytes
+from luthier.model.quantization import has_quantized
 from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class PeftMethod(Method):
         Raises:
             ModelError: settings name something that the model does not have, or peft refuses the model.
         """
+        with without_bitsandbytes(has_quantized(model)):
+            return self._made(model, how)
+
+    def _made(self, model: PreTrainedModel, how: Apply) -> nn.Module:
+        """The model with its adapter."""
         import torch
         from peft import get_peft_model
 
