@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-import time
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -88,6 +88,7 @@ class OpenAIEngine:
     def __init__(self, options: Options, model: str) -> None:
         self._options = options
         self._model = model
+        self._ending = threading.Event()
 
     def identity(self) -> Mapping[str, Any]:
         """The server's address and its name of the model: what stands behind them nobody can tell."""
@@ -115,9 +116,9 @@ class OpenAIEngine:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=self._options.parallel)
         client = httpx2.Client(headers=headers, timeout=self._options.timeout_seconds, limits=limits)
-        pool = ThreadPoolExecutor(self._options.parallel)
-        try:
-            with client:
+        with client:
+            pool = ThreadPoolExecutor(self._options.parallel)
+            try:
                 waiting = [
                     pool.submit(self._answer, client, request, number, settings)
                     for request in requests
@@ -125,8 +126,10 @@ class OpenAIEngine:
                 ]
                 for done in as_completed(waiting):
                     yield done.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # an error ends the others that have not begun
+            finally:  # an error, or nobody who wants more, ends the others
+                self._ending.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._ending.clear()
 
     def _answer(self, client: httpx2.Client, request: Request, number: int, settings: GenerationSettings) -> Answer:
         try:
@@ -183,9 +186,11 @@ class OpenAIEngine:
                     return self._read(response, url)
                 trouble = f"{response.status_code}: {_said(response)}"
                 asked = _asked_wait(response)
+            if self._ending.is_set():
+                break
             if left:
                 # a little more by chance: requests that failed together should not come back together
-                time.sleep(min(max(wait, asked or 0.0), LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25))  # noqa: S311
+                self._ending.wait(min(max(wait, asked or 0.0), LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25))  # noqa: S311
                 wait *= 2
         raise UserError(
             f"{url} gave no answer in {self._options.retries + 1} attempts; the last time: {trouble}.",

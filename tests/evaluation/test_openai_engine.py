@@ -1,0 +1,159 @@
+"""The engine `openai` against a server on a real socket: what it sends, how it waits, and what it does with refusals."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.cli import main
+from luthier.commands.predict import predict
+from luthier.config.generation_section import GenerationSettings
+from luthier.foundation.errors import ConfigError, UserError
+from tests.evaluation.stand_in_server import refuses, says, stand_in
+
+KEY = "sk-a-key-that-nobody-may-see"
+
+
+def engine(url: str, **options: Any) -> dict[str, Any]:
+    return {"name": "openai", "base_url": url, "first_wait_seconds": 0.01, **options}
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_come_back_in_order_though_answers_do_not(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        question = body["messages"][-1]["content"]
+        time.sleep(0.02 if len(question) % 2 else 0.0)
+        return says(question.upper(), "length" if len(question) % 3 == 0 else "stop")
+
+    out = tmp_path / "out.jsonl"
+    with stand_in(reply) as server:
+        status = main([
+            "predict", "some-model", "--data", str(rows), "--out", str(out), "--max-new-tokens", "9", "--do-sample",
+            "--temperature", "0.5", "--top-p", "0.9", "--stop", ";", "--json",
+            "--engine", f"{{name: openai, base_url: '{server.url}', parallel: 4}}",
+        ])  # fmt: skip
+    assert status == 0
+    given, found = lines_of(rows), lines_of(out)
+    assert [line["prediction"] for line in found] == [row["instruction"].upper() for row in given]
+    assert {line["finish_reason"] for line in found} == {"stop", "length"}
+    assert all((line["tokens"], line["prompt_tokens"]) == (3, 7) for line in found)
+    assert 1 < server.most <= 4
+    path, body, authorization = server.asked[0]
+    assert path == "/v1/chat/completions"
+    assert authorization == f"Bearer {KEY}"
+    assert {key: body[key] for key in ("model", "max_tokens", "temperature", "top_p", "stop")} == {
+        "model": "some-model", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "stop": [";"],
+    }  # fmt: skip
+    assert len({body["seed"] for _, body, _ in server.asked}) == 24
+    captured = capsys.readouterr()
+    assert KEY not in captured.out + captured.err + out.read_text()
+
+
+def test_greedy_plain_text_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "once upon"}\n')
+    with stand_in(lambda body, before: says(" a time")) as server:
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url))
+    ((path, body, authorization),) = server.asked
+    assert (path, authorization) == ("/v1/completions", None)
+    assert body["prompt"] == "once upon" and body["temperature"] == 0 and "seed" not in body
+    assert lines_of(tmp_path / "out.jsonl")[0]["prediction"] == " a time"
+
+
+def test_a_busy_server_is_asked_again(rows: Path, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], before: int) -> Any:
+        if before == 0:
+            return refuses(429, "slow down", **{"Retry-After": "0.05"})
+        return refuses(503, "starting") if before == 1 else says("yes")
+
+    started = time.monotonic()
+    with stand_in(reply) as server:
+        result = predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url, parallel=24))
+    assert result.finish_reasons == {"stop": 24}
+    assert len(server.asked) == 3 * 24
+    assert time.monotonic() - started > 0.05  # as long as it was asked to wait
+
+
+def test_what_a_server_refuses_for_a_row_is_that_rows_reason(rows: Path, tmp_path: Path) -> None:
+    long = lines_of(rows)[3]["instruction"]
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        return refuses(400, "context length exceeded") if body["messages"][-1]["content"] == long else says("yes")
+
+    with stand_in(reply) as server:
+        result = predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url))
+    assert result.finish_reasons == {"stop": 23, "error": 1}
+    line = lines_of(tmp_path / "out.jsonl")[3]
+    assert line["prediction"] == "" and line["finish_reason"] == "error"
+    assert line["reason"] == "the server refuses it (400): context length exceeded"
+
+
+def test_a_server_that_goes_away_stops_the_run_which_then_goes_on(rows: Path, tmp_path: Path) -> None:
+    out, healthy = tmp_path / "out.jsonl", False
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        if healthy or len(server.asked) <= 10:
+            return says(body["messages"][-1]["content"])
+        return refuses(503, "gone")
+
+    with stand_in(reply) as server:
+        how = engine(server.url, parallel=1, retries=1)
+        with pytest.raises(UserError, match="gave no answer in 2 attempts; the last time: 503: gone"):
+            predict("m", [str(rows)], out, engine=how)
+        healthy = True
+        result = predict("m", [str(rows)], out, engine=how)
+    assert result.resumed == 10
+    assert [line["prediction"] for line in lines_of(out)] == [row["instruction"] for row in lines_of(rows)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (refuses(401, "bad key"), "refuses access (401); the variable OPENAI_API_KEY holds a key"),
+        (refuses(404, "no such model"), "answers 404: no such model"),
+        ((200, {"hello": 1}, {}), "no completion"),
+    ],
+)
+def test_refusals_that_no_row_can_help(
+    reply: Any, told: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with stand_in(lambda body, before: reply) as server, pytest.raises(UserError) as caught:
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url))
+    assert told in caught.value.problem
+    assert KEY not in str(caught.value)
+
+
+def test_settings_that_the_protocol_has_no_word_for(rows: Path, tmp_path: Path) -> None:
+    drawn = GenerationSettings(do_sample=True, top_k=5, min_p=0.1, max_new_tokens=4)
+    with stand_in(lambda body, before: says("yes")) as server:
+        with pytest.raises(UserError, match="can't ask for top_k, min_p"):
+            predict("m", [str(rows)], tmp_path / "out.jsonl", drawn, engine=engine(server.url))
+        with pytest.raises(UserError, match="can't ask for num_beams"):
+            predict("m", [str(rows)], tmp_path / "b.jsonl", GenerationSettings(num_beams=2), engine=engine(server.url))
+        assert not server.asked
+        predict("m", [str(rows)], tmp_path / "out.jsonl", drawn, engine=engine(server.url, extended=True))
+        assert server.asked[0][1]["top_k"] == 5 and server.asked[0][1]["min_p"] == 0.1
+
+
+def test_options_are_checked(rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"base_url: must begin with http"):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine={"name": "openai", "base_url": "example"})
+    with pytest.raises(ConfigError, match="paralel"):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine={"name": "openai", "paralel": 2})
+    with pytest.raises(UserError, match="Did you mean"):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine="openia")
+    with pytest.raises(UserError, match="a template would have no effect"):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine="openai", template="chatml")

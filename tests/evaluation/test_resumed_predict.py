@@ -1,0 +1,76 @@
+"""A killed `luthier predict` goes on: no row twice, none missing, and the same answers as an unbroken run."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from luthier.cli import main
+from luthier.commands.predict import predict
+from luthier.config.generation_section import GenerationSettings
+from luthier.foundation.errors import UserError
+from tests import warm_python
+
+RUNNER = Path(__file__).with_name("killed_predict.py")
+DRAWN = ["--max-new-tokens", "6", "--do-sample", "--temperature", "1.5", "--seed", "4"]
+
+
+def test_killed_twice_and_run_again(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = [str(tiny_llama), "--data", str(rows), "--out", str(out), *DRAWN]
+    kept = []
+    for count in (8, 5):  # the first line of a new journal is its head
+        killed = warm_python.run(str(RUNNER), str(count), *arguments, outputs=tmp_path)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not out.exists()
+        text = (tmp_path / "out.jsonl.partial").read_text()
+        assert not text.endswith("\n")  # it died within a line
+        kept.append(len(text.splitlines()) - 2)
+    assert kept == [6, 6 + 4]
+    assert main(["predict", *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "10 of 24 rows are answered already" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["resumed"] == 10
+    assert not (tmp_path / "out.jsonl.partial").exists()
+    whole = tmp_path / "whole.jsonl"
+    assert main(["predict", str(tiny_llama), "--data", str(rows), "--out", str(whole), *DRAWN]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["data", "generation", "model", "template"])
+def test_what_changed_is_named(changed: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    from tests.tiny import tiny_folder
+
+    out, how = tmp_path / "out.jsonl", GenerationSettings(max_new_tokens=6)
+    arguments = [str(tiny_llama), "--data", str(rows), "--out", str(out), "--max-new-tokens", "6"]
+    assert warm_python.run(str(RUNNER), "4", *arguments, outputs=tmp_path).returncode == -signal.SIGKILL
+    model, template = tiny_llama, "auto"
+    if changed == "data":
+        rows.write_text(rows.read_text().replace("fox", "cat"))
+    elif changed == "generation":
+        how = GenerationSettings(max_new_tokens=7)
+    elif changed == "model":
+        model = tiny_folder(tmp_path / "other", seed=1, num_hidden_layers=2)
+    else:
+        template = "chatml"
+    partial = (tmp_path / "out.jsonl.partial").read_bytes()
+    with pytest.raises(UserError, match=f"differs from this one in: {changed}") as caught:
+        predict(str(model), [str(rows)], out, how, template=template)
+    assert "--overwrite" in caught.value.remedy
+    assert (tmp_path / "out.jsonl.partial").read_bytes().startswith(partial[: partial.rfind(b"\n") + 1])
+
+
+def test_two_at_a_time_are_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    from luthier.evaluation.journal import open_journal
+
+    out = tmp_path / "out.jsonl"
+    with (
+        pytest.raises(UserError, match="another process is writing"),
+        open_journal(out, {}),
+    ):
+        predict(str(tiny_llama), [str(rows)], out)
