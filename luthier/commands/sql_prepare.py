@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.config.plugins import PROMPT_STYLES
-from luthier.data.records import Rejected
-from luthier.data.rejecting import SHOWN_ROWS, write_rejected
+from luthier.commands.sql_reading import Reading, read, refuse
+from luthier.data.rejecting import write_rejected
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import write_json, write_text
-from luthier.foundation.progress import say
-from luthier.text2sql.layout import chosen_layout
-from luthier.text2sql.preparing import prepared_rows
+from luthier.text2sql.preparing import Row
 
 
 @dataclass(frozen=True)
@@ -50,51 +47,71 @@ class PreparedResult:
 
 
 def prepare(
-    out: str, settings: Mapping[str, Any], *, layout: str = "auto", style: str = "schema_sentences", invalid_rows: str
+    out: str,
+    reading: Reading,
+    *,
+    tokenizer: str | None = None,
+    template: str = "auto",
+    queries: bool = True,
+    invalid_rows: str = "error",
 ) -> PreparedResult:
     """Read a data set, and write its rows.
 
     Args:
         out: a .json or .jsonl file.
-        settings: for the layout: path, and what else it takes.
+        tokenizer, template: a model whose tokens a length is counted in.
+        queries: whether the rows are to be learnt; else their outputs stay empty.
         invalid_rows: error, or reject (they are left out, counted, and written beside `out`).
 
     Raises:
-        UserError: the layout, the style or the file can't be used; DataError: with all rows that can't.
+        UserError: the layout, the style or a file can't be used; DataError: with all rows that can't.
     """
     target = _target(out)
     if invalid_rows not in ("error", "reject"):
         raise UserError(f"--invalid-rows is {invalid_rows!r}.", "It is error or reject.")
-    module = PROMPT_STYLES.load(style)
-    writer = module.build(module.Options(name=style))
-    found, dataset = chosen_layout(layout, settings)
-    rows, without = prepared_rows(dataset, writer)
-    rejected = [*dataset.rejected, *without]
-    for note in dataset.notes:
-        say(f"note: {note}")
-    if rejected and invalid_rows == "error":
-        raise _refusal(rejected)
-    if not rows:
-        raise DataError(
-            f"no row is left of {settings['path']!r}.",
-            f"{len(rejected):,} can't be used, the first: {rejected[0].reason}."
-            if rejected
-            else "It has no questions.",
+    found = read(reading, _counter(tokenizer, template, reading.told.max_length), queries=queries)
+    if invalid_rows == "error":
+        refuse(found.rejected)
+    if not found.rows:
+        first = (
+            f"{len(found.rejected):,} can't be used, the first: {found.rejected[0].reason}." if found.rejected else ""
         )
-    _write(target, rows)
+        path = reading.settings["path"]
+        raise DataError(
+            f"there is no question to make a row of{'' if path.startswith('env:') or '://' in path else f' in {path!r}'}.",
+            first or "Name files of questions with --questions; `luthier sql predict --question` asks without a file.",
+        )
+    _write(target, found.rows)
     beside = target.with_name(f"{target.stem}.rejected.jsonl")
-    if rejected:
-        write_rejected(beside, rejected)
+    if found.rejected:
+        write_rejected(beside, found.rejected)
     return PreparedResult(
         out=out,
-        layout=found,
-        style=style,
-        rows=len(rows),
-        databases=len({row["db_id"] for row in rows}),
-        rejected=len(rejected),
-        rejected_file=str(beside) if rejected else None,
-        notes=tuple(dataset.notes),
+        layout=found.layout,
+        style=reading.style,
+        rows=len(found.rows),
+        databases=len({row["db_id"] for row in found.rows}),
+        rejected=len(found.rejected),
+        rejected_file=str(beside) if found.rejected else None,
+        notes=found.notes,
     )
+
+
+def _counter(tokenizer: str | None, template: str, max_length: int | None) -> Callable[[Row], int] | None:
+    """What counts a row's tokens, where they are limited."""
+    if max_length is None:
+        if tokenizer is not None or template != "auto":
+            raise UserError("--tokenizer and --template have no effect without --max-length.", "Leave them out.")
+        return None
+    if tokenizer is None:
+        raise UserError("--max-length counts tokens, and no tokenizer is named.", "Name the model: --tokenizer MODEL.")
+    from luthier.commands.data_setup import open_data
+    from luthier.text2sql.counting import token_counter
+
+    # opened as for training on the rows, so that the count is the one there
+    opened = open_data({"model": tokenizer, "data": {"train": "rows", "template": template}})
+    assert opened.renderer is not None
+    return token_counter(opened.renderer)
 
 
 def _target(out: str) -> Path:
@@ -109,12 +126,3 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         write_json(path, rows)
     else:
         write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-
-
-def _refusal(rejected: Sequence[Rejected]) -> DataError:
-    shown = "\n".join(f"  - {item.origin}: {item.reason}" for item in rejected[:SHOWN_ROWS])
-    more = f"\n  and {len(rejected) - SHOWN_ROWS:,} more" if len(rejected) > SHOWN_ROWS else ""
-    return DataError(
-        f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}",
-        "Mend them, or leave them out with --invalid-rows reject: they are counted and written to a file.",
-    )

@@ -5,11 +5,15 @@ Each verb returns its result and whether --json was given; the command line prin
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from luthier.commands.verb_options import Ended, Json, people
+from luthier.config.plugins import PROMPT_STYLES, SQL_LAYOUTS
+
+if TYPE_CHECKING:
+    from luthier.commands.sql_reading import Reading
 
 sql_app = typer.Typer(
     help="Text to SQL: make training rows of questions and schemas, predict queries, evaluate them.",
@@ -17,23 +21,73 @@ sql_app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Layout = Annotated[str, typer.Option(help=f"auto, {', '.join(SQL_LAYOUTS.names())}.")]
+Split = Annotated[str | None, typer.Option(help="train, dev or test; default: train.")]
+Questions = Annotated[
+    list[str] | None, typer.Option(metavar="FILE", help="Questions in place of the split's; may be repeated.")
+]
+Tables = Annotated[str | None, typer.Option(metavar="FILE", help="The schemas; default: the data set's own.")]
+Databases = Annotated[str | None, typer.Option(metavar="DIR", help="The databases; default: the data set's own.")]
+DbId = Annotated[str | None, typer.Option(help="What to call a database that is read as it is.")]
+Evidence = Annotated[
+    bool | None, typer.Option("--evidence/--no-evidence", help="Tell BIRD's evidence with the question (yes).")
+]
+StyleName = Annotated[str, typer.Option(help=f"How a schema is told: {', '.join(PROMPT_STYLES.names())}.")]
+SampleRows = Annotated[int, typer.Option(min=0, help="Tell so many rows of each table.")]
+ColumnValues = Annotated[int, typer.Option(min=0, help="Tell so many values at most that the question names.")]
+Meanings = Annotated[bool, typer.Option("--meanings", help="Tell what columns' names do not say.")]
+Shots = Annotated[int, typer.Option(min=0, help="Show so many similar questions with their queries.")]
+ShotsFrom = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE", help="Questions to take those from; default: the training split's; may be repeated."),
+]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Cut a schema to what the question is about, down to so many tokens a row.")
+]
+
+
+def _reading(
+    path: str,
+    layout: str,
+    settings: dict[str, Any],
+    style: str,
+    told: dict[str, Any],
+    shots_from: list[str] | None,
+    texts: list[str] | None = None,
+) -> Reading:
+    """What to read, from the options that were given (None: was not)."""
+    from luthier.commands.sql_reading import Reading
+    from luthier.text2sql.preparing import Told
+
+    given = {"path": path, **{key: value for key, value in settings.items() if value is not None}}
+    return Reading(given, layout, style, Told(**told), shots_from or (), texts or ())
+
 
 @sql_app.command("prepare")
 def sql_prepare(
-    path: Annotated[str, typer.Argument(help="The data set: its folder, or what else its layout reads.")],
+    path: Annotated[
+        str, typer.Argument(help="The data set's folder, an SQLite file, a database's URL, or env:VARIABLE with one.")
+    ],
     out: Annotated[str, typer.Option(metavar="FILE", help="The rows to write: a .json or .jsonl file.")],
-    layout: Annotated[str, typer.Option(help="auto, or spider.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="train, dev or test; default: train.")] = None,
-    questions: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Questions in place of the split's; may be repeated.")
-    ] = None,
-    tables: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The schemas; default: the folder's tables.json.")
-    ] = None,
-    database: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The databases; default: the folder's own.")
-    ] = None,
-    style: Annotated[str, typer.Option(help="How the schema is told: schema_sentences.")] = "schema_sentences",
+    layout: Layout = "auto",
+    split: Split = None,
+    questions: Questions = None,
+    tables: Tables = None,
+    database: Databases = None,
+    db_id: DbId = None,
+    evidence: Evidence = None,
+    style: StyleName = "schema_sentences",
+    sample_rows: SampleRows = 0,
+    column_values: ColumnValues = 0,
+    meanings: Meanings = False,
+    shots: Shots = 0,
+    shots_from: ShotsFrom = None,
+    max_length: MaxLength = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Whose tokens --max-length counts.")] = None,
+    template: Annotated[str, typer.Option(help="Chat template of that count: auto is the tokenizer's own.")] = "auto",
+    without_queries: Annotated[
+        bool, typer.Option("--without-queries", help="Rows to predict, not to learn: outputs stay empty.")
+    ] = False,
     invalid_rows: Annotated[
         str, typer.Option(help="error, or reject: leave out what can't be used, counted and written beside.")
     ] = "error",
@@ -42,8 +96,28 @@ def sql_prepare(
     """Make training rows {db_id, instruction, input, output, history} of a text-to-SQL data set."""
     from luthier.commands.sql_prepare import prepare
 
-    given = {"path": path, "split": split, "questions": questions, "tables": tables, "database": database}
-    settings = {key: value for key, value in given.items() if value is not None}
-    result = prepare(out, settings, layout=layout, style=style, invalid_rows=invalid_rows)
+    settings = {
+        "split": split,
+        "questions": questions,
+        "tables": tables,
+        "database": database,
+        "db_id": db_id,
+        "evidence": evidence,
+    }
+    told = {
+        "sample_rows": sample_rows,
+        "column_values": column_values,
+        "shots": shots,
+        "meanings": meanings,
+        "max_length": max_length,
+    }
+    result = prepare(
+        out,
+        _reading(path, layout, settings, style, told, shots_from),
+        tokenizer=tokenizer,
+        template=template,
+        queries=not without_queries,
+        invalid_rows=invalid_rows,
+    )
     print(result.text(), file=people(as_json))
     return result, as_json

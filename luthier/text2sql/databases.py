@@ -1,4 +1,4 @@
-"""Databases that luthier itself reads for a prompt: their schema, and later their rows.
+"""Databases that luthier itself reads for a prompt: their schema, some rows, some values.
 
 Only fixed statements of ours run here. What a model writes runs in the sandbox.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from luthier.foundation.errors import DataError
 from luthier.text2sql.schema import Column, ForeignKey, Schema, Table
@@ -21,6 +21,22 @@ class Database(Protocol):
 
     def schema(self) -> Schema:
         """Its tables and keys.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        ...
+
+    def rows(self, table: Table, count: int) -> list[tuple[Any, ...]]:
+        """The first rows of a table, with its columns in their order.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        ...
+
+    def values(self, table: Table, column: Column, most: int) -> list[str]:
+        """Different texts in a column, at most so many; numbers are none.
 
         Raises:
             DataError: it can't be read.
@@ -69,6 +85,19 @@ class SqliteDatabase:
             tables = {name: _table(opened, name) for name in names}
             keys = [key for name in names for key in _foreign_keys(opened, name, tables)]
         return Schema(self.db_id, tuple(tables.values()), tuple(keys))
+
+    def rows(self, table: Table, count: int) -> list[tuple[Any, ...]]:
+        """See `Database`."""
+        columns = ", ".join(quoted(column.name) for column in table.columns)
+        with self._opened() as opened:
+            return opened.execute(f"SELECT {columns} FROM {quoted(table.name)} LIMIT ?", (count,)).fetchall()  # noqa: S608
+
+    def values(self, table: Table, column: Column, most: int) -> list[str]:
+        """See `Database`."""
+        name = quoted(column.name)
+        query = f"SELECT DISTINCT {name} FROM {quoted(table.name)} WHERE typeof({name}) = 'text' LIMIT ?"  # noqa: S608
+        with self._opened() as opened:
+            return [str(value) for (value,) in opened.execute(query, (most,))]
 
 
 def _table(opened: sqlite3.Connection, name: str) -> Table:

@@ -53,6 +53,7 @@ class Dataset:
         schemas, databases: by db_id; a database that is not there is in neither case an error of its own.
         rejected: rows (of questions or of schemas) that can't be used, each with the reason.
         notes: what is odd and worth a line.
+        opaque_names: the columns' names say nothing, so that their meanings must be told.
     """
 
     questions: Sequence[Question]
@@ -60,6 +61,7 @@ class Dataset:
     databases: Mapping[str, Database] = field(default_factory=dict)
     rejected: Sequence[Rejected] = ()
     notes: Sequence[str] = ()
+    opaque_names: bool = False
 
 
 def text_problem(row: RawRow, key: str) -> str | None:

@@ -10,6 +10,7 @@ class Column:
     """A column.
 
     Args:
+        name: as SQL has it.
         type: as its database declares it, or the data set's own word for it; empty where unknown.
         title: its name as people say it; empty where nobody wrote one.
         description: what it holds; empty where nobody wrote it down.
@@ -20,12 +21,24 @@ class Column:
     title: str = ""
     description: str = ""
 
+    @property
+    def meaning(self) -> str:
+        """What its name does not say: the description, or a title that is more than the name with spaces; else empty."""
+        if self.description:
+            return self.description
+        return self.title if _letters(self.title) != _letters(self.name) else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).casefold()
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table.
 
     Args:
+        title: its name as people say it; empty where nobody wrote one.
         primary_keys: each a tuple of column names. A database has one; data sets list a composite one in either way.
     """
 
@@ -51,11 +64,16 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A database's tables in order, and the keys between them."""
+    """A database's tables in order, and the keys between them.
+
+    Args:
+        dialect: whose SQL it understands.
+    """
 
     db_id: str
     tables: tuple[Table, ...]
     foreign_keys: tuple[ForeignKey, ...] = ()
+    dialect: str = "SQLite"
 
     def table(self, name: str) -> Table | None:
         """A table by its name; SQL does not tell case apart."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from luthier import cli
+
 DEPARTMENTS: dict[str, Any] = {
     "db_id": "department_management",
     "table_names_original": ["department", "head", "management"],
@@ -72,6 +74,17 @@ def write(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def prepare(*arguments: object) -> int:
+    """`luthier sql prepare`."""
+    return cli.main(["sql", "prepare", *map(str, arguments)])
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that were written."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
 
 
 def write_spider(folder: Path, questions: Sequence[dict[str, Any]] = QUESTIONS, **changes: Any) -> Path:

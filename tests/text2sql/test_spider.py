@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from luthier import cli
 from luthier.config.data_section import DataEntry
 from luthier.data.detection import choose_format
 from luthier.data.reading import iterate_file
 from luthier.data.records import Conversation
-from tests.text2sql.conftest import DEPARTMENTS, QUESTIONS, write, write_spider
+from tests.text2sql.conftest import DEPARTMENTS, QUESTIONS, prepare, rows_of, write, write_spider
 
 DEPARTMENTS_INSTRUCTION = (
     "I want you to act as a SQL terminal in front of an example database, you need only to return the sql command to "
@@ -36,15 +35,6 @@ ROW = {
     "output": "SELECT count(*) FROM head WHERE age  >  56",
     "history": [],
 }
-
-
-def prepare(*arguments: object) -> int:
-    return cli.main(["sql", "prepare", *map(str, arguments)])
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return rows
 
 
 def test_rows_are_dbgpthubs_word_for_word(spider: Path, tmp_path: Path) -> None:

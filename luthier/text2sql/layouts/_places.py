@@ -43,3 +43,13 @@ def question_files(folder: Path, given: Sequence[str], standard: Sequence[str], 
             f"Name the file with --questions; the folder holds {', '.join(there) or 'no JSON file'}.",
         )
     return found
+
+
+def holds_conversations(folder: Path) -> bool:
+    """Whether a folder's questions are conversations: looked for in the first bytes, for the files are long."""
+    for file in (folder / "dev.json", *sorted(folder.glob("train*.json"))):
+        if file.is_file():
+            with file.open("rb") as opened:
+                if b'"interaction"' in opened.read(65536):
+                    return True
+    return False

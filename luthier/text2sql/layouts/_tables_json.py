@@ -15,6 +15,8 @@ from luthier.text2sql.databases import Database, SqliteDatabase
 from luthier.text2sql.layout import Dataset, Question, text_problem
 from luthier.text2sql.schema import Column, ForeignKey, Schema, Table, disagreements
 
+# what tables.json calls a column's type, as SQL
+_TYPES = {"number": "NUMERIC", "time": "DATETIME", "others": ""}
 _LISTS = ("table_names_original", "column_names_original", "primary_keys", "foreign_keys")
 
 
@@ -94,7 +96,7 @@ def _schema(values: Mapping[str, Any]) -> Schema:
         Table(
             name,
             tuple(
-                Column(column[1], str(types[number]), str(titles[number]))
+                Column(column[1], _type(types[number]), str(titles[number]))
                 for number, column in enumerate(columns)
                 if column[0] == index
             ),
@@ -107,6 +109,10 @@ def _schema(values: Mapping[str, Any]) -> Schema:
         for one, other in values["foreign_keys"]
     )
     return Schema(values["db_id"], tables, references)
+
+
+def _type(word: Any) -> str:
+    return _TYPES.get(str(word).lower(), str(word).upper())
 
 
 def databases_in(folder: Path, schemas: Mapping[str, Schema]) -> tuple[dict[str, Database], list[str]]:

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from luthier.text2sql.layout import Dataset, LayoutOptions
-from luthier.text2sql.layouts._places import need_folder, placed, question_files
+from luthier.text2sql.layouts._places import holds_conversations, need_folder, placed, question_files
 from luthier.text2sql.layouts._questions import read_questions, single_turn
 from luthier.text2sql.layouts._tables_json import assembled
 
@@ -39,17 +39,7 @@ def recognizes(path: Path) -> str | None:
         return None
     if not (path / "dev.json").is_file() and not list(path.glob("train*.json")):
         return None
-    return "tables.json with train*.json or dev.json" if not _of_turns(path) else None
-
-
-def _of_turns(path: Path) -> bool:
-    """Whether the questions are conversations, as in SParC: looked for in the first bytes, the files are long."""
-    for file in (path / "dev.json", *sorted(path.glob("train*.json"))):
-        if file.is_file():
-            with file.open("rb") as opened:
-                if b'"interaction"' in opened.read(65536):
-                    return True
-    return False
+    return "tables.json with train*.json or dev.json" if not holds_conversations(path) else None
 
 
 def build(options: Options) -> Dataset:

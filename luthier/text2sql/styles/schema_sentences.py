@@ -11,7 +11,7 @@ from typing import Literal
 from luthier.config.sections import PluginOptions
 from luthier.text2sql.layout import Question
 from luthier.text2sql.schema import ForeignKey, Schema, Table
-from luthier.text2sql.style import Context, Style
+from luthier.text2sql.style import Context, Style, literal, one_line
 
 # the lone quotation mark is DB-GPT-Hub's
 INSTRUCTION = (
@@ -34,15 +34,19 @@ def build(options: Options) -> Style:
 
 
 class SchemaSentences:
-    """DB-GPT-Hub's instruction and input."""
+    """DB-GPT-Hub's instruction and input. What it does not tell stands after its sentences, in sentences too."""
 
     def instruction(self, context: Context) -> str:
-        """The task, then the schema in sentences."""
-        return INSTRUCTION.format(schema=sentences(context.schema))
+        """The task, then the schema in sentences, then whatever else is told."""
+        told = sentences(context.schema) + "".join(_more(context))
+        return INSTRUCTION.format(schema=told) + "".join(map(self._example, context.examples))
 
     def input(self, question: Question) -> str:
-        """The question between DB-GPT-Hub's marks."""
-        return INPUT.format(question=question.text)
+        """The question between DB-GPT-Hub's marks; what one has to know stands in a line below it."""
+        return INPUT.format(question="\n".join(filter(None, (question.text, question.evidence))))
+
+    def _example(self, question: Question) -> str:
+        return f"{self.input(question)}\n{one_line(question.query or '')}\n\n"
 
 
 def sentences(schema: Schema) -> str:
@@ -66,3 +70,17 @@ def _primary_keys(table: Table) -> Iterator[str]:
 
 def _foreign_key(key: ForeignKey) -> str:
     return f"The {key.column} of {key.table} is the foreign key of {key.to_column} of {key.to_table}.\n"
+
+
+def _more(context: Context) -> Iterator[str]:
+    if context.meanings:
+        for table in context.schema.tables:
+            for column in table.columns:
+                if column.meaning:
+                    yield f"The {column.name} of {table.name} means {one_line(column.meaning)}.\n"
+    for name, rows in context.rows.items():
+        if rows:
+            shown = ", ".join(f"({', '.join(map(literal, row))})" for row in rows)
+            yield f"Table {name} has rows such as {shown}.\n"
+    for found in context.values:
+        yield f"The {found.column} of {found.table} has values such as {literal(found.value)}.\n"
