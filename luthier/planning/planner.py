@@ -22,6 +22,9 @@ GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not m
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
 GPU_PRODUCTS, GPU_STREAMS = 0.5, 0.7  # shares of the data sheets' peaks that training reaches; not measured here
 GPU_SECONDS_PER_CALL = 20e-6  # Python and autograd around an operation, as on a processor
+CPU_WORK_BYTES = (
+    48 * 1024**2
+)  # what a process gains with its first steps: buffers of MKL and oneDNN, the loss plot's library
 CPU_FIXED_BYTES = 500 * 1024**2  # Python with torch, transformers and peft
 
 
@@ -181,7 +184,7 @@ class Planner:
         self.hardware = hardware or this_machine(subject.config.training.use_cpu)
         self.strategy = find_strategy(strategy, self.hardware.count)
         if fixed_bytes is None:
-            here = resident_bytes() if self.hardware.is_this_machine else CPU_FIXED_BYTES
+            here = resident_bytes() + CPU_WORK_BYTES if self.hardware.is_this_machine else CPU_FIXED_BYTES
             fixed_bytes = here if self.device.kind == "cpu" else GPU_FIXED_BYTES
         self.fixed_bytes = fixed_bytes
         self._models: dict[str, TracedModel] = {}
