@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from importlib import resources
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.token_texts import decoder_of, token_texts
+from luthier.foundation.pages import filled_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,17 +86,7 @@ def rows_page(
         "trains_tokens": head.trains_tokens,
         "rows": rows,
     }
-    return filled_page("rows.html", head.title, payload)
-
-
-def filled_page(name: str, title: str, payload: Mapping[str, Any]) -> str:
-    """A page of `luthier/data/pages` with its title and data."""
-    page = resources.files("luthier.data.pages").joinpath(name).read_text(encoding="utf-8")
-    # inside a script element only `<` can end the data early; as an escape it means the same to JSON
-    data = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    before, _, rest = page.partition("__TITLE__")
-    middle, _, after = rest.partition("__DATA__")
-    return f"{before}{html.escape(title)}{middle}{data}{after}"
+    return filled_page("luthier.data.pages", "rows.html", head.title, payload)
 
 
 def _sequence(

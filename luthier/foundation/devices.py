@@ -47,6 +47,11 @@ def cpu_name_and_flags() -> tuple[str, tuple[str, ...]]:
     return name, tuple(flag for flag in INTERESTING_FLAGS if flag in flags)
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def inspect_machine() -> Machine:
     """Look at the machine. Imports torch to ask for accelerators."""
     import psutil
@@ -62,7 +67,7 @@ def inspect_machine() -> Machine:
         accelerators.append({"name": "Apple MPS", "memory_bytes": memory.total})
     cpu, flags = cpu_name_and_flags()
     return Machine(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_bytes=memory.total,
         memory_available_bytes=memory.available,
         cpu=cpu,
