@@ -121,3 +121,53 @@ def sql_prepare(
     )
     print(result.text(), file=people(as_json))
     return result, as_json
+
+
+@sql_app.command("evaluate")
+def sql_evaluate(
+    gold: Annotated[
+        str, typer.Option(metavar="FILE", help="Gold queries: lines of SQL, a tab and the db_id; or JSON rows.")
+    ],
+    pred: Annotated[str, typer.Option(metavar="FILE", help="Predicted queries, one a line, in the same order.")],
+    database: Annotated[str, typer.Option(metavar="DIR", help="The databases, as DB_ID/DB_ID.sqlite.")],
+    tables: Annotated[
+        str | None, typer.Option(metavar="FILE", help="tables.json: the foreign keys that exact match needs.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write summary and items as JSON.")] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the wrong queries as a page that needs nothing but itself."),
+    ] = None,
+    benchmark: Annotated[
+        str,
+        typer.Option(help="spider (exact match, execution) or bird (execution by sets of rows, efficiency)."),
+    ] = "spider",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Queries at the same time; default: one for each core.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time of one query.")] = 30.0,
+    runs: Annotated[
+        int, typer.Option(min=0, help="How often bird's right queries are timed; 0: no efficiency score.")
+    ] = 10,
+    as_json: Json = False,
+) -> Ended:
+    """Judge predicted queries: exact set match and execution by hardness; queries run where they can do no harm."""
+    from rich.console import Console
+
+    from luthier.commands.sql_evaluate import evaluate, known_benchmark
+    from luthier.foundation.devices import usable_cores
+
+    result = evaluate(
+        gold,
+        pred,
+        database,
+        tables,
+        out=out,
+        html=html,
+        benchmark=known_benchmark(benchmark),
+        jobs=jobs or usable_cores(),
+        timeout=timeout,
+        runs=runs,
+        console=Console(file=people(as_json), highlight=False),
+    )
+    return result, as_json

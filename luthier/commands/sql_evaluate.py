@@ -1,0 +1,132 @@
+"""`luthier sql evaluate`: how many predicted queries are right, and what is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.foundation.errors import UserError
+from luthier.foundation.files import need_file, write_json, write_text
+from luthier.foundation.progress import progress_bar
+from luthier.text2sql.evaluation.evaluating import Item
+from luthier.text2sql.evaluation.evaluating import evaluate as judge_all
+from luthier.text2sql.evaluation.files import read_pairs
+from luthier.text2sql.evaluation.judging import Benchmark
+from luthier.text2sql.evaluation.page import queries_page
+from luthier.text2sql.evaluation.summary import print_summary, summarize
+from luthier.text2sql.layouts._tables_json import read_tables
+from luthier.text2sql.schema import Schema
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class EvaluatedQueries:
+    """What was measured.
+
+    Args:
+        notes: what a person should know about the files.
+        files: what was written.
+    """
+
+    summary: Mapping[str, Any]
+    items: tuple[Item, ...]
+    notes: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"summary": dict(self.summary), "notes": list(self.notes), "files": list(self.files)}
+
+
+def evaluate(
+    gold: str | Path,
+    predicted: str | Path,
+    database: str | Path,
+    tables: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    html: str | Path | None = None,
+    benchmark: Benchmark = "spider",
+    jobs: int = 2,
+    timeout: float = 30.0,
+    runs: int = 10,
+    console: Console | None = None,
+) -> EvaluatedQueries:
+    """Judge a file of predictions.
+
+    Args:
+        database: folder of the databases, as db_id/db_id.sqlite.
+        tables: tables.json; Spider's benchmark needs it for its foreign keys.
+        out: file for `{"summary", "items"}`.
+        html: file for a page with each wrong query.
+        jobs: queries that run at the same time.
+        timeout: seconds that one query may take.
+        runs: how often BIRD's right queries are timed.
+
+    Raises:
+        UserError: a file is missing or of no use as a whole; a single item that is of no use scores 0 and has its reason.
+    """
+    folder = Path(database)
+    if not folder.is_dir():
+        raise UserError(f"--database {str(folder)!r} is no folder.", "It holds the databases as DB_ID/DB_ID.sqlite.")
+    stated, faults = _schemas(tables, benchmark)
+    pairs = read_pairs(Path(gold), Path(predicted))
+    for note in pairs.notes:
+        _say(console, note)
+    with progress_bar("queries", len(pairs.gold)) as bar:
+        items = judge_all(
+            pairs,
+            folder,
+            stated=stated,
+            faults=faults,
+            benchmark=benchmark,
+            jobs=jobs,
+            seconds=timeout,
+            runs=runs if benchmark == "bird" else 0,
+            advance=bar.advance,
+        )
+    summary = summarize(items, benchmark, pairs.conversations)
+    files = [str(path) for path in (out, html) if path is not None]
+    if out is not None:
+        write_json(Path(out), {"summary": summary, "items": [item.as_dict() for item in items]})
+    if html is not None:
+        page = queries_page(summary, items, gold=Path(gold), predicted=Path(predicted), notes=pairs.notes)
+        write_text(Path(html), page)
+    if console is not None:
+        print_summary(summary, console)
+    for file in files:
+        _say(console, f"written: {file}")
+    return EvaluatedQueries(summary, tuple(items), pairs.notes, tuple(files))
+
+
+def known_benchmark(name: str) -> Benchmark:
+    """The benchmark of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known: dict[str, Benchmark] = {"spider": "spider", "bird": "bird"}
+    if name not in known:
+        raise UserError(f"--benchmark {name!r} is not known.", "It is spider or bird.")
+    return known[name]
+
+
+def _schemas(tables: str | Path | None, benchmark: Benchmark) -> tuple[Mapping[str, Schema], Mapping[str, str]]:
+    """The schemas of tables.json, and what is wrong with others of it."""
+    if benchmark == "bird":
+        return {}, {}  # execution needs none
+    if tables is None:
+        raise UserError(
+            "--tables is missing: Spider's exact match needs the foreign keys of tables.json.",
+            "Such as --tables spider/tables.json; --benchmark bird needs none.",
+        )
+    schemas, rejected, _ = read_tables(need_file(Path(tables), "--tables"))
+    return schemas, {str(item.values.get("db_id")): f"tables.json can't be used: {item.reason}" for item in rejected}
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,120 @@
+"""Whether two results are the same: as the test-suite evaluation of Spider takes it, and as BIRD does.
+
+Zhong et al., "Semantic Evaluation for Text-to-SQL with Distilled Test Suites" (EMNLP 2020), and the scripts their authors publish.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from luthier.sandbox.sandbox import Cell, Row
+
+# quoted texts, names and comments stay whole; so do words
+_LEXEME = re.compile(
+    r"""
+      '(?:''|\\'|[^'])*' | "(?:""|\\"|[^"])*" | `(?:``|[^`])*` | \[[^\]\[]*\]
+    | --[^\r\n]* | /\*.*?(?:\*/|\Z)
+    | \w[$\w]*
+    | .
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_STATEMENT = re.compile(
+    r"(?>\s|--[^\n]*|/\*.*?\*/)*+(?:select|with|values|insert|replace|update|delete|create|drop|alter|attach|detach|pragma|"
+    r"vacuum|reindex|analyze|begin|commit|end|rollback|savepoint|release|explain)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_THIS_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
+
+
+def runnable(query: str) -> str:
+    """What is run of a query: operators that were written apart joined, DISTINCT left out, MySQL's current year a number.
+
+    Text behind the first semicolon is cut off, as the script does. Not so a second statement: a query that has one
+    is left whole, and refused where it runs.
+    """
+    for apart, joined in (("> =", ">="), ("< =", "<="), ("! =", "!=")):
+        query = query.replace(apart, joined)
+    lexemes = [match[0] for match in _LEXEME.finditer(query)]
+    first = first_statement(lexemes)
+    rest = "".join(lexemes[len(first) :])
+    kept = lexemes if _STATEMENT.match(rest) else first
+    return _THIS_YEAR.sub("2020", "".join(lexeme for lexeme in kept if lexeme.lower() != "distinct"))
+
+
+def first_statement(lexemes: Sequence[str]) -> Sequence[str]:
+    """The lexemes up to the first semicolon that stands in no bracket, and with it."""
+    depth = 0
+    for place, lexeme in enumerate(lexemes):
+        depth += (lexeme == "(") - (lexeme == ")")
+        if lexeme == ";" and depth <= 0:
+            return lexemes[: place + 1]
+    return lexemes
+
+
+def orders(gold: str) -> bool:
+    """Whether the order of rows counts: wherever in the gold query it stands, as the script looks for it."""
+    return "order by" in gold.lower()
+
+
+def same_result(gold: Sequence[Row], predicted: Sequence[Row], ordered: bool) -> bool:
+    """Whether some order of the prediction's columns makes its rows the gold's: as a list, or as a bag (each as often).
+
+    Cells are equal as Python's values are: 1 and 1.0 are, 1 and '1' are not.
+    """
+    if len(gold) != len(predicted):
+        return False
+    if not gold:
+        return True  # then the columns are not looked at
+    if len(gold[0]) != len(predicted[0]) or not _same_as_sets_of_cells(gold, predicted, ordered):
+        return False
+    return _matching(gold, predicted, ordered)
+
+
+def _same_as_sets_of_cells(gold: Sequence[Row], predicted: Sequence[Row], ordered: bool) -> bool:
+    """The script's first look: rows whose cells are sorted by their text and type.
+
+    It is no mere shortcut: rows that hold equal numbers of different types may be sorted differently, and then differ.
+    """
+    first, second = (
+        [tuple(sorted(row, key=lambda cell: str(cell) + str(type(cell)))) for row in rows] for rows in (gold, predicted)
+    )
+    return first == second if ordered else set(first) == set(second)
+
+
+def _matching(gold: Sequence[Row], predicted: Sequence[Row], ordered: bool) -> bool:
+    """Find the order of columns, one column after another; a beginning that already differs is not gone on with."""
+    wanted = list(zip(*gold, strict=True))
+    offered = list(zip(*predicted, strict=True))
+    if ordered:  # row by row: then columns are the same one by one, and it is enough to pair them off
+        return Counter(wanted) == Counter(offered)
+    offered_bags = [Counter(column) for column in offered]
+    candidates = []
+    for column in wanted:
+        bag = Counter(column)
+        candidates.append([place for place, other in enumerate(offered_bags) if other == bag])
+    # the columns with the fewest choices first
+    order = sorted(range(len(wanted)), key=lambda place: len(candidates[place]))
+
+    def extend(chosen: list[int]) -> bool:
+        if len(chosen) == len(order):
+            return True
+        targets = Counter(zip(*(wanted[place] for place in order[: len(chosen) + 1]), strict=True))
+        tried: set[tuple[Cell, ...]] = set()
+        for place in candidates[order[len(chosen)]]:
+            if place in chosen or offered[place] in tried:
+                continue
+            tried.add(offered[place])
+            picked = [*chosen, place]
+            if Counter(zip(*(offered[other] for other in picked), strict=True)) == targets and extend(picked):
+                return True
+        return False
+
+    return extend([])
+
+
+def same_set(gold: Sequence[Row], predicted: Sequence[Row]) -> bool:
+    """BIRD's execution accuracy: the same rows, however often and in whatever order; columns in their order."""
+    return set(gold) == set(predicted)
