@@ -48,7 +48,13 @@ class LoadedEntry:
 
 
 def load_entry(
-    entry: DataEntry, split: str, index: int, seed: int, accepts: type | None, located: Located | None = None
+    entry: DataEntry,
+    split: str,
+    index: int,
+    seed: int,
+    accepts: type | None,
+    located: Located | None = None,
+    change: Callable[[DataEntry, Sequence[RawRow]], Sequence[RawRow]] | None = None,
 ) -> LoadedEntry:
     """An entry's records.
 
@@ -56,6 +62,7 @@ def load_entry(
         located: its files, where they have been looked up already.
         split: train, validation or test; `index`: the entry's place in its list. Random choices depend on both.
         accepts: the kind of record the encoder takes; None takes any.
+        change: what is done to the rows before a format is looked for.
 
     Raises:
         FormatError: rows in no known format, or records of the wrong kind.
@@ -63,7 +70,9 @@ def load_entry(
     """
     located = located or locate(entry)
     entry = located.entry
-    rows = read_files(located)
+    rows: Sequence[RawRow] = read_files(located)
+    if change is not None:
+        rows = change(entry, rows)
     chosen = formats_of(entry, rows, accepts)
     if accepts is not None and chosen[0].record is not accepts:
         raise wrong_kind(entry, chosen[0], accepts)

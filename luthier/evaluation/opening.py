@@ -12,6 +12,7 @@ from luthier.foundation.devices import choose_device
 from luthier.foundation.errors import DataError, ModelError
 from luthier.model import loading
 from luthier.model.heads import saved_head
+from luthier.model.merging import check_mergeable, merge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +86,20 @@ def open_weights(
     dtype = loading.choose_dtype("auto", config, device)
     model = loading.load(source, dtype, device=device, placement=placement, trust_remote_code=trust_remote_code)
     return model.eval(), dtype
+
+
+def folded(model: Any, source: ModelSource, dtype: Any) -> Any:
+    """The model with its adapter in its weights, where that changes no more than the last bits: a third less work a token."""
+    import torch
+
+    quantized = source.saved_quantization is not None or source.settings.quantization is not None
+    if source.adapter is None or quantized or dtype != torch.float32:
+        return model
+    try:
+        check_mergeable(source.adapter)
+    except ModelError:
+        return model
+    return merge(model).eval()
 
 
 def stop_tokens(source: ModelSource, model: Any, renderer: Renderer | None, eos: int | None = None) -> tuple[int, ...]:

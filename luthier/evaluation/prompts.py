@@ -11,6 +11,7 @@ from luthier.data.entries import load_entry
 from luthier.data.records import Conversation, Document, Labelled, LabelledConversation, Message, Origin, Pair, Record
 from luthier.data.rejecting import refuse
 from luthier.evaluation.engine import Request
+from luthier.evaluation.unanswered import MARK, marked
 from luthier.foundation.errors import DataError
 
 
@@ -36,7 +37,7 @@ def load_prompts(entries: Sequence[DataEntry], seed: int = 0) -> list[Prompt]:
     Raises:
         DataError: files that can't be read, rows that can't be used, or none at all.
     """
-    loaded = [load_entry(entry, "test", place, seed, None) for place, entry in enumerate(entries)]
+    loaded = [load_entry(entry, "test", place, seed, None, change=marked) for place, entry in enumerate(entries)]
     refuse([item for part in loaded for item in part.rejected], "error")
     records = [record for part in loaded for record in part.records]
     if not records:
@@ -67,7 +68,9 @@ def _before_the_answer(record: Conversation | LabelledConversation, row: int) ->
 
 
 def _said(message: Message) -> str | None:
-    """An answer's text; where it only calls tools, those calls as JSON; None where it is empty."""
+    """An answer's text; where it only calls tools, those calls as JSON; None where there is none."""
+    if message.content.strip() == MARK:
+        return None
     if message.content.strip() or not message.tool_calls:
         return message.content or None
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls]

@@ -88,6 +88,14 @@ def test_a_prompt_that_is_too_long_gets_a_row_with_the_reason(tiny_llama: Path, 
             {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]},
             "d",
         ),
+        ({"instruction": "say", "input": "it"}, {"messages": [{"role": "user", "content": "say\nit"}]}, None),
+        ({"instruction": "say", "output": ""}, {"messages": [{"role": "user", "content": "say"}]}, None),
+        ({"prompt": "say"}, {"messages": [{"role": "user", "content": "say"}]}, None),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]},
+            {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]},
+            None,
+        ),
     ],
 )  # fmt: skip
 def test_every_kind_of_record_has_a_prompt(
@@ -131,3 +139,34 @@ def test_settings_without_effect_are_refused(
     assert "temperature would have no effect" in told
     assert "length_penalty would have no effect" in told
     assert "num_return_sequences is 2" in told
+
+
+def test_an_adapter_answers_folded_into_its_base_as_it_does_beside_it(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    import luthier
+    from luthier.commands.chat import open_talker
+    from luthier.config.schema import ModelConfig
+    from tests.tiny import config_for
+
+    config = config_for(tiny_llama, rows, tmp_path / "run", max_steps=4, learning_rate=0.05)
+    luthier.train(config)
+    predict(str(tmp_path / "run"), [str(rows)], tmp_path / "out.jsonl", SHORT)
+    talker = open_talker(ModelConfig(name=str(tmp_path / "run")), SHORT)
+    base = open_talker(ModelConfig(name=str(tiny_llama)), SHORT)
+    asked = [[Message("user", row["instruction"])] for row in lines_of(rows)[:6]]
+    found = [line["prediction"] for line in lines_of(tmp_path / "out.jsonl")[:6]]
+    assert found == [talker.answer(messages) for messages in asked]
+    assert found != [base.answer(messages) for messages in asked]
+
+
+def test_a_model_that_gives_labels_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForSequenceClassification
+
+    from luthier.foundation.errors import ModelError
+
+    folder = tmp_path / "classifier"
+    LlamaForSequenceClassification.from_pretrained(tiny_llama, num_labels=2).save_pretrained(folder)
+    tokenizer_at(tiny_llama).save_pretrained(folder)
+    with pytest.raises(ModelError, match="can't talk"):
+        predict(str(folder), [str(rows)], tmp_path / "out.jsonl", SHORT)

@@ -11,7 +11,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.sections import PluginOptions
 from luthier.data.records import RowError
 from luthier.evaluation.engine import Answer, Opening, Request
-from luthier.evaluation.opening import OpenedModel, find_speaker, open_weights, open_words, stop_tokens
+from luthier.evaluation.opening import OpenedModel, find_speaker, folded, open_weights, open_words, stop_tokens
 from luthier.foundation.errors import DataError
 from luthier.model.config_changes import known_positions
 
@@ -66,9 +66,11 @@ class TransformersEngine:
         """The model with its weights."""
         if self._opened is None:
             opening = self._opening
-            model, _ = open_weights(
+            model, dtype = open_weights(
                 self.source, placement=opening.placement, trust_remote_code=opening.trust_remote_code
             )
+            if opening.placement is None:
+                model = folded(model, self.source, dtype)
             stops = stop_tokens(self.source, model, self.renderer, self.tokenizer.eos_token_id)
             self._opened = OpenedModel(self.source, model, self.tokenizer, self.renderer, stops)
         return self._opened
