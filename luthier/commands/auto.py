@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from luthier.foundation.errors import UserError
 from luthier.foundation.files import human_bytes, write_text
 from luthier.foundation.progress import say
 from luthier.planning.auto import Choice, Facts, Prediction, choose
-from luthier.planning.fitting import fit, within
+from luthier.planning.fitting import fit, minutes_of, run_seconds, within
 
 if TYPE_CHECKING:
     from luthier.planning.planner import Planner
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 SECTIONS = ("data", "training")
 # above this many minutes a person may want to know about --budget
 LONG_MINUTES = 30
+# of a run's other parts, on a processor
+START_SECONDS = 8.0
+ROWS_PER_SECOND = 3000
+BYTES_PER_SECOND = 200e6
+BUDGET_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,9 @@ def auto(
     if dry_run:
         return result
     if budget is None and result.seconds > 60 * LONG_MINUTES:
-        minutes = _minutes(result.seconds)
-        say(f"That takes {minutes}; Ctrl-C stops it, and --budget MINUTES makes a shorter run of it.")
+        say(
+            f"That takes {minutes_of(result.seconds)}; Ctrl-C stops it, and --budget MINUTES makes a shorter run of it."
+        )
     return _trained(result, resume, overwrite, trust_remote_code)
 
 
@@ -109,20 +116,29 @@ def _chosen(
 ) -> AutoResult:
     """Look, choose, and write the config."""
     from luthier.commands.looking import look
-    from luthier.planning.reckoning import run_seconds
 
     facts = look(model, data, trust_remote_code=trust_remote_code)
-    predict = Predictor(facts, trust_remote_code)
-    choices, _ = fit(facts, choose(facts, model, data, str(folder)), predict)
-    found = predict.timed(choices)
+    predict = Predictor(trust_remote_code)
+    choices = choose(facts, model, data, str(folder))
+    try:
+        choices = fit(facts, choices, predict)
+        found = predict.timed(choices)
+    except UnforeseenError as error:
+        if budget is not None:
+            raise UserError(f"--budget needs a prediction: {error}.", "Leave it out.") from error
+        say(f"Whether the run fits is not known: {error}.")
+        found = Prediction(0, 0.0)
     if budget is not None:
-        choices = within(facts, choices, found, budget)
-    seconds = run_seconds(facts, choices, found)
+        choices = within(facts, choices, found.seconds_per_step, _left(budget, facts))
+    seconds = run_seconds(facts, choices, found.seconds_per_step)
     head = [
         f"Chosen by `luthier auto {shlex.join([model, data])}`; docs/auto.md states the rules.",
         f"Change what you like, and train it: luthier train {shlex.quote(str(file))}",
-        f"Predicted: {human_bytes(found.peak_bytes)} of memory beyond the libraries', {_minutes(seconds)}.",
     ]
+    if found.peak_bytes:
+        head.append(
+            f"Predicted: {human_bytes(found.peak_bytes)} of memory beyond the libraries', {minutes_of(seconds)} of training."
+        )
     text = config_text(choices, head)
     load(_nested(choices))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +146,19 @@ def _chosen(
     say(text.rstrip())
     say(f"Written to {file}.")
     return AutoResult(str(file), choices, found.peak_bytes, seconds, None)
+
+
+def _left(budget: float, facts: Facts) -> float:
+    """Seconds of a budget (minutes) that training and evaluations may take.
+
+    Looking and planning have had theirs. Rows are still to be tokenized and weights to be read, written and hashed; and a
+    prediction is good to a sixth or so.
+    """
+    import psutil
+
+    gone = time.time() - psutil.Process().create_time()
+    to_come = START_SECONDS + facts.rows / ROWS_PER_SECOND + 4 * facts.parameters / BYTES_PER_SECOND
+    return BUDGET_SHARE * (60 * budget - gone - to_come)
 
 
 def _trained(chosen: AutoResult, resume: bool, overwrite: bool, trust_remote_code: bool) -> AutoResult:
@@ -145,29 +174,28 @@ def _trained(chosen: AutoResult, resume: bool, overwrite: bool, trust_remote_cod
     return replace(chosen, training=result.as_dict(), evaluations=evaluations)
 
 
+class UnforeseenError(Exception):
+    """The model's step can't be traced, so its memory and time are not known."""
+
+
 class Predictor:
-    """Memory and time of one run under several configs, as `luthier plan` reckons them.
+    """Memory and time of one run under several configs, as `luthier plan` reckons them."""
 
-    A model whose step can't be traced is reckoned from its counts.
-    """
-
-    def __init__(self, facts: Facts, trust_remote_code: bool) -> None:
-        self.facts = facts
+    def __init__(self, trust_remote_code: bool) -> None:
         self.trust_remote_code = trust_remote_code
         self._planner: Planner | None = None
 
     def __call__(self, choices: tuple[Choice, ...]) -> Prediction:
-        """Memory, beyond what this process has taken."""
+        """Memory, beyond what this process has taken. Raises UnforeseenError."""
         return self._planned(choices, with_time=False)
 
     def timed(self, choices: tuple[Choice, ...]) -> Prediction:
-        """Memory and time; operations are run for five seconds to know it."""
+        """Memory and time; operations are run for five seconds to know it. Raises UnforeseenError."""
         return self._planned(choices, with_time=True)
 
     def _planned(self, choices: tuple[Choice, ...], *, with_time: bool) -> Prediction:
         from luthier.commands.setup import set_up
         from luthier.planning.planner import Planner
-        from luthier.planning.reckoning import measured_rate, reckon
         from luthier.planning.subject import Subject
 
         config = load(_nested(choices))
@@ -176,19 +204,13 @@ class Predictor:
             self._planner = Planner(Subject.of(setup))
         found = self._planner.plan(config, with_time=with_time)
         if found.memory is None or (with_time and found.time is None):
-            facts = self.facts
-            return reckon(facts, choices, lambda: measured_rate(facts.device, facts.precision))
+            raise UnforeseenError("; ".join(found.remarks))
         seconds = found.time.seconds_per_step if found.time is not None else 0.0
         return Prediction(found.memory.peak - found.memory.fixed, seconds)
 
 
 def _unsaid(remark: str) -> None:
     """Remarks are made when the run is set up."""
-
-
-def _minutes(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"about {minutes} minute{'s' if minutes > 1 else ''}"
 
 
 def _timing(key: str) -> bool:

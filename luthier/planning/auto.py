@@ -223,12 +223,14 @@ def _rounded(value: float) -> float:
     return round(value, digits)
 
 
+def all_rows(facts: Facts) -> int:
+    """Rows, or blocks of text, held-out ones among them."""
+    return max(1, facts.trained_tokens // _cutoff(facts)[0]) if facts.kind == "text" else facts.rows
+
+
 def trained_rows(facts: Facts, held_out: float | int | None) -> int:
     """Rows, or blocks of text, that an epoch has."""
-    rows = facts.rows
-    if facts.kind == "text":
-        rows = max(1, facts.trained_tokens // _cutoff(facts)[0])
-    share = held_out or 0
+    rows, share = all_rows(facts), held_out or 0
     return max(1, int(rows - (share if share >= 1 else rows * share)))
 
 
@@ -262,14 +264,12 @@ def _steps(facts: Facts) -> list[Choice]:
     if epochs == 1:
         choices.append(Choice("training.save_steps", 0.25, "as often"))
     held = held_out[0].value if held_out[0].value >= 1 else facts.rows * held_out[0].value
-    if held >= 50:
-        choices.append(
-            Choice(
-                "training.load_best_model_at_end",
-                True,
-                f"{held:.0f} held-out rows are enough to tell the best moment by",
-            )
+    best = "final/ has the weights of the evaluation that went best"
+    if held < 50:
+        best += (
+            f": a rough choice, by {held:.0f} rows, and better than the last weights where few rows were seen too often"
         )
+    choices.append(Choice("training.load_best_model_at_end", True, best))
     return choices
 
 
@@ -285,13 +285,15 @@ def total_steps(facts: Facts, choices: tuple[Choice, ...]) -> int:
     most: int = value_of(choices, "training.max_steps", -1)
     if most > 0:
         return most
-    train, held_out = value_of(choices, "data.train"), value_of(choices, "data.validation")
-    rows = trained_rows(facts, held_out)
-    if isinstance(train, dict):
-        rows = min(rows, int(train["max_samples"] * rows / facts.rows))
-    batch = rows_of_a_step(choices)
+    rows = taken_share(facts, choices) * trained_rows(facts, value_of(choices, "data.validation"))
     epochs: float = value_of(choices, "training.num_train_epochs")
-    return math.ceil(rows / batch) * math.ceil(epochs)
+    return math.ceil(rows / rows_of_a_step(choices)) * math.ceil(epochs)
+
+
+def taken_share(facts: Facts, choices: tuple[Choice, ...]) -> float:
+    """The share of the rows that a sample has."""
+    train = value_of(choices, "data.train")
+    return min(1.0, train["max_samples"] / facts.rows) if isinstance(train, dict) else 1.0
 
 
 def _why_epochs(epochs: int) -> str:

@@ -12,18 +12,22 @@ from luthier.planning.auto import (
     Choice,
     Facts,
     Prediction,
+    all_rows,
     changed,
     chosen_method,
     rows_of_a_step,
+    taken_share,
+    total_steps,
     trained_rows,
     value_of,
 )
 
+LEAST_STEPS = 10  # of a run that learns anything
 MEMORY_SHARE = 0.8  # of what is free: a prediction is off by a few percent, and other programs want some
 Predict = Callable[[tuple[Choice, ...]], Prediction]
 
 
-def fit(facts: Facts, choices: tuple[Choice, ...], predict: Predict) -> tuple[tuple[Choice, ...], Prediction]:
+def fit(facts: Facts, choices: tuple[Choice, ...], predict: Predict) -> tuple[Choice, ...]:
     """Change what must be for the run to fit into memory, the cheapest change first.
 
     Raises:
@@ -42,7 +46,7 @@ def fit(facts: Facts, choices: tuple[Choice, ...], predict: Predict) -> tuple[tu
             f"{human_bytes(room)} may be used ({human_bytes(facts.free_bytes)} are free).",
             "Use a smaller model or a larger machine; `luthier plan` shows what takes the room.",
         )
-    return choices, found
+    return choices
 
 
 def _too_much(found: Prediction, room: int) -> str:
@@ -99,50 +103,74 @@ def _shorter(facts: Facts, choices: tuple[Choice, ...], found: Prediction, room:
     return changed(choices, Choice("data.cutoff_length", shorter, f"{what}: {_too_much(found, room)}"))
 
 
-def within(facts: Facts, choices: tuple[Choice, ...], found: Prediction, minutes: float) -> tuple[Choice, ...]:
-    """Shorten a run to a budget: fewer epochs first, then fewer rows.
+def run_seconds(facts: Facts, choices: tuple[Choice, ...], seconds_per_step: float) -> float:
+    """Training and evaluations; a row that is only scored takes a third of the time of one that is trained on."""
+    held_out = value_of(choices, "data.validation")
+    held = (all_rows(facts) - trained_rows(facts, held_out)) * taken_share(facts, choices)
+    often = value_of(choices, "training.eval_strategy")
+    evaluations = {"epoch": value_of(choices, "training.num_train_epochs"), "steps": 4}.get(often, 0)
+    worth: float = total_steps(facts, choices) + evaluations * held / rows_of_a_step(choices) / 3
+    return worth * seconds_per_step
+
+
+def within(facts: Facts, choices: tuple[Choice, ...], seconds_per_step: float, seconds: float) -> tuple[Choice, ...]:
+    """Shorten a run to the seconds that are left for it: fewer epochs first, then fewer rows.
 
     Raises:
         UserError: not even ten steps fit.
     """
-    held_out = value_of(choices, "data.validation")
-    rows = trained_rows(facts, held_out)
-    batch = rows_of_a_step(choices)
     epochs = value_of(choices, "training.num_train_epochs")
-    steps = math.ceil(rows / batch)
-    # a forward pass over held-out rows is about a third of a step's work
-    held = facts.rows - rows if facts.kind != "text" else 0
-    per_epoch = (steps + held / batch / 3) * found.seconds_per_step
-    seconds = 60 * minutes * 0.9  # loading and saving want some
-    if epochs * per_epoch <= seconds:
+    whole = run_seconds(facts, choices, seconds_per_step)
+    if whole <= seconds:
         return choices
-    wanted = f"{epochs} epochs of {rows:,} rows would take about {epochs * per_epoch / 60:.0f} minutes"
-    if per_epoch <= seconds:
-        fewer = int(seconds / per_epoch)
-        return _again(
-            facts,
-            changed(choices, Choice("training.num_train_epochs", fewer, f"the budget's: {wanted}")),
-            steps * fewer,
-        )
-    affordable = int(seconds / per_epoch * rows)
-    if affordable < 10 * batch:
+    rows = trained_rows(facts, value_of(choices, "data.validation"))
+    what = "blocks" if facts.kind == "text" else "rows"
+    wanted = f"{epochs} epoch{'s' if epochs > 1 else ''} of {rows:,} {what} would take {minutes_of(whole)}"
+    for fewer in range(epochs - 1, 0, -1):
+        less = _again(facts, changed(choices, Choice("training.num_train_epochs", fewer, f"the budget's: {wanted}")))
+        if run_seconds(facts, less, seconds_per_step) <= seconds:
+            return less
+    once = _again(
+        facts, changed(choices, *_held_less(facts, choices), Choice("training.num_train_epochs", 1, "the budget's"))
+    )
+    rows, batch = trained_rows(facts, value_of(once, "data.validation")), rows_of_a_step(once)
+    epoch_seconds = run_seconds(facts, once, seconds_per_step)
+    evaluating = epoch_seconds - total_steps(facts, once) * seconds_per_step
+    if facts.kind == "text":  # the held-out texts stay as many
+        steps = int((seconds - evaluating) / seconds_per_step)
+        needed = LEAST_STEPS * seconds_per_step + evaluating
+    else:
+        steps = int(max(0.0, seconds) / epoch_seconds * rows / batch)
+        needed = LEAST_STEPS * epoch_seconds * batch / rows
+    if steps < LEAST_STEPS:
         raise UserError(
-            f"a budget of {minutes:g} minutes is {max(0, affordable // batch)} steps of {batch} rows, too few to learn from.",
-            f"Give it {math.ceil(10 * batch / rows * per_epoch / 54)} minutes or more, or a smaller model.",
+            f"the budget leaves {minutes_of(max(0.0, seconds))} for training: {max(0, steps)} steps of {batch} rows, too few to learn from.",
+            f"Give it {math.ceil((needed - seconds) / 60)} more minutes, or take a smaller model.",
         )
     if facts.kind == "text":
-        step_count = max(1, affordable // batch)
-        less = Choice("training.max_steps", step_count, f"the budget's, of {steps:,} an epoch: {wanted}")
-    else:
-        step_count = max(1, affordable // batch)
-        sample = {"path": value_of(choices, "data.train"), "max_samples": math.ceil(affordable * facts.rows / rows)}
-        less = Choice("data.train", sample, f"a random sample for the budget: {wanted}")
-    once = Choice("training.num_train_epochs", 1, "the budget's")
-    return _again(facts, changed(choices, less, once), step_count)
+        return _again(facts, changed(once, Choice("training.max_steps", steps, f"for the budget: {wanted}")))
+    sample = {"path": value_of(choices, "data.train"), "max_samples": steps * batch * facts.rows // rows}
+    return _again(facts, changed(once, Choice("data.train", sample, f"a random sample for the budget: {wanted}")))
 
 
-def _again(facts: Facts, choices: tuple[Choice, ...], steps: int) -> tuple[Choice, ...]:
+def _held_less(facts: Facts, choices: tuple[Choice, ...]) -> list[Choice]:
+    """What of the held-out rows is left where only a part of an epoch is trained."""
+    held_out = value_of(choices, "data.validation", 0)
+    if facts.kind == "text" and all_rows(facts) - trained_rows(facts, held_out) > 20:
+        return [Choice("data.validation", 20, "a few texts are held out: scoring them takes from the budget")]
+    if facts.kind != "text" and held_out >= 1:
+        return [Choice("data.validation", 0.1, "a tenth of the sample is held out")]
+    return []
+
+
+def minutes_of(seconds: float) -> str:
+    """For people: whole minutes, or seconds below one and a half."""
+    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
+
+
+def _again(facts: Facts, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
     """What depends on the number of steps and epochs."""
+    steps = total_steps(facts, choices)
     often = Choice("training.logging_steps", max(1, steps // 40), "about 40 points of the loss curve")
     if value_of(choices, "training.num_train_epochs") > 1 or value_of(choices, "training.eval_strategy") is None:
         return changed(choices, often)

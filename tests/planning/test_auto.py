@@ -15,9 +15,10 @@ from luthier.commands.auto import auto, config_text
 from luthier.commands.looking import look_at_rows
 from luthier.config.loading import validate
 from luthier.foundation.errors import UserError
-from luthier.planning.auto import Choice, Facts, Prediction, choose, total_steps, value_of
-from luthier.planning.fitting import fit, within
-from luthier.planning.reckoning import reckon
+from luthier.planning.auto import Choice, Facts, Prediction, choose, value_of
+from luthier.planning.fitting import fit, run_seconds, within
+from luthier.planning.planner import Planner
+from luthier.planning.step_trace import UntraceableError
 from tests.tiny import tiny_folder, write_rows
 
 GIB = 1024**3
@@ -103,8 +104,10 @@ def test_steps(rows: int, batch: int, epochs: int) -> None:
     assert found["training.num_train_epochs"] == epochs
 
 
-def test_the_best_moment_is_taken_only_where_it_can_be_told() -> None:
-    assert "training.load_best_model_at_end" not in chosen(rows=400)
+def test_the_best_moment_is_taken_where_rows_are_held_out() -> None:
+    assert "training.load_best_model_at_end" not in chosen(rows=19)
+    reasons = {choice.key: choice.reason for choice in choose(replace(FACTS, rows=90), "m", "d", "o")}
+    assert "a rough choice, by 9 rows" in reasons["training.load_best_model_at_end"]
     assert chosen(rows=600)["training.load_best_model_at_end"] is True
 
 
@@ -122,12 +125,24 @@ def test_the_method_follows_model_and_rows() -> None:
 
 
 def predicted(facts: Facts) -> Any:
-    return lambda choices: reckon(facts, choices, lambda: 100e9)
+    """Memory as a few counts give it: weights, what is trained, and 34 or 68 bytes a token, layer and unit of width
+    (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, eq. 2, without the attention matrix)."""
+
+    def predict(choices: tuple[Choice, ...]) -> Prediction:
+        found = {choice.key: choice.value for choice in choices}
+        each = 0.6 if isinstance(found["model"], dict) else 2 if facts.precision else 4
+        trained = facts.parameters if found["method"] == "full" else 0
+        tokens = min(facts.longest, found["data.cutoff_length"]) * found["training.per_device_train_batch_size"]
+        layers = 1 if found.get("training.gradient_checkpointing") else facts.layers
+        activations = tokens * layers * facts.width * (34 if facts.precision else 68)
+        return Prediction(int(each * facts.parameters + 12 * trained + activations), 1.0)
+
+    return predict
 
 
 def fitted(facts: Facts) -> dict[str, Any]:
-    choices, found = fit(facts, choose(facts, "m", "d", "o"), predicted(facts))
-    assert found.peak_bytes <= 0.8 * facts.free_bytes
+    choices = fit(facts, choose(facts, "m", "d", "o"), predicted(facts))
+    assert predicted(facts)(choices).peak_bytes <= 0.8 * facts.free_bytes
     return {choice.key: choice.value for choice in choices}
 
 
@@ -159,23 +174,51 @@ def test_text_is_learnt_by_adapters_where_the_whole_model_does_not_fit() -> None
 
 def shortened(minutes: float, **changes: Any) -> tuple[tuple[Choice, ...], Facts]:
     facts = replace(FACTS, **changes)
-    return within(facts, choose(facts, "m", "d", "o"), Prediction(GIB, 10.0), minutes), facts
+    return within(facts, choose(facts, "m", "d", "o"), 10.0, 60 * minutes), facts
 
 
 def test_a_budget_takes_epochs_first_then_rows() -> None:
-    # 950 rows are 60 steps of 10 seconds, and 50 held-out ones one more: 610 s an epoch
-    assert value_of(shortened(40)[0], "training.num_train_epochs") == 3
+    # 950 rows are 60 steps of 10 seconds, and 50 held-out ones one more: 610 s an epoch; with one epoch, four evaluations
+    assert value_of(shortened(31)[0], "training.num_train_epochs") == 3
     assert value_of(shortened(24)[0], "training.num_train_epochs") == 2
     choices, facts = shortened(5)
     assert value_of(choices, "training.num_train_epochs") == 1
-    assert value_of(choices, "data.train")["max_samples"] == pytest.approx(1000 * 270 / 610, abs=3)
-    assert total_steps(facts, choices) * 10 <= 300
+    steps = int(300 / (600 + 4 * 50 / 16 / 3 * 10) * 950 / 16)
+    assert value_of(choices, "data.train")["max_samples"] == steps * 16 * 1000 // 950
+    assert 200 < run_seconds(facts, choices, 10.0) <= 300
+    validate(yaml.safe_load(config_text(choices, [])))
+
+
+@pytest.mark.parametrize("kind", ["conversations", "text"])
+@pytest.mark.parametrize("minutes", [4, 20, 60, 400])
+@pytest.mark.parametrize("rows", [400, 3000, 20_000])
+def test_a_shortened_run_takes_no_longer_than_its_budget(kind: Any, minutes: float, rows: int) -> None:
+    choices, facts = shortened(minutes, kind=kind, rows=rows, trained_tokens=150 * rows)
+    assert run_seconds(facts, choices, 10.0) <= 60 * minutes
+    whole = run_seconds(facts, choose(facts, "m", "d", "o"), 10.0)
+    assert run_seconds(facts, choices, 10.0) > 0.4 * min(whole, 60 * minutes)
     validate(yaml.safe_load(config_text(choices, [])))
 
 
 def test_a_budget_for_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="too few to learn from"):
+    with pytest.raises(UserError, match=r"leaves about 60 seconds .* 5 steps of 16 rows, too few") as caught:
         shortened(1)
+    assert "Give it 1 more minutes" in caught.value.remedy
+    with pytest.raises(UserError, match="leaves about 0 seconds"):
+        shortened(-1)
+
+
+def test_what_can_not_be_foreseen_is_said(place: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def untraceable(*args: Any, **kwargs: Any) -> None:
+        raise UntraceableError("of a kind that nobody knows")
+
+    monkeypatch.setattr(Planner, "_memory", untraceable)
+    words = [str(place / "model"), str(place / "rows.jsonl")]
+    with pytest.raises(UserError, match=r"--budget needs a prediction: .*of a kind that nobody knows"):
+        auto(*words, output=str(tmp_path / "run"), budget=5)
+    result = auto(*words, output=str(tmp_path / "run"), dry_run=True)
+    assert "Whether the run fits is not known" in capsys.readouterr().err
+    assert "Predicted" not in Path(result.config).read_text()
 
 
 # the verb

@@ -107,6 +107,27 @@ def test_two_ranks_give_the_gradients_of_one(
         torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_eva_finds_the_same_on_two_ranks_as_on_one(tiny_llama: Path, tmp_path: Path) -> None:
+    """Both look at the same rows; ranks that differed would change the shapes that gradients are summed in."""
+
+    def config(folder: Path) -> dict[str, Any]:
+        folder.mkdir()
+        made = settings(tiny_llama, folder, per_device_train_batch_size=4, gradient_accumulation_steps=1, max_steps=2)
+        made["method"] = {"name": "lora", "rank": 4, "init": "eva", "eva_rho": 2.0}
+        return made
+
+    statuses, said = start_warm(config(tmp_path / "two"), tmp_path / "two")
+    assert statuses == [0, 0], said
+    alone = config(tmp_path / "one")
+    alone["training"]["per_device_train_batch_size"] = 8
+    luthier.train(alone)
+    adapters = [load_file(tmp_path / name / "run" / "final" / "adapter_model.safetensors") for name in ("two", "one")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert len({value.shape[0] for name, value in adapters[1].items() if "lora_A" in name}) > 1
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(value, adapters[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_one_rank_speaks_and_writes(two: tuple[Path, str]) -> None:
     run, said = two
     assert said.count("Done: 6 steps") == 1
