@@ -25,6 +25,7 @@ def test_its_rows_are_read_as_labelled_texts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # six minutes on two quiet cores
 @pytest.mark.network
 @pytest.mark.skipif(not SST2.is_dir(), reason="needs ../shared/data/classify, which a clone does not have")
 def test_two_epochs_on_2000_rows_of_sst2(tmp_path: Path) -> None:
