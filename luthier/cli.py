@@ -16,6 +16,7 @@ import typer
 from luthier import __version__
 from luthier.commands.config_verbs import config_app
 from luthier.commands.data_verbs import data_app
+from luthier.commands.evaluate_verb import evaluate
 from luthier.commands.predict_verb import predict
 from luthier.commands.sql_verbs import sql_app
 from luthier.commands.tokenizer_verbs import tokenizer_app
@@ -235,6 +236,7 @@ def chat(
 
 
 app.command()(predict)
+app.command()(evaluate)
 
 
 @app.command()

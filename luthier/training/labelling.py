@@ -48,7 +48,7 @@ class Labelling:
     def __init__(self, task: Task, chosen: Sequence[str] | None) -> None:
         self.task = task
         self.metrics = DEFAULTS[task] if chosen is None else tuple(chosen)
-        self._functions = {name: _load(name) for name in self.metrics}
+        self.functions = {name: _load(name) for name in self.metrics}
         self.labels: tuple[str, ...] = ()
 
     def meet(self, data: PreparedData) -> Array:
@@ -77,6 +77,11 @@ class Labelling:
 
     def measure(self, outcomes_EC: Array) -> dict[str, float]:
         """The metrics of outcomes."""
+        truth, predicted = self.truth_and_predictions(outcomes_EC)
+        return {name: function(truth, predicted) for name, function in self.functions.items()}
+
+    def truth_and_predictions(self, outcomes_EC: Array) -> tuple[Array, Array]:
+        """What is true and what was predicted, as the task's metrics take them."""
         if self.task == "regression":
             predicted, truth = outcomes_EC.T
         elif self.task == "multi_label":
@@ -84,7 +89,7 @@ class Labelling:
             predicted, truth = (probability >= ENOUGH).astype(int), truth.astype(int)
         else:
             predicted, truth = outcomes_EC[:, :-1].argmax(axis=1), outcomes_EC[:, -1].astype(int)
-        return {name: function(truth, predicted) for name, function in self._functions.items()}
+        return truth, predicted
 
     def prediction(self, outcome_C: Array) -> dict[str, Any]:
         """An outcome in words."""

@@ -57,6 +57,10 @@ class Stage(ABC):
         """
         return None
 
+    def know(self, labels: Sequence[str]) -> None:
+        """Be told in place of `meet`, where rows are measured and not learnt, which classes there are; each counts alike. Most have nothing to know."""
+        return None
+
     def outcomes(self, scores: Scores, batch: Batch) -> Tensor:
         """What is kept of an evaluation's batch, float [E, c]: a row of numbers for each example. Asked for with metrics."""
         raise NotImplementedError

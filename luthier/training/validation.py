@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
 from luthier.foundation.errors import TrainingError
 from luthier.metrics._metric import Array
+from luthier.scoring.readouts import Scores
+from luthier.training.engine import Engine
 from luthier.training.optimization import to_evaluation
 from luthier.training.run import Fit
+from luthier.training.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,14 @@ class Evaluation:
     Args:
         loss, denominator, targets: sums over the set.
         outcomes_EC: what the stage keeps of each example, in the set's order; None where it has no metrics.
+        parts_E2: each example's share of loss and denominator, where it was asked for.
     """
 
     loss: float
     denominator: float
     targets: float
     outcomes_EC: Array | None = None
+    parts_E2: Array | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -76,31 +82,76 @@ def validate(run: Fit) -> None:
 
 def evaluate(run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None) -> Evaluation:
     """A set's loss and outcomes, its batches shared out among the ranks; weights untouched."""
-    run.scorer.eval()
     to_evaluation(run.optimizer)
-    loss, denominator, targets = 0.0, 0.0, 0
-    outcomes_EC: Array | None = None
     size = run.config.training.per_device_eval_batch_size
-    starts = range(0, len(examples), size)
-    with torch.no_grad():
-        for start in starts[run.engine.rank :: run.engine.world_size]:
-            batch = pack(examples[start : start + size], run.share_in_evaluation).to(run.engine.device)
-            with run.engine.autocast():
-                scores = run.scorer(batch, run.stage.readout)
-                loss += float(run.stage.loss(scores, batch))
-            denominator += run.stage.denominator(batch)
-            targets += len(batch.targets_N)
-            if run.stage.metrics:
-                part = run.stage.outcomes(scores, batch).double().cpu().numpy()
-                if outcomes_EC is None:
-                    outcomes_EC = np.zeros((len(examples), part.shape[1]))
-                outcomes_EC[start : start + len(part)] = part
-            on_batch()
+    reader = SetReader(run.scorer, run.stage, run.engine, size, run.share_in_evaluation)
+    found = reader.read(examples, on_batch)
     run.scorer.train()
-    total, denominators, count = run.engine.totals(loss, denominator, targets)
-    if run.stage.metrics:
-        outcomes_EC = _of_all_ranks(run, outcomes_EC, len(examples))
-    return Evaluation(total, denominators, count, outcomes_EC)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SetReader:
+    """Reads sets without training on them.
+
+    Args:
+        scorer: as the engine prepared it.
+        batch_size: examples of a batch. share: whether it lays down once what its sequences begin with.
+    """
+
+    scorer: torch.nn.Module
+    stage: Stage
+    engine: Engine
+    batch_size: int
+    share: bool
+
+    def read(
+        self,
+        examples: Sequence[TokenizedExample],
+        on_batch: Callable[[], None] = lambda: None,
+        *,
+        each: bool = False,
+    ) -> Evaluation:
+        """A set's loss and outcomes; the scorer is left in evaluation mode.
+
+        Args:
+            each: keep each example's loss too, of a stage whose loss is the next-token one; on one rank.
+        """
+        self.scorer.eval()
+        loss, denominator, targets = 0.0, 0.0, 0
+        outcomes_EC: Array | None = None
+        parts_E2 = np.zeros((len(examples), 2)) if each else None
+        starts = range(0, len(examples), self.batch_size)
+        with torch.no_grad():
+            for start in starts[self.engine.rank :: self.engine.world_size]:
+                members = examples[start : start + self.batch_size]
+                batch = pack(members, self.share).to(self.engine.device)
+                with self.engine.autocast():
+                    scores = self.scorer(batch, self.stage.readout)
+                    loss += float(self.stage.loss(scores, batch))
+                denominator += self.stage.denominator(batch)
+                targets += len(batch.targets_N)
+                if self.stage.metrics:
+                    part = self.stage.outcomes(scores, batch).double().cpu().numpy()
+                    if outcomes_EC is None:
+                        outcomes_EC = np.zeros((len(examples), part.shape[1]))
+                    outcomes_EC[start : start + len(part)] = part
+                if parts_E2 is not None:
+                    parts_E2[start : start + len(members)] = _of_each(members, scores, batch)
+                on_batch()
+        total, denominators, count = self.engine.totals(loss, denominator, targets)
+        if self.stage.metrics:
+            outcomes_EC = _of_all_ranks(self.engine, outcomes_EC, len(examples))
+        return Evaluation(total, denominators, count, outcomes_EC, parts_E2)
+
+
+def _of_each(examples: Sequence[TokenizedExample], scores: Scores, batch: Batch) -> Array:
+    """Weighted negative log-likelihood and weight of each example of a batch, float64 [examples, 2]."""
+    owner = np.repeat(np.arange(len(examples)), [len(example.sequences) for example in examples])
+    of_target_N = owner[batch.sequence_of_source_N.cpu().numpy()]
+    weights_N = batch.weights_N.double().cpu().numpy()
+    nll_N = -scores.logp_N.double().cpu().numpy() * weights_N
+    return np.stack([np.bincount(of_target_N, part, len(examples)) for part in (nll_N, weights_N)], axis=1)
 
 
 def measure(run: Fit, found: Evaluation) -> dict[str, float]:
@@ -112,13 +163,13 @@ def _measured(run: Fit, found: Evaluation, prefix: str) -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in measure(run, found).items()}
 
 
-def _of_all_ranks(run: Fit, own_EC: Array | None, examples: int) -> Array | None:
+def _of_all_ranks(engine: Engine, own_EC: Array | None, examples: int) -> Array | None:
     """The outcomes of all ranks: each has filled in its examples, and zeros elsewhere."""
-    if run.engine.world_size == 1:
+    if engine.world_size == 1:
         return own_EC
-    (columns,) = run.engine.largest(0 if own_EC is None else own_EC.shape[1])  # a rank may have had no batch
+    (columns,) = engine.largest(0 if own_EC is None else own_EC.shape[1])  # a rank may have had no batch
     own_EC = np.zeros((examples, columns)) if own_EC is None else own_EC
-    return np.array(run.engine.totals(*own_EC.ravel().tolist())).reshape(examples, columns)
+    return np.array(engine.totals(*own_EC.ravel().tolist())).reshape(examples, columns)
 
 
 def _joined(parts: Sequence[Evaluation]) -> Evaluation:

@@ -8,6 +8,7 @@ Shapes: E examples, K classes, N targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -126,6 +127,11 @@ class _Classification(Stage):
                 )
             self._weights = [float(chosen.get(name, 1.0)) for name in self.labelling.labels]
         return None
+
+    def know(self, labels: Sequence[str]) -> None:
+        """Take the classes."""
+        self.labelling.labels = tuple(labels)
+        self._weights = [1.0] * len(labels)
 
     def weights_K(self, like: Tensor) -> Tensor:
         """The classes' weights, on the device of another tensor."""

@@ -1,0 +1,371 @@
+"""`luthier evaluate`: how good a model is on rows: its loss, and metrics of what it writes or which labels it gives."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luthier.commands.predict import entry_of, predict
+from luthier.config.data_section import DataEntry
+from luthier.config.generation_section import GenerationSettings
+from luthier.config.schema import ModelConfig
+from luthier.data.entries import load_entry
+from luthier.data.records import Record
+from luthier.data.rejecting import refuse
+from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
+from luthier.evaluation.prompts import Prompt, prompt_of
+from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
+from luthier.evaluation.statistics import Drawing, scipy_stats
+from luthier.foundation.errors import DataError, UserError
+from luthier.foundation.progress import say
+from luthier.metrics._text import TextRow
+
+if TYPE_CHECKING:
+    from luthier.commands.reading import Reading
+
+DEFAULT_TEXT_METRICS = ("exact_match", "rouge", "bleu4")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The rows of an evaluation.
+
+    Args:
+        names: of the entries, each once. records: of each entry.
+    """
+
+    entries: Sequence[DataEntry]
+    names: Sequence[str]
+    records: Sequence[Sequence[Record]]
+
+    @classmethod
+    def load(cls, entries: Sequence[DataEntry]) -> Sources:
+        """Read the entries' rows, as `predict` reads them.
+
+        Raises:
+            DataError: rows that can't be used, or none.
+        """
+        loaded = [load_entry(entry, "test", place, 0, None) for place, entry in enumerate(entries)]
+        refuse([item for part in loaded for item in part.rejected], "error")
+        names = [entry.path if entry.split is None else f"{entry.path} {entry.split}" for entry in entries]
+        names = [f"{name} #{place + 1}" if names.count(name) > 1 else name for place, name in enumerate(names)]
+        for name, part in zip(names, loaded, strict=True):
+            if not part.records:
+                raise DataError(f"{name} has no row.", "Name a file that has some.")
+        return cls(entries, names, [part.records for part in loaded])
+
+    def prompts(self) -> list[tuple[str, Prompt]]:
+        """Every row's source and prompt, in order."""
+        named = [(name, record) for name, part in zip(self.names, self.records, strict=True) for record in part]
+        return [(name, prompt_of(record, row)) for row, (name, record) in enumerate(named)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of an evaluation; see `evaluate`."""
+
+    metrics: Sequence[Any] = ()
+    generate: bool = False
+    generation: GenerationSettings | None = None
+    predictions: Path | None = None
+    take_loss: bool = True
+    engine: str | Mapping[str, Any] = "transformers"
+    template: str = "auto"
+    cutoff_length: int = 1024
+    batch_size: int = 8
+    how: Drawing | None = field(default_factory=Drawing)
+    out: Path | None = None
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether answers are needed."""
+        return self.generate or self.predictions is not None or bool(self.metrics)
+
+
+def evaluate(
+    model: str | ModelConfig | None,
+    data: Sequence[DataEntry | str | Mapping[str, Any]],
+    asked: Asked = Asked(),
+    *,
+    say: Callable[[str], None] = say,
+) -> Evaluated:
+    """Measure a model on rows.
+
+    Args:
+        model: a model, a run, a checkpoint or an adapter; None: only `asked.predictions` are measured.
+        data: entries as in a config's data.train; may be empty with predictions that bring their labels.
+        asked: metrics (names, or mappings with options); answers from `generation` settings or a file that `predict`
+            wrote; whether the loss is taken; how intervals are drawn (None: without); `out`, written whole at the end.
+
+    Raises:
+        UserError: rows, model or metrics that can't be used, or files that are there already.
+    """
+    if asked.how is not None:
+        scipy_stats()
+    _claim(asked)
+    sources = Sources.load([entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data])
+    named = ModelConfig(name=model) if isinstance(model, str) else model
+    found = None
+    if named is not None and asked.predictions is None:
+        found = _labels(named, sources, asked, say)
+    found = found or _texts(named, sources, asked, say)
+    if asked.out is not None:
+        found = replace(found, out=str(asked.out))
+        found.write(asked.out)
+    return found
+
+
+def _claim(asked: Asked) -> None:
+    """Raise UserError where what would be written is there already."""
+    if asked.out is None:
+        return
+    made = [asked.out, rows_path(asked.out)]
+    if asked.predictions is None and asked.writes:
+        made.append(predictions_path(asked.out))
+    for path in made:
+        if path.exists() and not asked.overwrite:
+            remedy = "Name another file with --out, or replace it with --overwrite."
+            if path == predictions_path(asked.out):
+                remedy = f"Measure these answers with --predictions {path}, or write new ones with --overwrite."
+            raise UserError(f"{path} is there already.", remedy)
+
+
+def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[str], None]) -> Evaluated | None:
+    """A model that gives labels, by a head or by a run's label words: its stage's loss, and metrics of labels. None of
+    another model."""
+    from luthier.commands.reading import TASKS, answers_with_labels, open_reading
+    from luthier.model import loading
+    from luthier.model.heads import saved_head
+    from luthier.training.labelling import DEFAULTS
+
+    source = loading.find(model)
+    head = saved_head(source.adapter, source.base)
+    if head is None and (asked.generate or not answers_with_labels(model, sources.records)):
+        return None
+    if asked.generate:
+        raise UserError(f"{model.name} gives labels and writes no answers.", "Leave out --generate.")
+    task = TASKS[head.problem if head is not None else "single_label_classification"]
+    metrics = chosen_metrics(asked.metrics or DEFAULTS[task], task)
+    reading = open_reading(model, sources.records, head, asked.template, asked.cutoff_length, asked.trust_remote_code)
+    rows, parts, outcomes = [], [], []
+    for name, records in zip(sources.names, sources.records, strict=True):
+        examples, found = reading.read(name, records, asked.batch_size, say, each=False)
+        assert found.outcomes_EC is not None
+        outcomes.append(found.outcomes_EC)
+        parts.append(_source(name, len(examples), found.denominator, found.mean_loss, perplexity=False))
+        for example, outcome in zip(examples, found.outcomes_EC, strict=True):
+            place = {"source": name, "file": example.origin.path, "row": example.origin.row}
+            rows.append({**place, **reading.stage.prediction(outcome)})
+    truth, predicted = reading.stage.labelling.truth_and_predictions(np.concatenate(outcomes))  # type: ignore[attr-defined]
+    measured = measure_labels(metrics, truth, predicted)
+    rows = _with_scores(rows, measured)
+    numbers = [one.number(asked.how, [str(row["source"]) for row in rows]) for one in measured]
+    return Evaluated(
+        model.name,
+        task,
+        parts,
+        numbers,
+        rows,
+        _settings(asked, {"labels": list(reading.encoder.options.labels)}),  # type: ignore[attr-defined]
+    )
+
+
+def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Callable[[str], None]) -> Evaluated:
+    """A language model: its loss, and metrics of its answers."""
+    metrics = chosen_metrics(asked.metrics or (DEFAULT_TEXT_METRICS if asked.writes else ()))
+    rows: list[dict[str, Any]] = []
+    measured: list[Measured] = []
+    parts: list[dict[str, Any]] = []
+    remarks: list[str] = []
+    reasons: Counter[str] = Counter()
+    if model is not None and asked.take_loss and asked.predictions is None and asked.engine == "transformers":
+        reading = _reading_of(model, sources, asked)
+        if isinstance(reading, str):
+            remarks.append(reading)
+        else:
+            rows, parts, loss = _losses(reading, sources, asked, say)
+            measured.append(loss)
+    if asked.writes:
+        answered = _answered(model, sources, asked, say)
+        reasons.update(str(row.get("finish_reason", "unknown")) for row in answered)
+        rows = _joined(rows, answered, remarks)
+        texts = [TextRow(row["prediction"], row["reference"], row.pop("prompt", "")) for row in answered]
+        measured_texts = measure_texts(metrics, texts)
+        _with_scores(answered, measured_texts)
+        by_text = [str(row["source"]) for row in answered]
+        numbers = [one.number(asked.how, [row["source"] for row in rows if "nll" in row]) for one in measured]
+        numbers += [one.number(asked.how, by_text) for one in measured_texts]
+    else:
+        numbers = [one.number(asked.how, [row["source"] for row in rows]) for one in measured]
+    if not numbers:
+        raise UserError(
+            "nothing was asked for that these rows can give.", "Name metrics with --metric, or rows that have answers."
+        )
+    if not parts:
+        counts = Counter(str(row["source"]) for row in rows)
+        parts = [{"source": name, "rows": count} for name, count in counts.items()]
+    name = model.name if model is not None else str(asked.predictions)
+    return Evaluated(name, "text", parts, numbers, rows, _settings(asked), reasons, remarks)
+
+
+def _reading_of(model: ModelConfig, sources: Sources, asked: Asked) -> Reading | str:
+    """The model opened for its loss, or why these rows have none."""
+    from luthier.commands.reading import open_reading, why_no_loss
+
+    reason = why_no_loss(sources.records)
+    if reason:
+        return reason
+    return open_reading(model, sources.records, None, asked.template, asked.cutoff_length, asked.trust_remote_code)
+
+
+def _losses(
+    reading: Reading, sources: Sources, asked: Asked, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Measured]:
+    """Rows with their shares of the loss, the sources' losses, and the loss of all."""
+    rows, parts, shares = [], [], []
+    for name, records in zip(sources.names, sources.records, strict=True):
+        examples, found = reading.read(name, records, asked.batch_size, say, each=True)
+        assert found.parts_E2 is not None
+        shares.append(found.parts_E2)
+        parts.append(_source(name, len(examples), found.targets, found.mean_loss, perplexity=True))
+        for example, (nll, weight) in zip(examples, found.parts_E2.tolist(), strict=True):
+            place = {"source": name, "file": example.origin.path, "row": example.origin.row}
+            rows.append({**place, "nll": nll, "weight": weight, "scores": {LOSS: nll / weight}})
+    return rows, parts, measure_losses(np.concatenate(shares))
+
+
+def _source(name: str, rows: int, targets: float, loss: float, *, perplexity: bool) -> dict[str, Any]:
+    found = {"source": name, "rows": rows, "targets": int(targets), "loss": loss}
+    return {**found, "perplexity": math.exp(min(loss, 700.0))} if perplexity else found
+
+
+def _answered(
+    model: ModelConfig | None, sources: Sources, asked: Asked, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Rows with prediction, reference and prompt: answered now, or read from a file of answers.
+
+    Raises:
+        UserError: rows without a right answer; a file that is not of these rows.
+    """
+    if asked.predictions is not None:
+        lines = read_lines(asked.predictions)
+    else:
+        assert model is not None
+        with tempfile.TemporaryDirectory() as scratch:
+            out = predictions_path(asked.out) if asked.out is not None else Path(scratch) / "predictions.jsonl"
+            predict(
+                model,
+                sources.entries,
+                out,
+                asked.generation,
+                engine=asked.engine,
+                template=asked.template,
+                overwrite=asked.overwrite,
+                trust_remote_code=asked.trust_remote_code,
+                say=say,
+            )
+            lines = read_lines(out)
+    return matched(lines, sources.prompts(), str(asked.predictions or "the answers"))
+
+
+def matched(
+    lines: Sequence[Mapping[str, Any]], prompts: Sequence[tuple[str, Prompt]], where: str
+) -> list[dict[str, Any]]:
+    """Lines that `predict` wrote, with the rows they answer; of lines alone, their own labels are the references.
+
+    Raises:
+        UserError: they don't fit, or have no reference.
+    """
+    if not lines:
+        raise UserError(f"{where} is empty.", "Name a file that `luthier predict --out` wrote.")
+    if prompts and len(lines) != len(prompts):
+        raise UserError(
+            f"{where} has {len(lines):,} lines for {len(prompts):,} rows of --data.",
+            "Predict again, or name the same rows.",
+        )
+    rows = []
+    without: list[int] = []
+    for place, line in enumerate(lines):
+        prediction = line.get("prediction")
+        if not isinstance(prediction, str):
+            raise UserError(
+                f"{where}, line {place + 1} has no text under `prediction`.", "`luthier predict` writes it."
+            )
+        name, prompt = prompts[place] if prompts else (where, None)
+        reference = prompt.label if prompt is not None else line.get("label")
+        if prompt is not None and line.get("label", reference) != reference:
+            raise UserError(
+                f"{where}, line {place + 1} has the label {str(line['label'])[:60]!r}, but row {place + 1} of --data has "
+                f"{str(reference)[:60]!r}.",
+                "Name the rows that were predicted, in their order.",
+            )
+        if not isinstance(reference, str):
+            without.append(place + 1)
+            continue
+        origin = prompt.origin if prompt is not None else None
+        rows.append(
+            {
+                "source": name,
+                "file": origin.path if origin is not None else where,
+                "row": origin.row if origin is not None else place + 1,
+                "prompt": asked_text(prompt.request.as_dict() if prompt is not None else line),
+                "prediction": prediction,
+                "reference": reference,
+                "finish_reason": line.get("finish_reason"),
+            }
+        )
+    if without:
+        shown = ", ".join(map(str, without[:8])) + (", ..." if len(without) > 8 else "")
+        raise UserError(
+            f"{len(without):,} of {len(lines):,} rows have no right answer to compare with (rows {shown}).",
+            "Leave them out of --data, or take the loss alone, without --generate and --metric.",
+        )
+    return rows
+
+
+def asked_text(request: Mapping[str, Any]) -> str:
+    """What was asked, as text: the last user's turn, or the text to continue."""
+    for message in reversed(request.get("messages") or ()):
+        if message.get("role") == "user":
+            return str(message.get("content", ""))
+    return str(request.get("prompt", ""))
+
+
+def _joined(
+    rows: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]], remarks: list[str]
+) -> list[dict[str, Any]]:
+    """Rows of the loss and rows of the answers as one list, by the place that they came from."""
+    by_place = {(row["source"], row["file"], row["row"]): row for row in rows}
+    for row in answered:
+        own = by_place.pop((row["source"], row["file"], row["row"]), None)
+        if own is not None:
+            row.update({name: value for name, value in own.items() if name not in row})
+    if by_place:
+        remarks.append(f"{len(by_place):,} rows have a loss and no answer of their own")
+    return [*answered, *by_place.values()]
+
+
+def _with_scores(rows: list[dict[str, Any]], measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """The rows with their own scores of each metric that has any."""
+    for one in measured:
+        if one.sample.rows_E is not None:
+            for row, score in zip(rows, one.sample.rows_E.tolist(), strict=True):
+                row.setdefault("scores", {})[one.name] = score
+    return rows
+
+
+def _settings(asked: Asked, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    drawn = vars(asked.how) if asked.how is not None else {}
+    found = {**drawn, "cutoff_length": asked.cutoff_length, "template": asked.template, **(more or {})}
+    if asked.writes and asked.predictions is None and not more:
+        found["generation"] = (asked.generation or GenerationSettings()).model_dump()
+    return found

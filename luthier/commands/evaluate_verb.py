@@ -1,0 +1,183 @@
+"""`luthier evaluate` on the command line: its options and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.commands.predict_verb import Engine, Generation, generation_settings, mapping_or_text
+from luthier.commands.verb_options import Adapters, Combine, Json, RemoteCode, named_model, people, print_json
+from luthier.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from luthier.config.schema import ModelConfig
+    from luthier.evaluation.statistics import Drawing
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(help="A model, a run, a checkpoint or an adapter; with --compare, files that --out wrote."),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Rows: a path, or a mapping as in data.train; may be repeated. Each is a source."),
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="exact_match, rouge, bleu4, bleu, chrf, edit_distance, numeric_match, ..., or a mapping with its options: "
+        "'{name: rouge, tokenizer: english}'; may be repeated. Answers are generated for them.",
+    ),
+]
+Generate = Annotated[bool, typer.Option("--generate", help="Generate answers also where no metric is named.")]
+Predictions = Annotated[
+    str | None, typer.Option(help="Measure this file of answers, which `predict` wrote, and read no model.")
+]
+Compare = Annotated[bool, typer.Option("--compare", help="Compare evaluations with the first of them.")]
+Out = Annotated[
+    str | None, typer.Option(help="Write the numbers here, as JSON, and the rows beside it; --compare takes it.")
+]
+Html = Annotated[str | None, typer.Option(help="With --compare: write a page.")]
+SkipLoss = Annotated[bool, typer.Option("--skip-loss", help="Take no loss.")]
+NewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens (256).")]
+Template = Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")]
+Cutoff = Annotated[int, typer.Option(min=2, help="Longest row of which the loss is taken, in tokens.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time, for the loss.")]
+Confidence = Annotated[float, typer.Option(help="Of intervals.")]
+Resamples = Annotated[int, typer.Option(min=0, help="Draws for an interval or a test; 0: no intervals.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of these draws.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+Quantization = Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")]
+
+
+def evaluate(
+    models: Models = None,
+    data: Data = None,
+    metric: Metric = None,
+    generate: Generate = False,
+    predictions: Predictions = None,
+    compare: Compare = False,
+    out: Out = None,
+    html: Html = None,
+    skip_loss: SkipLoss = False,
+    max_new_tokens: NewTokens = None,
+    generation: Generation = None,
+    engine: Engine = "transformers",
+    template: Template = "auto",
+    cutoff_length: Cutoff = 1024,
+    batch_size: BatchSize = 8,
+    confidence: Confidence = 0.95,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    adapter: Adapters = None,
+    combine: Combine = "stack",
+    quantization: Quantization = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on rows: loss, perplexity and metrics of its answers; or compare evaluations."""
+    given = SimpleNamespace(**locals())
+    given.how = _drawing(confidence, resamples, seed)
+    if compare:
+        _compare(given)
+    else:
+        _measure(given)
+
+
+def _drawing(confidence: float, resamples: int, seed: int) -> Drawing | None:
+    from luthier.evaluation.statistics import Drawing
+
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence is {confidence:g}, which must lie between 0 and 1.", "Such as 0.95.")
+    return Drawing(confidence, resamples, seed) if resamples else None
+
+
+def _check_named(models: list[str], data: list[str] | None, predictions: str | None) -> None:
+    """Raise UserError where there is no model, or more than one, or nothing to evaluate it on."""
+    if len(models) > 1 or not (models or predictions):
+        raise UserError(
+            f"one model is evaluated at a time, found {len(models)}: {', '.join(models) or 'none'}.",
+            "luthier evaluate MODEL --data FILE; luthier evaluate --compare A.json B.json compares what --out wrote.",
+        )
+    if not data and not predictions:
+        raise UserError("there are no rows to evaluate on.", "Name them with --data.")
+
+
+def _measure(given: SimpleNamespace) -> None:
+    """Measure a model, or answers in a file."""
+    from luthier.commands.evaluate import Asked, evaluate
+    from luthier.commands.evaluation_tables import evaluation_table
+
+    _refuse_with("without --compare", {"--html": given.html})
+    _check_named(given.models or [], given.data, given.predictions)
+    if given.predictions:
+        unread = {"MODEL": given.models, "--adapter": given.adapter, "--quantization": given.quantization}
+        unread |= {"--generate": given.generate, "--set": given.generation, "--max-new-tokens": given.max_new_tokens}
+        _refuse_with("with --predictions, which reads no model", unread)
+    asked = Asked(
+        metrics=[mapping_or_text(text, "--metric") for text in given.metric or ()],
+        generate=given.generate,
+        generation=generation_settings({"max_new_tokens": given.max_new_tokens}, given.generation or ()),
+        predictions=Path(given.predictions) if given.predictions else None,
+        take_loss=not given.skip_loss,
+        engine=mapping_or_text(given.engine, "--engine"),
+        template=given.template,
+        cutoff_length=given.cutoff_length,
+        batch_size=given.batch_size,
+        how=given.how,
+        out=Path(given.out) if given.out else None,
+        overwrite=given.overwrite,
+        trust_remote_code=given.trust_remote_code,
+    )
+    found = evaluate(_model(given), [mapping_or_text(text, "--data") for text in given.data or ()], asked)
+    print(evaluation_table(found), file=people(given.as_json))
+    if given.as_json:
+        print_json(found.as_dict())
+
+
+def _model(given: SimpleNamespace) -> ModelConfig | None:
+    if not given.models:
+        return None
+    return named_model(given.models[0], given.adapter or (), given.combine, given.quantization)
+
+
+def _compare(given: SimpleNamespace) -> None:
+    """Compare evaluations, and write what is asked for."""
+    from dataclasses import replace
+
+    from luthier.commands.evaluation_tables import comparison_table
+    from luthier.evaluation.comparison import compare
+    from luthier.evaluation.comparison_page import comparison_page
+    from luthier.foundation.files import write_json, write_text
+    from luthier.foundation.progress import say
+
+    ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
+    _refuse_with("with --compare", {**ignored, "--generate": given.generate, "--adapter": given.adapter})
+    if given.how is None:
+        raise UserError("--resamples 0 leaves a comparison nothing to test with.", "Leave it out.")
+    out, html = given.out, given.html
+    for path in filter(None, (out, html)):
+        if Path(path).exists() and not given.overwrite:
+            raise UserError(f"{path} is there already.", "Name another file, or replace it with --overwrite.")
+    paths = [Path(path) for path in given.models or ()]
+    found = replace(compare(paths, given.how, say), out=out, html=html)
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(out), found.as_dict())
+    if html:
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(html), comparison_page(found))
+    print(comparison_table(found), file=people(given.as_json))
+    if given.as_json:
+        print_json(found.as_dict())
+
+
+def _refuse_with(what: str, given: dict[str, Any]) -> None:
+    """Raise UserError for options that would have no effect."""
+    found = [name for name, value in given.items() if value]
+    if found:
+        raise UserError(f"{', '.join(found)} would have no effect {what}.", "Leave it out.")

@@ -1,0 +1,164 @@
+"""A model opened to be measured on rows as training's evaluations measure it: the same encoders, stages, Scorer and sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.commands.opening import open_tokenizer
+from luthier.config.data_section import DataConfig
+from luthier.config.files import read_file
+from luthier.config.loading import validate
+from luthier.config.plugins import STAGES
+from luthier.config.schema import ModelConfig
+from luthier.config.sections import PluginOptions
+from luthier.config.training_section import TrainingConfig
+from luthier.data.encoders._labels import label_names
+from luthier.data.encoding import ChosenEncoder
+from luthier.data.examples import TokenizedExample
+from luthier.data.preparing import choose_encoder
+from luthier.data.records import Conversation, Document, Labelled, Record
+from luthier.data.rejecting import refuse
+from luthier.foundation.devices import choose_device
+from luthier.foundation.errors import DataError
+from luthier.foundation.progress import progress_bar
+from luthier.metrics._metric import Task
+from luthier.model import loading
+from luthier.model.heads import SequenceHead
+from luthier.scoring.scorer import Scorer
+from luthier.training.engine import make_engine
+from luthier.training.stage import Stage
+from luthier.training.validation import Evaluation, SetReader
+
+TASKS: dict[str, Task] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+STAGE_OF_KIND: dict[type, str] = {Conversation: "sft", Document: "pretrain"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model, and the encoder and stage that its rows go through."""
+
+    stage: Stage
+    encoder: ChosenEncoder
+    scorer: Scorer
+    cutoff_length: int
+
+    def read(
+        self, name: str, records: Sequence[Record], batch_size: int, say: Callable[[str], None], *, each: bool
+    ) -> tuple[list[TokenizedExample], Evaluation]:
+        """A source's examples, and what an evaluation finds on them.
+
+        Raises:
+            DataError: rows that can't be used, or none with anything to predict.
+        """
+        encoded = self.encoder.encode_counted(records, self.cutoff_length)
+        refuse(encoded.refused, "error")
+        for rows, why in ((encoded.too_long, "are too long"), (encoded.untrained, "have nothing to predict")):
+            if rows:
+                say(f"{name}: {len(rows):,} rows {why} and are left out, {rows[0].origin} the first")
+        if not encoded.used:
+            raise DataError(f"{name} has no row with anything to predict.", "Look at it with `luthier data show`.")
+        if cut := sum(example.truncated for example in encoded.used):
+            say(f"{name}: {cut:,} rows are cut to {self.cutoff_length:,} tokens (--cutoff-length)")
+        engine = make_engine(TrainingConfig(engine="single"), choose_device())
+        reader = SetReader(self.scorer, self.stage, engine, batch_size, self.scorer.may_share(training=False))
+        with progress_bar("measuring, batches", math.ceil(len(encoded.used) / batch_size)) as bar:
+            found = reader.read(encoded.used, lambda: bar.advance(1), each=each)
+        return encoded.used, found
+
+
+def answers_with_labels(model: ModelConfig, records: Sequence[Sequence[Record]]) -> bool:
+    """Whether the rows are labelled, and the model is of a run that learnt to answer with their words."""
+    return any(isinstance(part[0], Labelled) for part in records) and _stage_of_run(model) is not None
+
+
+def why_no_loss(records: Sequence[Sequence[Record]]) -> str:
+    """Why rows have no loss of this model; empty where they have one.
+
+    Raises:
+        DataError: rows of several kinds.
+    """
+    kinds = {type(record) for part in records for record in part}
+    if len(kinds) > 1:
+        raise DataError(
+            f"the rows are of several kinds: {', '.join(sorted(kind.__name__.lower() for kind in kinds))}.",
+            "Evaluate them apart.",
+        )
+    if not kinds or kinds <= STAGE_OF_KIND.keys():
+        return "" if kinds else "without rows there is no loss"
+    return f"rows of the kind {kinds.pop().__name__.lower()} have no loss of a language model"
+
+
+def open_reading(
+    model: ModelConfig,
+    records: Sequence[Sequence[Record]],
+    head: SequenceHead | None,
+    template: str,
+    cutoff_length: int,
+    trust_remote_code: bool,
+) -> Reading:
+    """Read a model's weights, and choose encoder and stage by its head, its run or the rows' kind.
+
+    Raises:
+        UserError: model, template or rows that can't be used.
+    """
+    stage = _stage(model, records, head)
+    source = loading.find(model)
+    data = DataConfig.model_validate({"train": ".", "template": template, "cutoff_length": cutoff_length})
+    config = loading.config_of(source, trust_remote_code=trust_remote_code)
+    tokenizer, _, renderer = open_tokenizer(
+        data, source, config, encoder=stage.encoder, trust_remote_code=trust_remote_code
+    )
+    labels = _labels(stage, records, head)
+    settings = {**stage.encoder_options, **({"labels": labels} if labels else {})}
+    encoder = choose_encoder(data, tokenizer, stage.encoder, settings, renderer)
+    stage.know(labels)
+    device = choose_device()
+    loading.check_quantization(source, device, training=False)
+    dtype = loading.choose_dtype("auto", config, device)
+    read = loading.load(source, dtype, device=device, trust_remote_code=trust_remote_code).eval()
+    loading.grow_embeddings(read, tokenizer)
+    scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused)
+    return Reading(stage, encoder, scorer.to(device), cutoff_length)
+
+
+def _stage(model: ModelConfig, records: Sequence[Sequence[Record]], head: SequenceHead | None) -> Stage:
+    if head is not None:
+        named: dict[str, Any] = {"name": "regression" if head.problem == "regression" else "classification"}
+        if head.labels:
+            named |= {"labels": list(head.labels), "multi_label": head.problem == "multi_label_classification"}
+    else:
+        kind = type(records[0][0])
+        of_run = _stage_of_run(model) if kind is Labelled else None
+        named = of_run if of_run is not None else {"name": STAGE_OF_KIND[kind]}
+    module = STAGES.load(named["name"])
+    options: PluginOptions = module.Options.model_validate(named)
+    stage: Stage = module.build(options)
+    return stage
+
+
+def _labels(stage: Stage, records: Sequence[Sequence[Record]], head: SequenceHead | None) -> tuple[str, ...]:
+    """The classes: the head's, those that the stage names, or else those of the rows; a number has none."""
+    if head is not None:
+        return head.labels
+    named: Sequence[str] = stage.encoder_options.get("labels", ())
+    rows = [record for part in records for record in part]
+    return tuple(named) or (label_names(rows) if isinstance(rows[0], Labelled) else ())
+
+
+def _stage_of_run(model: ModelConfig) -> dict[str, Any] | None:
+    """The stage of a run whose language model answers with classes' words; None where the model is of no such run."""
+    place = Path(model.name)
+    for folder in (place, *place.parents[:2]):
+        if (folder / "run.json").is_file() and (folder / "config.yaml").is_file():
+            stage = validate(read_file(folder / "config.yaml"), str(folder / "config.yaml")).stage
+            named = stage.model_dump()
+            return {**named, "class_weights": None} if named.get("head") == "generative" else None
+    return None

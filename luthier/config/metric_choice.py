@@ -1,0 +1,38 @@
+"""A metric as a config or a command line names it: `rouge`, or `{name: rouge, tokenizer: english}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from luthier.config.plugins import METRICS
+
+
+def metric_options(value: Any, task: str = "text") -> Any:
+    """A metric's validated options.
+
+    Args:
+        task: what it must be able to measure, as in `luthier.metrics._metric`.
+
+    Raises:
+        ValueError: it measures something else, or its options are wrong (pydantic's). UserError: there is none of that name.
+    """
+    if isinstance(value, BaseModel):
+        return value
+    settings = {"name": value} if isinstance(value, str) else value
+    if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
+        raise ValueError(f"a metric is a name, or a mapping with a name; found {value!r}")
+    module = METRICS.load(settings["name"])
+    tasks: frozenset[str] = getattr(module, "TASKS", frozenset())
+    if task not in tasks:
+        fit = [name for name in METRICS.names() if task in METRICS.load(name).TASKS]
+        kind = "written answers" if task == "text" else f"{task.replace('_', ' ')} predictions"
+        raise ValueError(f"{settings['name']} can't measure {kind}; these can: {', '.join(fit)}")
+    return module.Options.model_validate(settings)
+
+
+def given_by(options: BaseModel) -> tuple[str, ...]:
+    """What the numbers of a metric are called."""
+    name: str = options.name  # type: ignore[attr-defined]
+    return tuple(getattr(METRICS.load(name), "GIVES", (name,)))

@@ -1,0 +1,251 @@
+"""`luthier evaluate` as a user calls it, on tiny models: losses against transformers, answers, labels, comparisons, the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from luthier.cli import main
+from luthier.commands.evaluate import Asked, evaluate
+from luthier.commands.predict import predict
+from luthier.config.generation_section import GenerationSettings
+from luthier.data.records import Message
+from luthier.data.rendering import Renderer
+from luthier.evaluation.comparison import compare
+from luthier.evaluation.comparison_page import comparison_page
+from luthier.evaluation.statistics import Drawing
+from luthier.foundation.errors import ConfigError, UserError
+from luthier.model.loading import tokenizer_at
+from tests.classify import labelled_rows, write_json_lines
+from tests.tiny import config_for, tiny_folder
+
+SHORT = GenerationSettings(max_new_tokens=5)
+FEW = Drawing(resamples=99)
+EVIL = "</script><script>document.title='stolen'</script>"
+
+
+def last_object(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
+
+
+def test_the_loss_of_each_source_is_transformers_own(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    lines = rows.read_text().splitlines()
+    parts = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    parts[0].write_text("\n".join(lines[:10]))
+    parts[1].write_text("\n".join(lines[10:]))
+    found = evaluate(str(tiny_llama), [str(part) for part in parts], Asked(how=FEW, batch_size=3))
+    tokenizer, model = tokenizer_at(tiny_llama), AutoModelForCausalLM.from_pretrained(tiny_llama)
+    renderer = Renderer(tokenizer)
+    sums = []
+    for line in lines:
+        row = json.loads(line)
+        asked = [Message("user", row["instruction"])]
+        prompt = len(renderer.prompt_ids(asked))
+        ids = torch.tensor([renderer.prompt_ids(asked) + tokenizer(f"{row['output']}<|im_end|>")["input_ids"]])
+        logp = model(ids).logits[0].detach().log_softmax(-1)
+        nll = -logp[prompt - 1 : -1].gather(1, ids[0, prompt:, None])
+        sums.append((float(nll.sum()), nll.shape[0]))
+    for source, (start, end) in zip(found.sources, ((0, 10), (10, len(lines))), strict=True):
+        nll, count = map(sum, zip(*sums[start:end], strict=True))
+        assert (source["rows"], source["targets"]) == (end - start, count)
+        assert source["loss"] == pytest.approx(nll / count, rel=1e-5)
+        assert source["perplexity"] == pytest.approx(math.exp(nll / count), rel=1e-5)
+    (number,) = found.numbers
+    assert number.value == pytest.approx(sum(n for n, _ in sums) / sum(c for _, c in sums), rel=1e-5)
+    assert number.by_source == pytest.approx({str(s["source"]): s["loss"] for s in found.sources})
+    assert [row["nll"] for row in found.rows] == pytest.approx([n for n, _ in sums], rel=1e-4)
+    assert number.low is not None and number.low < number.value < number.high  # type: ignore[operator]
+
+
+def test_answers_are_generated_measured_and_taken_again(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made" / "run.json"
+    options = ["--metric", "chrf", "--metric", "{name: exact_match, ignore_case: true}", "--resamples", "50"]
+    arguments = ["evaluate", str(tiny_llama), "--data", str(rows), *options, "--max-new-tokens", "5", "--out", str(out)]
+    assert main([*arguments, "--json"]) == 0
+    said = last_object(capsys)
+    assert list(said["metrics"]) == ["loss", "chrf", "exact_match"]
+    assert said["metrics"]["exact_match"]["metric"]["ignore_case"] is True
+    assert said["settings"]["generation"]["max_new_tokens"] == 5 and sum(said["finish_reasons"].values()) == 24
+    predict(str(tiny_llama), [str(rows)], tmp_path / "apart.jsonl", SHORT)
+    assert (tmp_path / "made" / "run.predictions.jsonl").read_bytes() == (tmp_path / "apart.jsonl").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "made" / "run.rows.jsonl").read_text().splitlines()]
+    assert len(lines) == 24 and all({"prediction", "reference", "nll", "scores"} <= row.keys() for row in lines)
+    assert said["metrics"]["exact_match"]["value"] == pytest.approx(
+        np.mean([row["scores"]["exact_match"] for row in lines])
+    )
+    # the same answers from the file, with and without the rows they are of
+    for more in (["--data", str(rows)], []):
+        assert main(["evaluate", "--predictions", str(tmp_path / "apart.jsonl"), *more, *options, "--json"]) == 0
+        again = last_object(capsys)
+        assert list(again["metrics"]) == ["chrf", "exact_match"]
+        assert again["metrics"]["chrf"]["value"] == said["metrics"]["chrf"]["value"]
+    assert main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_classifier_is_measured_as_its_run_measured_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from luthier.commands.train import train
+
+    model = tiny_folder(tmp_path / "model")
+    data = write_json_lines(tmp_path / "train.jsonl", labelled_rows(60))
+    test = write_json_lines(tmp_path / "test.jsonl", labelled_rows(30, seed=7))
+    config = config_for(model, data, tmp_path / "run", max_steps=8, num_train_epochs=1)
+    for head in ("classifier", "generative"):
+        config |= {"stage": {"name": "classification", "head": head}, "output_dir": str(tmp_path / head)}
+        config["data"] = {"train": str(data), "test": [str(test)]}
+        result = train(config)
+        found = evaluate(str(tmp_path / head), [str(test)], Asked(how=FEW))
+        assert {n.name: n.value for n in found.numbers} == pytest.approx(result.test_metrics)
+        assert found.sources[0]["loss"] == pytest.approx(result.test_loss, rel=1e-4)
+        assert found.task == "single_label" and {row["label"] for row in found.rows} == {"bad", "good"}
+    found.write(tmp_path / "b.json")
+    evaluate(
+        str(tmp_path / "classifier"),
+        [str(test)],
+        Asked(how=FEW, out=tmp_path / "a.json", metrics=["macro_f1", "accuracy"]),
+    )
+    compared = compare([tmp_path / "a.json", tmp_path / "b.json"], FEW, lambda line: None)
+    assert [metric.name for metric in compared.metrics] == ["macro_f1", "accuracy"]
+    assert [metric.pairs[0].test for metric in compared.metrics] == ["permutation", "mcnemar"]
+    with pytest.raises(UserError, match="gives labels and writes no answers"):
+        evaluate(str(tmp_path / "classifier"), [str(test)], Asked(generate=True))
+    with pytest.raises(ConfigError, match="rouge can't measure single label predictions"):
+        evaluate(str(tmp_path / "classifier"), [str(test)], Asked(metrics=["rouge"]))
+
+
+def written(path: Path, answers: list[str], references: list[str]) -> Path:
+    lines = [
+        {"index": n, "prediction": a, "label": r} for n, (a, r) in enumerate(zip(answers, references, strict=True))
+    ]
+    return write_json_lines(path, lines)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two evaluations of ten rows: the second has seven more right, and one more wrong."""
+    references = [f"word {n}" for n in range(10)]
+    first = ["wrong"] * 7 + references[7:]
+    second = [*references[:9], EVIL]
+    made = []
+    for name, answers in (("first", first), ("second", second)):
+        predictions = written(tmp_path / f"{name}.jsonl", answers, references)
+        asked = Asked(predictions=predictions, metrics=["exact_match", "bleu"], how=FEW, out=tmp_path / f"{name}.json")
+        evaluate(None, [], asked)
+        made.append(tmp_path / f"{name}.json")
+    return made
+
+
+def test_a_comparison(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html, out = tmp_path / "page.html", tmp_path / "comparison.json"
+    arguments = ["evaluate", "--compare", *map(str, pair), "--html", str(html), "--out", str(out), "--resamples", "99"]
+    assert main([*arguments, "--json"]) == 0
+    printed = capsys.readouterr()
+    said = json.loads(printed.out.splitlines()[-1])
+    assert said == json.loads(out.read_text())
+    found = said["metrics"]["exact_match"]
+    (against,) = found["against_first"]
+    assert [value["value"] for value in found["values"]] == [0.3, 0.9]
+    assert (against["better"], against["worse"], against["same"], against["test"]) == (7, 1, 2, "mcnemar")
+    assert against["p_value"] == pytest.approx(2 * (1 + 8) / 2**8) and against["difference"] == pytest.approx(0.6)
+    assert said["metrics"]["bleu"]["against_first"][0]["test"] == "permutation"
+    assert [row["place"] for row in said["changed"]] == [1, 2, 3, 4, 5, 6, 7, 10]
+    assert said["changed"][-1]["predictions"] == ["word 9", EVIL]
+    assert "second against first" in printed.err and "0.0703" in printed.err
+    page = html.read_text()
+    assert (
+        page.count("<script") == 2
+        and "default-src 'none'" in page
+        and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    )
+    assert main(arguments) == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here to open the page in (Debian: apt-get install chromium)")
+    page = tmp_path / "page.html"
+    page.write_text(comparison_page(compare(pair, FEW, lambda line: None)), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run([browser, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    shown = done.stdout.split('type="application/json"')[0]
+    assert "<title>Comparison of first and second</title>" in shown
+    assert shown.count("<article") == 8 and shown.count("<circle") == 4  # two metrics of two runs
+    assert "8 of 10 rows" in shown and "&lt;script&gt;document.title" in shown
+    assert re.search(r"<td[^>]*>mcnemar</td><td[^>]*>7</td><td[^>]*>1</td><td[^>]*>2</td>", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["evaluate"], "one model is evaluated at a time, found 0"),
+        (["evaluate", "a", "b", "--data", "x"], "found 2: a, b"),
+        (["evaluate", "a"], "no rows to evaluate on"),
+        (["evaluate", "a", "--data", "x", "--html", "p.html"], "--html would have no effect without --compare"),
+        (["evaluate", "--compare", "a.json", "--metric", "bleu"], "--metric would have no effect with --compare"),
+        (["evaluate", "a", "--predictions", "p.jsonl"], "MODEL would have no effect with --predictions"),
+        (["evaluate", "--compare", "a.json"], "at least two"),
+        (["evaluate", "--compare", "a.json", "b.json"], "a.json can't be read"),
+        (["evaluate", "a", "--data", "x", "--confidence", "1"], "--confidence is 1"),
+        (["evaluate", "--predictions", "nothing.jsonl"], "nothing.jsonl can't be read"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_metrics_are_refused_all_at_once(tiny_llama: Path, rows: Path) -> None:
+    with pytest.raises(ConfigError) as told:
+        evaluate(
+            str(tiny_llama),
+            [str(rows)],
+            Asked(metrics=["rogue", "pearson", {"name": "chrf", "beta": -1}, "bleu", "bleu"]),
+        )
+    assert len(told.value.problems) == 4
+    assert "there is no metric named 'rogue'. Did you mean 'rouge'" in told.value.problems[0]
+    assert "pearson can't measure written answers" in told.value.problems[1]
+    assert "metric chrf.beta: must be greater than 0" in told.value.problems[2]
+    assert "bleu is chosen twice" in told.value.problems[3]
+
+
+def test_answers_that_do_not_fit_their_rows(rows: Path, tmp_path: Path, pair: list[Path]) -> None:
+    few = written(tmp_path / "few.jsonl", ["a"], ["b"])
+    with pytest.raises(UserError, match="has 1 lines for 24 rows"):
+        evaluate(None, [str(rows)], Asked(predictions=few))
+    other = written(tmp_path / "other.jsonl", ["a"] * 24, ["b"] * 24)
+    with pytest.raises(UserError, match="line 1 has the label 'b', but row 1"):
+        evaluate(None, [str(rows)], Asked(predictions=other))
+    unlabelled = write_json_lines(tmp_path / "unlabelled.jsonl", [{"prediction": "a", "label": None}])
+    with pytest.raises(UserError, match=r"1 of 1 rows have no right answer to compare with \(rows 1\)"):
+        evaluate(None, [], Asked(predictions=unlabelled))
+    evaluate(None, [], Asked(predictions=few, how=FEW, out=tmp_path / "few.json", metrics=["exact_match"]))
+    with pytest.raises(UserError, match=r"has 10 rows and .* has 1"):
+        compare([pair[0], tmp_path / "few.json"], FEW, lambda line: None)
+    (tmp_path / "first.rows.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"tells of 10 rows, but first\.rows\.jsonl beside it has 0"):
+        compare(pair, FEW, lambda line: None)
+
+
+def test_metrics_taken_otherwise_are_not_compared(pair: list[Path], tmp_path: Path) -> None:
+    options = {"name": "exact_match", "ignore_case": True}
+    asked = Asked(
+        predictions=tmp_path / "second.jsonl", metrics=[options, "bleu"], how=FEW, out=tmp_path / "third.json"
+    )
+    evaluate(None, [], asked)
+    found = compare([pair[0], tmp_path / "third.json"], FEW, lambda line: None)
+    assert [metric.name for metric in found.metrics] == ["bleu"]
+    assert "exact_match is left out" in found.remarks[0] and "other options" in found.remarks[0]
