@@ -145,7 +145,10 @@ def sql_evaluate(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Queries at the same time; default: one for each core.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time of one query.")] = 30.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="Longest time of one query; default: 10, for bird 30."),
+    ] = None,
     runs: Annotated[
         int, typer.Option(min=0, help="How often bird's right queries are timed; 0: no efficiency score.")
     ] = 10,

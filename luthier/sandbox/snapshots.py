@@ -2,8 +2,8 @@
 
 SQLite opens a database without locks, journals and writes where it is told that the file is immutable. That is safe only if it
 is, and complete only if no write-ahead log or rollback journal beside it holds pages that belong to it. So a database is copied
-to a private folder first, with such files, which are merged into the copy there. A large one is read where it is,
-and looked at before and after every query.
+to a private folder first, with such files, which are merged into the copy there. A large one, or one for which there is no
+room, is read where it is, and looked at before and after every query.
 """
 
 from __future__ import annotations
@@ -80,13 +80,16 @@ class Snapshots:
         copy = self._folder / f"{number}.sqlite"
         try:
             shutil.copyfile(original, copy)
+            for path, beside in zip(companions(original), companions(copy), strict=True):
+                if path in unmerged:
+                    shutil.copyfile(path, beside)
             if unmerged:
-                for path, beside in zip(companions(original), companions(copy), strict=True):
-                    if path in unmerged:
-                        shutil.copyfile(path, beside)
                 merge(copy)
         except (OSError, sqlite3.Error) as error:
-            raise DatabaseError(f"{original} can't be copied to {self._folder}: {error}") from error
+            if unmerged:
+                raise DatabaseError(f"{original} can't be copied to {self._folder}: {error}") from error
+            copy.unlink(missing_ok=True)  # the disk of temporary files is full
+            return Snapshot(original, original, stamp_of(original))
         copy.chmod(0o400)
         return Snapshot(copy, original, None)
 

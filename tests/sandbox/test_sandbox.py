@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sqlite3
@@ -169,6 +170,19 @@ def test_a_large_database_is_read_in_place_and_watched(tmp_path: Path, monkeypat
         os.utime(path, ns=(1, 1))
         changed = sandbox.run(path, "SELECT a FROM t")
         assert changed.kind == "database" and "changed while it was read" in changed.error
+
+
+def test_without_room_for_a_copy_a_database_is_read_in_place(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Sandbox() as sandbox:
+        monkeypatch.setattr(snapshots.shutil, "copyfile", full)
+        assert sandbox.run(database, "SELECT count(*) FROM singer").rows == ((3,),)
+        snapshot = sandbox._snapshots.of(database)
+        assert snapshot.path == database and snapshot.stamp is not None
+        assert list(Path(sandbox._folder.name).iterdir()) == []
 
 
 def test_a_copy_is_made_once_and_removed(database: Path) -> None:
