@@ -45,6 +45,11 @@ class PredictResult:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def text(self) -> str:
+        """In a line for people."""
+        ended = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.finish_reasons.items()))
+        return f"{self.rows:,} rows in {self.seconds:,.1f} s, {self.tokens:,} tokens generated ({ended}): {self.out}"
+
 
 def predict(
     model: str | ModelConfig,

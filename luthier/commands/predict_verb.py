@@ -32,8 +32,8 @@ Generation = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Another setting of the generation: min_p, num_beams, length_penalty, early_stopping, repetition_penalty, "
-        "no_repeat_ngram_size, num_return_sequences, ...; may be repeated.",
+        help="Another setting of the generation: num_return_sequences, min_p, no_repeat_ngram_size or early_stopping; may be "
+        "repeated.",
     ),
 ]
 Engine = Annotated[
@@ -44,17 +44,28 @@ Engine = Annotated[
 ]
 
 
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="Above 0: draw tokens, the logits divided by this; 0: the likeliest each time.")
+]
+Out = Annotated[str, typer.Option(help="The file of answers, JSON lines; a killed run goes on when called again.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1: tokens that were there become less likely (1).")
+]
+
+
 def predict(
     model: Annotated[str, typer.Argument(help="A model, a run, a checkpoint or an adapter.")],
     data: Data,
-    out: Annotated[str, typer.Option(help="The file of answers, JSON lines; a killed run goes on when called again.")],
+    out: Out,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens (256).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest prompt and answer together, in tokens.")] = None,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens; else the likeliest is taken.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="With --do-sample: divides the logits (1).")] = None,
-    top_p: Annotated[float | None, typer.Option(help="With --do-sample: this share of the probability (1).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="With --do-sample: so many of the likeliest (0: all).")] = None,
-    seed: Annotated[int | None, typer.Option(help="With --do-sample: seed (0).")] = None,
+    temperature: Temperature = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share of the probability (1).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens (0: all).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws (0).")] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Beam search over so many (1: none).")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Beams: above 0 favours long answers (1).")] = None,
+    repetition_penalty: RepetitionPenalty = None,
     stop: Annotated[list[str] | None, typer.Option(help="End an answer before this text; may be repeated.")] = None,
     generation: Generation = None,
     template: Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")] = "auto",
@@ -73,21 +84,14 @@ def predict(
     from luthier.commands.predict import predict as command
     from luthier.model.placement import parse
 
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "max_length": max_length,
-        "do_sample": do_sample or None,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "stop_strings": stop,
-    }
+    given = {"max_new_tokens": max_new_tokens, "max_length": max_length, "top_p": top_p, "top_k": top_k, "seed": seed}
+    given |= {"num_beams": num_beams, "length_penalty": length_penalty, "repetition_penalty": repetition_penalty}
+    given |= {"do_sample": True, "temperature": temperature} if temperature else {}
     result = command(
         named_model(model, adapter or (), combine, quantization),
         [mapping_or_text(entry, "--data") for entry in data],
         out,
-        generation_settings(given, generation or ()),
+        generation_settings({**given, "stop_strings": stop}, generation or ()),
         engine=mapping_or_text(engine, "--engine"),
         template=template,
         keep_prompts=keep_prompts,
@@ -95,11 +99,7 @@ def predict(
         placement=parse(device_map, offload_folder),
         trust_remote_code=trust_remote_code,
     )
-    ended = ", ".join(f"{count:,} {reason}" for reason, count in sorted(result.finish_reasons.items()))
-    print(
-        f"{result.rows:,} rows in {result.seconds:,.1f} s, {result.tokens:,} tokens generated ({ended}): {result.out}",
-        file=people(as_json),
-    )
+    print(result.text(), file=people(as_json))
     if as_json:
         print_json(result.as_dict())
 

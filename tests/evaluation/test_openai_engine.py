@@ -39,8 +39,7 @@ def test_rows_come_back_in_order_though_answers_do_not(
     out = tmp_path / "out.jsonl"
     with stand_in(reply) as server:
         status = main([
-            "predict", "some-model", "--data", str(rows), "--out", str(out), "--max-new-tokens", "9", "--do-sample",
-            "--temperature", "0.5", "--top-p", "0.9", "--stop", ";", "--json",
+            "predict", "some-model", "--data", str(rows), "--out", str(out), "--max-new-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--stop", ";", "--json",
             "--engine", f"{{name: openai, base_url: '{server.url}', parallel: 4}}",
         ])  # fmt: skip
     assert status == 0

@@ -15,7 +15,7 @@ from luthier.foundation.errors import UserError
 from tests import warm_python
 
 RUNNER = Path(__file__).with_name("killed_predict.py")
-DRAWN = ["--max-new-tokens", "6", "--do-sample", "--temperature", "1.5", "--seed", "4"]
+DRAWN = ["--max-new-tokens", "6", "--temperature", "1.5", "--seed", "4"]
 
 
 def test_killed_twice_and_run_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,9 +14,11 @@ from luthier.evaluation.engine import Answer, Opening, Request
 from luthier.evaluation.engines.transformers import TransformersEngine
 from luthier.evaluation.opening import stop_tokens
 from luthier.foundation.errors import ModelError, UserError, import_extra
+from luthier.foundation.files import read_json
 from luthier.foundation.seeding import derive_seed
 
 NEVER = ("num_beams", "no_repeat_ngram_size", "max_length")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ROWS_AT_A_TIME = 256  # of which the finished ones are kept together
 
 
@@ -75,6 +78,7 @@ class VllmEngine:
             tensor_parallel_size=self._options.tensor_parallel_size,
             gpu_memory_utilization=self._options.gpu_memory_utilization,
             enable_lora=source.adapter is not None,
+            max_lora_rank=_lora_rank(source.adapter),
             enable_prefix_caching=True,
             trust_remote_code=self._opening.trust_remote_code,
         )
@@ -100,6 +104,12 @@ class VllmEngine:
                 found = output.outputs[0]
                 reason = "length" if found.finish_reason == "length" else "stop"
                 yield Answer(request.row, number, found.text, reason, len(found.token_ids), len(ids))
+
+
+def _lora_rank(adapter: Path | None) -> int:
+    """The least rank that vLLM knows and the adapter fits into."""
+    own = int(read_json(adapter / "adapter_config.json").get("r") or 0) if adapter is not None else 0
+    return next((rank for rank in LORA_RANKS if rank >= own), LORA_RANKS[-1])
 
 
 def _parameters(settings: GenerationSettings, stops: Sequence[int], row: int, number: int) -> dict[str, Any]:
