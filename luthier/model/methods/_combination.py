@@ -33,8 +33,8 @@ class CombinedOptions(MethodOptions):
     """The prefix's settings."""
 
     num_virtual_tokens: int = Field(20, ge=1, description="Learnt keys and values before every row.")
-    prefix_init: Literal["zero", "random"] = Field(
-        "zero", description="Where keys and values start; random ones of unit size disturb a trained model at first."
+    prefix_init: Literal["small", "random", "zero"] = Field(
+        "small", description="Where keys and values start, as method prefix_tuning's init."
     )
     projection: bool = Field(
         False, description="Make keys and values by an MLP that learns with them; false: train them directly."

@@ -60,6 +60,7 @@ class PeftMethod(Method):
                 f"peft can't put {self.options.name} on {type(model).__name__} so: {error}",
                 "Change the method's settings.",
             ) from error
+        self.start(tuned)
         tuned.peft_config["default"].base_model_name_or_path = how.base_name
         tuned.peft_config["default"].revision = how.revision
         if how.adapter is not None and model.device.type != "meta":
@@ -67,6 +68,9 @@ class PeftMethod(Method):
         trainable_to_float32(tuned, how.pure_bf16)
         peft_model: nn.Module = tuned
         return peft_model
+
+    def start(self, model: Any) -> None:
+        """Change a fresh adapter's weights where its method does not start as peft's does."""
 
     def continued_config(self, fresh: Any, folder: Path) -> Any:
         """The config of an adapter that is trained further: its own, but for what belongs to the run."""

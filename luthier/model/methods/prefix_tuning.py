@@ -11,10 +11,12 @@ from pydantic import Field, model_validator
 
 from luthier.config.sections import MethodOptions
 from luthier.model.method import Apply
-from luthier.model.methods._prompt_learning import PromptMethod
+from luthier.model.methods._prompt_learning import PromptMethod, prompt_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+SMALL = 0.1  # of peft's random start
 
 
 class Options(MethodOptions):
@@ -28,7 +30,11 @@ class Options(MethodOptions):
         "sizes); false: train them directly (P-tuning v2). peft: prefix_projection.",
     )
     encoder_hidden_size: int | None = Field(None, ge=1, description="Width of the MLP; unset: the model's hidden size.")
-    init: Literal["random", "zero"] = Field("random", description="Where keys and values start (peft: init_weights).")
+    init: Literal["small", "random", "zero"] = Field(
+        "small",
+        description="Where keys and values start. random is peft's own, normal numbers of unit size, which undo a trained "
+        "model at first; small: a tenth of these. zero: without the MLP all positions then stay the same, as if they were one.",
+    )
 
     recommended_learning_rate: ClassVar[float] = 5e-3  # P-tuning v2's range is 5e-3 to 2e-2
     in_adapter: ClassVar[Mapping[str, str]] = {
@@ -67,6 +73,15 @@ class PrefixTuning(PromptMethod):
             encoder_hidden_size=own.encoder_hidden_size or model.config.get_text_config().hidden_size,
             init_weights="zero" if own.init == "zero" else None,
         )
+
+    def start(self, model: Any) -> None:
+        """Scale what peft drew, or the last layer of its MLP."""
+        if self.options.init != "small":
+            return
+        encoder = prompt_encoder(model)
+        last = encoder.transform[-1] if self.options.projection else encoder.embedding
+        for weight in last.parameters():
+            weight.data.mul_(SMALL)
 
 
 def build(options: Options) -> PrefixTuning:

@@ -41,18 +41,19 @@ def test_mam_is_a_prefix_and_parallel_bottlenecks() -> None:
     assert count_parameters(model).trainable == prefix + beside
     assert all(made.parallel and made.scale == 4.0 and made.gate is None for made in bottlenecks(model))
     # with bottlenecks that still add nothing, it is prefix tuning with the same seed
-    alone: Any = prefix_tuning.build(prefix_tuning.Options(num_virtual_tokens=5, init="zero")).apply(
-        tiny_model("llama"), HOW
-    )
+    alone: Any = prefix_tuning.build(prefix_tuning.Options(num_virtual_tokens=5)).apply(tiny_model("llama"), HOW)
     with torch.no_grad():
         assert torch.equal(model.eval()(input_ids=IDS).logits, alone.eval()(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize("module", [mam, unipelt])
 def test_the_prefix_starts_where_it_is_told(module: Any) -> None:
-    for init in ("zero", "random"):
+    values = {}
+    for init in ("zero", "random", "small"):
         model: Any = module.build(module.Options(prefix_init=init)).apply(tiny_model("llama"), HOW)
-        assert model.get_prompt(batch_size=1).layers[0].values.any() == (init == "random")
+        values[init] = model.get_prompt(batch_size=1).layers[0].values
+    assert not values["zero"].any() and values["random"].any()
+    torch.testing.assert_close(values["small"], values["random"] / 10)
 
 
 def test_unipelt_counts_its_three_parts_and_their_gates() -> None:

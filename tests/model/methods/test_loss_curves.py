@@ -38,8 +38,17 @@ PAIRS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"name": "norm_tuning"}, "LNTuningConfig", NORMS),
     ({"name": "prompt_tuning", "init": "random"}, "PromptTuningConfig", {"num_virtual_tokens": 20}),
     ({"name": "p_tuning"}, "PromptEncoderConfig", {"num_virtual_tokens": 20, "encoder_hidden_size": 32}),
-    ({"name": "prefix_tuning"}, "PrefixTuningConfig", {"num_virtual_tokens": 20}),
-    ({"name": "prefix_tuning", "projection": True}, "PrefixTuningConfig", {"num_virtual_tokens": 20, **MLP}),
+    (
+        {"name": "prefix_tuning", "init": "zero"},
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 20, "init_weights": "zero"},
+    ),
+    ({"name": "prefix_tuning", "init": "random"}, "PrefixTuningConfig", {"num_virtual_tokens": 20}),
+    (
+        {"name": "prefix_tuning", "projection": True, "init": "random"},
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 20, **MLP},
+    ),
 ]
 
 

@@ -35,7 +35,7 @@ PACE: dict[str, tuple[float, int]] = {
     "vera": (3e-2, 25),
     "oft": (2e-2, 12),
     "ia3": (1e-1, 15),
-    "prefix_tuning": (1e-1, 16),
+    "prefix_tuning": (2e-1, 25),
     "prompt_tuning": (1e-1, 50),
     "p_tuning": (1e-2, 80),
     "adapter": (3e-2, 25),
