@@ -14,6 +14,7 @@ before it runs, and what is not on the list is refused; its own limits bound tex
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import resource
@@ -64,7 +65,10 @@ def confine(limits: dict[str, Any]) -> None:
         "RLIMIT_NOFILE": 32,
         "RLIMIT_NPROC": 0,
     }.items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)  # what this process was given may be less already
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 class Guard:
@@ -136,8 +140,9 @@ def open_database(path: str, limits: dict[str, Any], guard: Guard) -> sqlite3.Co
         "query_only=ON",
     ):
         connection.execute(f"PRAGMA {pragma}").fetchall()
-    # SQLite declares these as tables when they are first read, which the guard would refuse
-    connection.execute("SELECT * FROM json_each('[]'), json_tree('[]')").fetchall()
+    with contextlib.suppress(sqlite3.OperationalError):  # an SQLite that was built without JSON
+        # these are declared as tables when they are first read, which the guard would refuse
+        connection.execute("SELECT * FROM json_each('[]'), json_tree('[]')").fetchall()
     guard.tables = frozenset(
         name.lower() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
     )

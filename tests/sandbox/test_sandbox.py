@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,16 @@ def test_the_process_may_write_no_file_and_take_no_more_memory(database: Path) -
         assert f"{(1 << 20) + (768 << 20)}" in limits
         assert Path(f"/proc/{process}/cwd").resolve() == Path("/")
         assert b"PYTHON" not in Path(f"/proc/{process}/environ").read_bytes()
+
+
+def test_under_narrower_limits_of_the_system_it_runs_too(database: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from luthier.sandbox.sandbox import Sandbox\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
+        "with Sandbox() as sandbox: print(sandbox.run(Path(sys.argv[1]), 'SELECT count(*) FROM singer').rows)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(database)], capture_output=True, text=True, check=True)
+    assert done.stdout == "((3,),)\n"
 
 
 def test_columns_of_the_tables(database: Path, sandbox: Sandbox) -> None:
