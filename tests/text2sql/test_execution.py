@@ -34,6 +34,11 @@ CELLS = st.sampled_from([1, 2, 0, "a", "1", None, 2.5])
         ("SELECT a FROM t; ```", "SELECT a FROM t;"),
         ("SELECT a FROM t;;", "SELECT a FROM t;"),
         ("SELECT ';' FROM t; x", "SELECT ';' FROM t;"),
+        ("SELECT a FROM t; With this query a is read.", "SELECT a FROM t;"),
+        ("SELECT a FROM t; Explain: a is read.", "SELECT a FROM t;"),
+        ("SELECT a FROM t; WITH x AS (SELECT 1) SELECT 2", "SELECT a FROM t; WITH x AS (SELECT 1) SELECT 2"),
+        ("SELECT a FROM t; UPDATE t SET a = 1", "SELECT a FROM t; UPDATE t SET a = 1"),
+        ("SELECT a FROM t; VACUUM INTO 'x'", "SELECT a FROM t; VACUUM INTO 'x'"),
         ("SELECT a FROM t; DROP TABLE t", "SELECT a FROM t; DROP TABLE t"),
         ("SELECT a FROM t; /* x */ -- y\n delete from t", "SELECT a FROM t; /* x */ -- y\n delete from t"),
         ("SELECT 'it''s'; x", "SELECT 'it''s';"),
@@ -48,6 +53,7 @@ def test_a_text_made_to_take_long_does_not() -> None:
     assert runnable("/*" * 50_000).startswith("/*")
     assert runnable("SELECT 1;" + "/**/" * 20_000 + "x") == "SELECT 1;"
     assert runnable("'" * 99_999)
+    assert runnable("SELECT 1;" + "update " * 20_000) == "SELECT 1;"
 
 
 @pytest.mark.parametrize(

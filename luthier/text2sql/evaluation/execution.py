@@ -21,10 +21,17 @@ _LEXEME = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# how statements begin; prose may begin with one of these words, too (`With this query ...`)
 _STATEMENT = re.compile(
-    r"(?>\s|--[^\n]*|/\*.*?\*/)*+(?:select|with|values|insert|replace|update|delete|create|drop|alter|attach|detach|pragma|"
-    r"vacuum|reindex|analyze|begin|commit|end|rollback|savepoint|release|explain)\b",
-    re.IGNORECASE | re.DOTALL,
+    r"""
+    (?>\s|--[^\n]*|/\*.*?\*/)*+
+    (?: select\b | values\s*\( | with\s+(?:recursive\s+)?\w+\s*(?:\(|as\b) | explain\s+(?:query\s+plan\s+)?(?:select|with)\b
+    | (?:insert|replace)\s+(?:or\s+\w+\s+)?into\b | update\s.*?\sset\b | delete\s+from\b
+    | (?:create|drop|alter)\s+(?:temp|temporary|unique|virtual|table|index|view|trigger)\b
+    | (?:attach|detach|pragma|vacuum|reindex|analyze|begin|commit|rollback|savepoint|release)\b
+    )
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 _THIS_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
 
