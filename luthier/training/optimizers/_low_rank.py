@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import TrainingError
 from luthier.training.trained import Role, TrainedParameter
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
+
+    from luthier.config.training_section import TrainingConfig
 
 
 def is_projected(role: Role, shape: Sequence[int], rank: int) -> bool:
@@ -31,6 +34,27 @@ def kept_numbers(shape: Sequence[int], rank: int) -> int:
 def on_short_side(gradient: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
     """A rule for matrices with no more rows than columns, applied to the gradient or to its transpose."""
     return rule(gradient.mT).mT if gradient.shape[-2] > gradient.shape[-1] else rule(gradient)
+
+
+def projected_beside_adamw(
+    training: TrainingConfig,
+    groups: list[dict[str, Any]],
+    learning_rate: float,
+    rule: Callable[[Tensor, dict[str, Any], dict[str, Any]], Tensor],
+    rank: int,
+    **settings: Any,
+) -> Optimizer:
+    """A rule for the projected matrices, with AdamW's own settings and these; AdamW for all other parameters."""
+    from luthier.training.optimizers._rules import PerParameter, beside_adamw
+
+    adams = {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
+    return beside_adamw(
+        training,
+        groups,
+        learning_rate,
+        lambda group, parameter: is_projected(group["role"], parameter.shape, rank),
+        lambda ours: PerParameter(ours, learning_rate, rule, **adams, rank=rank, **settings),
+    )
 
 
 def check_rank(name: str, rank: int, parameters: Sequence[TrainedParameter]) -> None:

@@ -108,23 +108,16 @@ def limited(update: Tensor, state: dict[str, Any], growth: float) -> Tensor:
 
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
     """APOLLO for the hidden matrices, AdamW beside it."""
-    from luthier.training.optimizers._rules import PerParameter, beside_adamw
-
     options = cast(Options, training.optim)
-    settings: dict[str, Any] = {
-        "betas": (training.adam_beta1, training.adam_beta2),
-        "eps": training.adam_epsilon,
-        "rank": options.rank,
-        "update_proj_gap": options.update_proj_gap,
-        "scale_type": options.scale_type,
-        "scale": options.scale or {"channel": 1.0, "tensor": 128.0}[options.scale_type],
-        "norm_growth": options.norm_growth,
-        "seed": training.seed,
-    }
-    return beside_adamw(
+    return _low_rank.projected_beside_adamw(
         training,
         groups,
         learning_rate,
-        lambda group, parameter: _low_rank.is_projected(group["role"], parameter.shape, options.rank),
-        lambda ours: PerParameter(ours, learning_rate, direction, **settings),
+        direction,
+        options.rank,
+        update_proj_gap=options.update_proj_gap,
+        scale_type=options.scale_type,
+        scale=options.scale or {"channel": 1.0, "tensor": 128.0}[options.scale_type],
+        norm_growth=options.norm_growth,
+        seed=training.seed,
     )

@@ -103,20 +103,13 @@ def same_on_all_ranks(projection: Tensor) -> Tensor:
 
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
     """GaLore for the hidden matrices, AdamW beside it."""
-    from luthier.training.optimizers._rules import PerParameter, beside_adamw
-
     options = cast(Options, training.optim)
-    settings: dict[str, Any] = {
-        "betas": (training.adam_beta1, training.adam_beta2),
-        "eps": training.adam_epsilon,
-        "rank": options.rank,
-        "update_proj_gap": options.update_proj_gap,
-        "scale": options.scale,
-    }
-    return beside_adamw(
+    return _low_rank.projected_beside_adamw(
         training,
         groups,
         learning_rate,
-        lambda group, parameter: _low_rank.is_projected(group["role"], parameter.shape, options.rank),
-        lambda ours: PerParameter(ours, learning_rate, direction, **settings),
+        direction,
+        options.rank,
+        update_proj_gap=options.update_proj_gap,
+        scale=options.scale,
     )
