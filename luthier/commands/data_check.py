@@ -108,12 +108,14 @@ def _bar(description: str, rows: int) -> Iterator[ProgressBar]:
 
 
 def _write(report: CheckReport, opened: OpenedData, out: Path | None) -> list[Path]:
-    """The files of a check; a list of rejected rows from an earlier one is written anew."""
+    """The files of a check; a list of rejected rows from an earlier one goes where none are rejected now."""
     folder = out if out is not None else Path(opened.config.output_dir) / "check"
     written = []
-    if report.rejected or out is not None or (folder / REJECTED).exists():
+    if report.rejected or out is not None:
         write_rejected(folder / REJECTED, report.rejected)
         written.append(folder / REJECTED)
+    else:
+        (folder / REJECTED).unlink(missing_ok=True)
     if out is not None:
         hits = [hit.as_dict() for found in report.findings.values() for hit in found]
         write_text(out / "findings.jsonl", "".join(json.dumps(hit, ensure_ascii=False) + "\n" for hit in hits))
