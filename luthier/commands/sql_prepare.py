@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.commands.sql_reading import Reading, read, refuse
+from luthier.commands.sql_reading import Reading, counter, read, refuse
 from luthier.data.rejecting import write_rejected
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import write_json, write_text
@@ -71,7 +71,10 @@ def prepare(
         raise UserError(f"--invalid-rows is {invalid_rows!r}.", "It is error or reject.")
     found = read(reading, _counter(tokenizer, template, reading.told.max_length), queries=queries)
     if invalid_rows == "error":
-        refuse(found.rejected)
+        refuse(
+            found.rejected,
+            "Mend them, or leave them out with --invalid-rows reject: they are counted and written to a file.",
+        )
     if not found.rows:
         first = (
             f"{len(found.rejected):,} can't be used, the first: {found.rejected[0].reason}." if found.rejected else ""
@@ -105,13 +108,7 @@ def _counter(tokenizer: str | None, template: str, max_length: int | None) -> Ca
         return None
     if tokenizer is None:
         raise UserError("--max-length counts tokens, and no tokenizer is named.", "Name the model: --tokenizer MODEL.")
-    from luthier.commands.data_setup import open_data
-    from luthier.text2sql.counting import token_counter
-
-    # opened as for training on the rows, so that the count is the one there
-    opened = open_data({"model": tokenizer, "data": {"train": "rows", "template": template}})
-    assert opened.renderer is not None
-    return token_counter(opened.renderer)
+    return counter(tokenizer, template)
 
 
 def _target(out: str) -> Path:

@@ -111,13 +111,24 @@ def _pool(name: str, dataset: Dataset, reading: Reading) -> Sequence[Question]:
     return pool
 
 
-def refuse(rejected: Sequence[Rejected]) -> None:
+def counter(tokenizer: str, template: str) -> Callable[[Row], int]:
+    """What counts a row's tokens, opened as for training on the rows, so that the count is the one there.
+
+    Raises:
+        UserError: there is no such model, or no such template.
+    """
+    from luthier.commands.data_setup import open_data
+    from luthier.text2sql.counting import token_counter
+
+    opened = open_data({"model": tokenizer, "data": {"train": "rows", "template": template}})
+    assert opened.renderer is not None
+    return token_counter(opened.renderer)
+
+
+def refuse(rejected: Sequence[Rejected], remedy: str) -> None:
     """Raise one `DataError` for all rows that can't be used."""
     if not rejected:
         return
     shown = "\n".join(f"  - {item.origin}: {item.reason}" for item in rejected[:SHOWN_ROWS])
     more = f"\n  and {len(rejected) - SHOWN_ROWS:,} more" if len(rejected) > SHOWN_ROWS else ""
-    raise DataError(
-        f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}",
-        "Mend them, or leave them out with --invalid-rows reject: they are counted and written to a file.",
-    )
+    raise DataError(f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}", remedy)

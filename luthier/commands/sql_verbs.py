@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.commands.verb_options import Ended, Json, people
+from luthier.commands.predict_verb import Engine, Generation, generation_settings, mapping_or_text
+from luthier.commands.verb_options import (
+    Adapters,
+    Combine,
+    DeviceMap,
+    Ended,
+    Json,
+    OffloadFolder,
+    RemoteCode,
+    named_model,
+    people,
+)
 from luthier.config.plugins import PROMPT_STYLES, SQL_LAYOUTS
 
 if TYPE_CHECKING:
@@ -118,6 +129,81 @@ def sql_prepare(
         template=template,
         queries=not without_queries,
         invalid_rows=invalid_rows,
+    )
+    print(result.text(), file=people(as_json))
+    return result, as_json
+
+
+@sql_app.command("predict")
+def sql_predict(
+    model: Annotated[str, typer.Argument(help="A model, a run, a checkpoint or an adapter.")],
+    data: Annotated[
+        str, typer.Option(metavar="PATH", help="Rows that prepare wrote (.json, .jsonl); or what prepare takes.")
+    ],
+    out: Annotated[str, typer.Option(metavar="FILE", help="The queries, one a line; a killed run goes on.")],
+    question: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Ask this of a database; may be repeated.")
+    ] = None,
+    layout: Layout = "auto",
+    split: Split = None,
+    questions: Questions = None,
+    tables: Tables = None,
+    database: Databases = None,
+    db_id: DbId = None,
+    evidence: Evidence = None,
+    style: StyleName = "schema_sentences",
+    sample_rows: SampleRows = 0,
+    column_values: ColumnValues = 0,
+    meanings: Meanings = False,
+    shots: Shots = 0,
+    shots_from: ShotsFrom = None,
+    max_length: MaxLength = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Whose tokens --max-length counts; default: the model's own.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    generation: Generation = None,
+    template: Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")] = "auto",
+    engine: Engine = "transformers",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")] = False,
+    adapter: Adapters = None,
+    combine: Combine = "stack",
+    quantization: Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")] = None,
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> Ended:
+    """Write a query for every question, one a line, in order."""
+    from luthier.commands.sql_predict import predict
+    from luthier.model.placement import parse
+
+    settings = {
+        "split": split,
+        "questions": questions,
+        "tables": tables,
+        "database": database,
+        "db_id": db_id,
+        "evidence": evidence,
+    }
+    told = {
+        "sample_rows": sample_rows,
+        "column_values": column_values,
+        "shots": shots,
+        "meanings": meanings,
+        "max_length": max_length,
+    }
+    result = predict(
+        named_model(model, adapter or (), combine, quantization),
+        _reading(data, layout, settings, style, told, shots_from, question),
+        out,
+        generation_settings({"max_new_tokens": max_new_tokens}, generation or ()),
+        engine=mapping_or_text(engine, "--engine"),
+        template=template,
+        tokenizer=tokenizer,
+        overwrite=overwrite,
+        placement=parse(device_map, offload_folder),
+        trust_remote_code=trust_remote_code,
     )
     print(result.text(), file=people(as_json))
     return result, as_json
