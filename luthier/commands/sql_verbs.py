@@ -57,6 +57,68 @@ MaxLength = Annotated[
 ]
 
 
+Model = Annotated[str, typer.Argument(help="A model, a run, a checkpoint or an adapter.")]
+Asked = Annotated[
+    str,
+    typer.Option("--data", metavar="PATH", help="Rows that prepare wrote (.json, .jsonl); or what prepare takes."),
+]
+QueriesOut = Annotated[str, typer.Option(metavar="FILE", help="The queries, one a line; a killed run goes on.")]
+Texts = Annotated[
+    list[str] | None, typer.Option("--question", metavar="TEXT", help="Ask this of a database; may be repeated.")
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Whose tokens --max-length counts; default: the model's own.")
+]
+Samples = Annotated[
+    int, typer.Option(min=1, help="Draw so many queries, and take the one whose result most of them have.")
+]
+Temperature = Annotated[float | None, typer.Option(help="With --samples: divides the logits (0.8).")]
+Seed = Annotated[int | None, typer.Option(min=0, help="With --samples: seed (0).")]
+Repairs = Annotated[int, typer.Option(min=0, help="Ask a query that fails anew with its error, so many times at most.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Template = Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")]
+Quantization = Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")]
+
+
+def _settings(
+    split: str | None,
+    questions: list[str] | None,
+    tables: str | None,
+    database: str | None,
+    db_id: str | None,
+    evidence: bool | None,
+) -> dict[str, Any]:
+    """What a layout is told."""
+    return {
+        "split": split,
+        "questions": questions,
+        "tables": tables,
+        "database": database,
+        "db_id": db_id,
+        "evidence": evidence,
+    }
+
+
+def _told(sample_rows: int, column_values: int, meanings: bool, shots: int, max_length: int | None) -> dict[str, Any]:
+    """What a prompt tells beside names and keys."""
+    return {
+        "sample_rows": sample_rows,
+        "column_values": column_values,
+        "meanings": meanings,
+        "shots": shots,
+        "max_length": max_length,
+    }
+
+
+def _drawn(samples: int, temperature: float | None, seed: int | None, max_new_tokens: int) -> dict[str, Any]:
+    """How answers are generated; a setting that was not given is None."""
+    drawn: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    if samples > 1:
+        drawn |= {"num_return_sequences": samples, "do_sample": True, "temperature": temperature or 0.8}
+    return drawn
+
+
 def _reading(
     path: str,
     layout: str,
@@ -107,21 +169,8 @@ def sql_prepare(
     """Make training rows {db_id, instruction, input, output, history} of a text-to-SQL data set."""
     from luthier.commands.sql_prepare import prepare
 
-    settings = {
-        "split": split,
-        "questions": questions,
-        "tables": tables,
-        "database": database,
-        "db_id": db_id,
-        "evidence": evidence,
-    }
-    told = {
-        "sample_rows": sample_rows,
-        "column_values": column_values,
-        "shots": shots,
-        "meanings": meanings,
-        "max_length": max_length,
-    }
+    settings = _settings(split, questions, tables, database, db_id, evidence)
+    told = _told(sample_rows, column_values, meanings, shots, max_length)
     result = prepare(
         out,
         _reading(path, layout, settings, style, told, shots_from),
@@ -136,14 +185,10 @@ def sql_prepare(
 
 @sql_app.command("predict")
 def sql_predict(
-    model: Annotated[str, typer.Argument(help="A model, a run, a checkpoint or an adapter.")],
-    data: Annotated[
-        str, typer.Option(metavar="PATH", help="Rows that prepare wrote (.json, .jsonl); or what prepare takes.")
-    ],
-    out: Annotated[str, typer.Option(metavar="FILE", help="The queries, one a line; a killed run goes on.")],
-    question: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Ask this of a database; may be repeated.")
-    ] = None,
+    model: Model,
+    data: Asked,
+    out: QueriesOut,
+    question: Texts = None,
     layout: Layout = "auto",
     split: Split = None,
     questions: Questions = None,
@@ -158,17 +203,19 @@ def sql_predict(
     shots: Shots = 0,
     shots_from: ShotsFrom = None,
     max_length: MaxLength = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Whose tokens --max-length counts; default: the model's own.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    tokenizer: Tokenizer = None,
+    samples: Samples = 1,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    repairs: Repairs = 0,
+    max_new_tokens: MaxNewTokens = 256,
     generation: Generation = None,
-    template: Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")] = "auto",
+    template: Template = "auto",
     engine: Engine = "transformers",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")] = False,
+    overwrite: Overwrite = False,
     adapter: Adapters = None,
     combine: Combine = "stack",
-    quantization: Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")] = None,
+    quantization: Quantization = None,
     device_map: DeviceMap = None,
     offload_folder: OffloadFolder = None,
     trust_remote_code: RemoteCode = False,
@@ -178,29 +225,17 @@ def sql_predict(
     from luthier.commands.sql_predict import predict
     from luthier.model.placement import parse
 
-    settings = {
-        "split": split,
-        "questions": questions,
-        "tables": tables,
-        "database": database,
-        "db_id": db_id,
-        "evidence": evidence,
-    }
-    told = {
-        "sample_rows": sample_rows,
-        "column_values": column_values,
-        "shots": shots,
-        "meanings": meanings,
-        "max_length": max_length,
-    }
+    settings = _settings(split, questions, tables, database, db_id, evidence)
+    told = _told(sample_rows, column_values, meanings, shots, max_length)
     result = predict(
         named_model(model, adapter or (), combine, quantization),
         _reading(data, layout, settings, style, told, shots_from, question),
         out,
-        generation_settings({"max_new_tokens": max_new_tokens}, generation or ()),
+        generation_settings(_drawn(samples, temperature, seed, max_new_tokens), generation or ()),
         engine=mapping_or_text(engine, "--engine"),
         template=template,
         tokenizer=tokenizer,
+        repairs=repairs,
         overwrite=overwrite,
         placement=parse(device_map, offload_folder),
         trust_remote_code=trust_remote_code,

@@ -16,23 +16,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from luthier.text2sql.layout import Dataset, LayoutOptions
-from luthier.text2sql.layouts._places import need_folder, placed, question_files
-from luthier.text2sql.layouts._questions import read_questions, single_turn
-from luthier.text2sql.layouts._tables_json import assembled
+from luthier.text2sql.layout import Dataset
+from luthier.text2sql.layouts._questions import single_turn
+from luthier.text2sql.layouts._spider_files import SplitOptions, database_folder, read_split
 from luthier.text2sql.schema import Schema, Table
 
 DESCRIPTIONS = "database_description"
 
 
-class Options(LayoutOptions):
+class Options(SplitOptions):
     """Where the parts of the data set are."""
 
     name: Literal["bird"] = "bird"
-    split: Literal["train", "dev", "test"] = Field("train", description="Which of the published files to read.")
-    questions: list[str] = Field(default_factory=list, description="Files of questions, in place of the split's.")
-    tables: str | None = Field(None, description="The file of schemas; default: SPLIT_tables.json.")
-    database: str | None = Field(None, description="The folder of databases; default: SPLIT_databases.")
     evidence: bool = Field(True, description="Tell the evidence with the question.")
 
 
@@ -48,13 +43,16 @@ def build(options: Options) -> Dataset:
     Raises:
         UserError: a file is missing. DataError: a file is broken.
     """
-    folder = need_folder(options.path)
-    files = question_files(folder, options.questions, (f"{options.split}.json",), options.split)
     evidence = "evidence" if options.evidence else ""
-    questions, rejected = read_questions(files, single_turn("db_id", "question", "SQL", evidence))
-    databases = placed(folder, options.database or f"{options.split}_databases")
-    tables = placed(folder, options.tables or f"{options.split}_tables.json")
-    found = assembled(questions, rejected, tables, databases)
+    folder = f"{options.split}_databases"
+    found = read_split(
+        options,
+        (f"{options.split}.json",),
+        single_turn("db_id", "question", "SQL", evidence),
+        tables=f"{options.split}_tables.json",
+        database=folder,
+    )
+    databases = database_folder(options, folder)
     notes = list(found.notes)
     schemas = {db_id: _described(schema, databases / db_id, notes) for db_id, schema in found.schemas.items()}
     return replace(found, schemas=schemas, notes=notes)

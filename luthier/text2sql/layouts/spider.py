@@ -9,12 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from luthier.text2sql.layout import Dataset, LayoutOptions
-from luthier.text2sql.layouts._places import holds_conversations, need_folder, placed, question_files
-from luthier.text2sql.layouts._questions import read_questions, single_turn
-from luthier.text2sql.layouts._tables_json import assembled
+from luthier.text2sql.layout import Dataset
+from luthier.text2sql.layouts._places import holds_conversations
+from luthier.text2sql.layouts._questions import single_turn
+from luthier.text2sql.layouts._spider_files import SplitOptions, read_split
 
 SPLITS = {
     "train": ("train_spider.json", "train_others.json"),
@@ -23,32 +21,31 @@ SPLITS = {
 }
 
 
-class Options(LayoutOptions):
+class Options(SplitOptions):
     """Where the parts of the data set are."""
 
     name: Literal["spider"] = "spider"
-    split: Literal["train", "dev", "test"] = Field("train", description="Which of the published files to read.")
-    questions: list[str] = Field(default_factory=list, description="Files of questions, in place of the split's.")
-    tables: str = Field("tables.json", description="The file of schemas.")
-    database: str = Field("database", description="The folder of databases; what needs none works without.")
 
 
 def recognizes(path: Path) -> str | None:
     """Why a folder looks like Spider, or None."""
-    if not (path / "tables.json").is_file() or (path / "sql_state_tracking").is_dir():
+    if not (path / "tables.json").is_file() or (path / "sql_state_tracking").is_dir() or holds_conversations(path):
         return None
-    if not (path / "dev.json").is_file() and not list(path.glob("train*.json")):
-        return None
-    return "tables.json with train*.json or dev.json" if not holds_conversations(path) else None
+    named = (path / "dev.json").is_file() or any(path.glob("train*.json"))
+    return "tables.json with train*.json or dev.json" if named else None
 
 
 def build(options: Options) -> Dataset:
-    """Read the data set.
+    """Read the data set; the test split has schemas and databases of its own where they are published with it.
 
     Raises:
         UserError: a file is missing. DataError: a file is broken.
     """
-    folder = need_folder(options.path)
-    files = question_files(folder, options.questions, SPLITS[options.split], options.split)
-    questions, rejected = read_questions(files, single_turn("db_id", "question", "query"))
-    return assembled(questions, rejected, placed(folder, options.tables), placed(folder, options.database))
+    prefix = "test_" if options.split == "test" and (Path(options.path) / "test_tables.json").is_file() else ""
+    return read_split(
+        options,
+        SPLITS[options.split],
+        single_turn("db_id", "question", "query"),
+        tables=f"{prefix}tables.json",
+        database=f"{prefix}database",
+    )

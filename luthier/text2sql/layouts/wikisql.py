@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from luthier.data.reading import iterate_file
 from luthier.data.records import RawRow, Rejected, RowError
 from luthier.foundation.files import need_file
 from luthier.text2sql.databases import Database, SqliteDatabase
-from luthier.text2sql.layout import Dataset, LayoutOptions, Question
+from luthier.text2sql.layout import Dataset, Question
 from luthier.text2sql.layouts._places import need_folder, placed, question_files
 from luthier.text2sql.layouts._questions import needed, read_questions
+from luthier.text2sql.layouts._spider_files import SplitOptions
 from luthier.text2sql.schema import Column, Schema, Table
 
 AGGREGATES = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
@@ -28,14 +27,10 @@ OPERATORS = ("=", ">", "<")
 TYPES = {"text": "TEXT", "real": "REAL"}
 
 
-class Options(LayoutOptions):
+class Options(SplitOptions):
     """Where the parts of the data set are."""
 
     name: Literal["wikisql"] = "wikisql"
-    split: Literal["train", "dev", "test"] = Field("train", description="Which of the published files to read.")
-    questions: list[str] = Field(default_factory=list, description="Files of questions, in place of the split's.")
-    tables: str | None = Field(None, description="The file of tables; default: SPLIT.tables.jsonl.")
-    database: str | None = Field(None, description="The database; default: SPLIT.db; what needs none works without.")
 
 
 def recognizes(path: Path) -> str | None:

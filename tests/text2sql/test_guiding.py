@@ -1,0 +1,122 @@
+"""Samples chosen by what the database says, and failing queries asked anew with its error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from luthier.sandbox.sandbox import Sandbox
+from luthier.text2sql.guiding import Guide
+from luthier.text2sql.queries import NO_QUERY
+from tests.text2sql.conftest import DEPARTMENTS_SQL, make_database, prepare
+from tests.text2sql.test_predict import ASKED, predict
+
+OLD = "SELECT name FROM head WHERE age > 60"
+SAME_AS_OLD = "SELECT name FROM head ORDER BY age DESC"
+YOUNG = "SELECT name FROM head WHERE age < 60"
+BROKEN = "SELECT nome FROM head"
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guide]:
+    path = make_database(tmp_path_factory.mktemp("guide") / "d.sqlite", DEPARTMENTS_SQL)
+    with Sandbox() as sandbox:
+        yield Guide(sandbox, {"d": path})
+
+
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        ([OLD], OLD),
+        ([YOUNG, OLD, SAME_AS_OLD], OLD),  # two of three have the same rows, in whatever order
+        ([YOUNG, OLD], YOUNG),  # a draw: the first
+        ([BROKEN, BROKEN, YOUNG], YOUNG),  # what fails has no say, however often it is written
+        ([NO_QUERY, BROKEN], NO_QUERY),
+        ([BROKEN, "DROP TABLE head"], BROKEN),
+        (["SELECT 1, 1", "SELECT count(*) FROM head WHERE age = 67"], "SELECT 1, 1"),  # other columns, another result
+    ],
+)
+def test_the_result_that_most_agree_on(guide: Guide, queries: list[str], expected: str) -> None:
+    assert guide.agreed("d", queries) == expected
+
+
+def test_a_query_runs_once(guide: Guide) -> None:
+    assert guide.outcome("d", OLD) is guide.outcome("d", OLD)
+    assert guide.outcome("d", NO_QUERY).error == "there is no query"
+
+
+def test_samples_are_drawn_and_chosen_by_their_results(spider: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pred.sql"
+    answers = [[YOUNG, OLD, SAME_AS_OLD], [BROKEN, BROKEN, YOUNG]]
+    assert predict(spider, out, answers, "--samples", 3, "--seed", 7) == 0
+    assert out.read_text().splitlines() == [OLD, YOUNG]
+    settings = ASKED[0][1]
+    assert (settings.num_return_sequences, settings.do_sample, settings.seed, settings.temperature) == (3, True, 7, 0.8)
+
+
+def test_a_failing_query_is_asked_anew_with_its_error(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pred.sql"
+    answers = [[BROKEN, "SELECT nam FROM head", OLD], [YOUNG]]
+    assert predict(spider, out, answers, "--repairs", 2, "--json") == 0
+    assert out.read_text().splitlines() == [OLD, YOUNG]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["failing"], result["repaired"], result["tokens"]) == (0, 1, 20)
+    assert [asked.row for asked, _ in ASKED] == [0, 1, 0, 0]
+    *_, query, told = ASKED[2][0].messages
+    assert (query.role, query.content) == ("assistant", BROKEN)
+    assert (told.role, told.content) == (
+        "user",
+        "The query fails: no such column: nome\nWrite it anew, so that it runs.",
+    )
+    assert "no such column: nam\n" in ASKED[3][0].messages[-1].content
+    assert len(ASKED[3][0].messages) == 5
+
+
+def test_what_can_not_be_repaired_stays(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pred.sql"
+    answers = [[BROKEN, "SELECT nam FROM head"], [BROKEN, YOUNG]]
+    assert predict(spider, out, answers, "--repairs", 1) == 0
+    assert out.read_text().splitlines() == [BROKEN, YOUNG]
+    assert "1 queries do not run; 1 did after they were asked anew" in capsys.readouterr().out
+
+
+def test_samples_and_repairs_together(spider: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pred.sql"
+    answers = [[BROKEN, BROKEN, OLD], [YOUNG, OLD]]
+    assert predict(spider, out, answers, "--samples", 2, "--repairs", 1) == 0
+    assert out.read_text().splitlines() == [OLD, YOUNG]
+    repair = ASKED[-1][1]
+    assert (repair.do_sample, repair.num_return_sequences) == (False, 1)
+
+
+def test_prepared_rows_need_the_folder_of_databases(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "rows.json", tmp_path / "pred.sql"
+    assert prepare(spider, "--out", rows) == 0
+    answers = [[BROKEN, OLD], [YOUNG]]
+    assert predict(rows, out, answers, "--repairs", 1) == 2
+    assert "those of 1 databases are not there: department_management" in capsys.readouterr().err
+    assert predict(rows, out, answers, "--repairs", 1, "--database", spider / "database") == 0
+    assert out.read_text().splitlines() == [OLD, YOUNG]
+    assert predict(rows, out, answers, "--database", spider / "database", "--overwrite") == 2
+    assert "--database has no effect on prepared rows" in capsys.readouterr().err
+
+
+def test_a_temperature_without_samples(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(spider, tmp_path / "pred.sql", [[OLD], [OLD]], "--temperature", 0.5) == 2
+    assert "no effect without do_sample" in capsys.readouterr().err
+
+
+def test_the_databases_stay_as_they_are(spider: Path, tmp_path: Path) -> None:
+    database = spider / "database/department_management/department_management.sqlite"
+    before = database.read_bytes()
+    hostile = "DELETE FROM head"
+    assert predict(spider, tmp_path / "pred.sql", [[hostile, hostile], [OLD]], "--repairs", 1) == 0
+    assert database.read_bytes() == before
+    assert [path.name for path in database.parent.iterdir()] == [database.name]
