@@ -27,6 +27,7 @@ from luthier.model.method import count_parameters, save_for_resuming
 from luthier.model.quantization import is_quantized, quantized_layers
 from luthier.model.tokenizers.repair import fit_model
 from luthier.scoring.scorer import Scorer, transformers_model
+from luthier.training.answering import Answering
 from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
@@ -70,8 +71,7 @@ def assemble(
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
     bridge = Bridge(config, setup.schedule, [*callbacks, *setup.method.callbacks(tuned)])
-    bridge.state.is_world_process_zero = engine.rank == 0
-    bridge.state.is_local_process_zero = ranks().local_rank == 0
+    bridge.state.is_world_process_zero, bridge.state.is_local_process_zero = engine.rank == 0, ranks().local_rank == 0
     bridge.attach(tuned, setup.tokenizer, optimizer, scheduler)
     bridge.fire("init_end")
     return Fit(
@@ -91,6 +91,7 @@ def assemble(
             sets["train"], setup.data.stream, setup.schedule, packing, config.training.dataloader_num_workers
         ),
         share_in_evaluation=share_in_evaluation,
+        answering=_answering(setup, tuned),
         validation=sets["validation"],
         test=sets["test"],
         validation_sets={name: sets[f"validation {name}"] for name in setup.data.validation_sets},
@@ -101,6 +102,16 @@ def assemble(
         say=say,
         resume_command=resume_command,
     )
+
+
+def _answering(setup: Setup, model: nn.Module) -> Answering | None:
+    """How evaluations generate answers, if they do."""
+    metrics = setup.config.training.answer_metrics()
+    if not metrics:
+        return None
+    eos = setup.tokenizer.eos_token_id
+    stops = tuple(dict.fromkeys([*setup.repaired.stop_token_ids, *([eos] if eos is not None else [])]))
+    return Answering(model, setup.tokenizer, stops, setup.config.generation, metrics)
 
 
 def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path | None) -> nn.Module:

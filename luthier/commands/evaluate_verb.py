@@ -41,6 +41,21 @@ Out = Annotated[
     str | None, typer.Option(help="Write the numbers here, as JSON, and the rows beside it; --compare takes it.")
 ]
 Html = Annotated[str | None, typer.Option(help="With --compare: write a page.")]
+Benchmark = Annotated[
+    str | None,
+    typer.Option(help="Multiple-choice questions: a folder laid out as MMLU, C-Eval or CMMLU; answered by likelihood."),
+]
+Split = Annotated[str, typer.Option(help="With --benchmark: dev, val or test.")]
+Subject = Annotated[
+    list[str] | None, typer.Option("--subject", help="With --benchmark: only this one; may be repeated.")
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(min=0, help="Answered questions shown before each (--benchmark: 5; --harness: the task's)."),
+]
+Harness = Annotated[
+    str | None, typer.Option(help="Tasks of lm-evaluation-harness, parted by commas, where it is installed.")
+]
 SkipLoss = Annotated[bool, typer.Option("--skip-loss", help="Take no loss.")]
 NewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens (256).")]
 Template = Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")]
@@ -62,6 +77,11 @@ def evaluate(
     compare: Compare = False,
     out: Out = None,
     html: Html = None,
+    benchmark: Benchmark = None,
+    split: Split = "test",
+    subject: Subject = None,
+    shots: Shots = None,
+    harness: Harness = None,
     skip_loss: SkipLoss = False,
     max_new_tokens: NewTokens = None,
     generation: Generation = None,
@@ -84,6 +104,8 @@ def evaluate(
     given.how = _drawing(confidence, resamples, seed)
     if compare:
         _compare(given)
+    elif benchmark or harness:
+        _ask_questions(given)
     else:
         _measure(given)
 
@@ -113,6 +135,10 @@ def _measure(given: SimpleNamespace) -> None:
     from luthier.commands.evaluation_tables import evaluation_table
 
     _refuse_with("without --compare", {"--html": given.html})
+    changed = given.split if given.split != "test" else None
+    _refuse_with(
+        "without --benchmark", {"--split": changed, "--subject": given.subject, "--shots": given.shots is not None}
+    )
     _check_named(given.models or [], given.data, given.predictions)
     if given.predictions:
         unread = {"MODEL": given.models, "--adapter": given.adapter, "--quantization": given.quantization}
@@ -139,6 +165,44 @@ def _measure(given: SimpleNamespace) -> None:
         print_json(found.as_dict())
 
 
+def _ask_questions(given: SimpleNamespace) -> None:
+    """Multiple-choice questions of a folder, or the harness's tasks."""
+    name = "--benchmark" if given.benchmark else "--harness"
+    other = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
+    other |= {"--generate": given.generate, "--html": given.html, "--skip-loss": given.skip_loss}
+    other |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens}
+    if given.benchmark:
+        other |= {"--harness": given.harness}
+    else:
+        other |= {"--split": given.split if given.split != "test" else None, "--subject": given.subject}
+    _refuse_with(f"with {name}", other)
+    _check_named(given.models or [], ["questions"], None)
+    model, out = _model(given), Path(given.out) if given.out else None
+    assert model is not None
+    common = {"batch_size": given.batch_size, "out": out, "overwrite": given.overwrite}
+    common |= {"trust_remote_code": given.trust_remote_code}
+    found: Any
+    if given.benchmark:
+        from luthier.commands.benchmark import Benchmark, benchmark
+        from luthier.commands.evaluation_tables import benchmark_table
+
+        shots = 5 if given.shots is None else given.shots
+        asked = Benchmark(
+            Path(given.benchmark), given.split, shots, tuple(given.subject or ()), how=given.how, **common
+        )
+        found = benchmark(model, asked)
+        print(benchmark_table(found), file=people(given.as_json))
+    else:
+        from luthier.commands.evaluation_tables import harness_table
+        from luthier.commands.harness import harness
+
+        tasks = [task for task in given.harness.split(",") if task]
+        found = harness(model, tasks, shots=given.shots, **common)
+        print(harness_table(found), file=people(given.as_json))
+    if given.as_json:
+        print_json(found.as_dict())
+
+
 def _model(given: SimpleNamespace) -> ModelConfig | None:
     if not given.models:
         return None
@@ -156,6 +220,7 @@ def _compare(given: SimpleNamespace) -> None:
     from luthier.foundation.progress import say
 
     ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
+    ignored |= {"--benchmark": given.benchmark, "--harness": given.harness, "--subject": given.subject}
     _refuse_with("with --compare", {**ignored, "--generate": given.generate, "--adapter": given.adapter})
     if given.how is None:
         raise UserError("--resamples 0 leaves a comparison nothing to test with.", "Leave it out.")

@@ -12,6 +12,7 @@ from luthier.evaluation.measuring import LOSS, Number
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from luthier.commands.harness import HarnessResult
     from luthier.evaluation.comparison import Comparison
     from luthier.evaluation.results import Evaluated
 
@@ -52,6 +53,46 @@ def evaluation_table(found: Evaluated) -> str:
             table.add_row(number.name, shown(number.value), *between, "higher" if number.greater_is_better else "lower")
         parts.append(table)
     return rendered(parts, found.remarks)
+
+
+def benchmark_table(found: Evaluated) -> str:
+    """Accuracy by subject, by category and of all questions."""
+    from rich.table import Table
+
+    confidence = found.settings.get("confidence")
+    title = f"{found.model}: {found.settings['benchmark']}, {found.settings['split']}, {found.settings['shots']} shots"
+    table = Table(title=title, title_justify="left")
+    for column in ("subject", "category", "questions", "accuracy"):
+        table.add_column(column, justify="left" if column in ("subject", "category") else "right")
+    if confidence is not None:
+        table.add_column(f"{confidence:.0%} interval", justify="right")
+
+    def add(subject: str, category: str, rows: int, value: float, low: float | None, high: float | None) -> None:
+        between = "" if low is None or high is None else f"[{low:.4f}, {high:.4f}]"
+        table.add_row(subject, category, f"{rows:,}", shown(value), *([between] if confidence is not None else []))
+
+    for part in found.sources:
+        add(part["source"], part["category"], part["rows"], part["accuracy"], part["low"], part["high"])
+    table.add_section()
+    for part in found.settings["categories"]:
+        add("", part["category"], part["rows"], part["accuracy"], part["low"], part["high"])
+    (number,) = found.numbers
+    add("all", "", number.rows, number.value, number.low, number.high)
+    return rendered([table], found.remarks)
+
+
+def harness_table(found: HarnessResult) -> str:
+    """The harness's numbers, under its names."""
+    from rich.table import Table
+
+    table = Table(title=f"{found.model}: lm-evaluation-harness", title_justify="left")
+    for column in ("task", "metric", "value"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for task, values in found.results.items():
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                table.add_row(task, name, shown(float(value)))
+    return rendered([table], [])
 
 
 def comparison_table(found: Comparison) -> str:

@@ -286,7 +286,7 @@ def _leave_behind(
 
     _write_final(run, folder, setup)
     shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
-    if any(found is not None and found.outcomes_EC is not None for found in held.values()):
+    if any(found is not None and (found.outcomes_EC is not None or found.answers) for found in held.values()):
         write_predictions(folder / "predictions.jsonl", setup, held)
     write_json(folder / "trainer_state.json", run.bridge.export())
     plot_losses(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from luthier.config import plugins
 from luthier.config.files import ConfigLoader, read_file
 from luthier.config.foreign_keys import TRANSFORMERS
+from luthier.config.generation_section import GenerationSettings
 from luthier.config.migration.table import is_llama_factory, luthiers_name
 from luthier.config.model_section import QuantizationConfig, RopeScalingConfig
 from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
@@ -331,6 +332,7 @@ def sections() -> dict[str, type[BaseModel]]:
         "model.quantization": QuantizationConfig,
         "model.rope_scaling": RopeScalingConfig,
         "training": TrainingConfig,
+        "generation": GenerationSettings,
     }
     data = child_section(RunConfig, "data")
     assert data is not None

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from luthier.config.plugins import METRICS
+from luthier.foundation.errors import UserError
 
 
 def metric_options(value: Any, task: str = "text") -> Any:
@@ -16,14 +17,17 @@ def metric_options(value: Any, task: str = "text") -> Any:
         task: what it must be able to measure, as in `luthier.metrics._metric`.
 
     Raises:
-        ValueError: it measures something else, or its options are wrong (pydantic's). UserError: there is none of that name.
+        ValueError: it measures something else, or its options are wrong (pydantic's), or there is none of that name.
     """
     if isinstance(value, BaseModel):
         return value
     settings = {"name": value} if isinstance(value, str) else value
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
         raise ValueError(f"a metric is a name, or a mapping with a name; found {value!r}")
-    module = METRICS.load(settings["name"])
+    try:
+        module = METRICS.load(settings["name"])
+    except UserError as error:
+        raise ValueError(f"{error.problem} {error.remedy}") from error
     tasks: frozenset[str] = getattr(module, "TASKS", frozenset())
     if task not in tasks:
         fit = [name for name in METRICS.names() if task in METRICS.load(name).TASKS]

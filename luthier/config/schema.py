@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from luthier.config.data_section import DataConfig
+from luthier.config.generation_section import GenerationSettings
 from luthier.config.model_section import ModelConfig
 from luthier.config.sections import MethodOptions, PluginOptions, Section, expand_user, name_to_mapping
 from luthier.config.training_section import TrainingConfig
@@ -31,6 +32,10 @@ class RunConfig(Section):
         description="Which weights learn, and how (default lora); docs/methods.md compares them."
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The loop's settings.")
+    generation: GenerationSettings = Field(
+        default_factory=GenerationSettings,
+        description="With training.predict_with_generate: how evaluations generate answers.",
+    )
     output_dir: Annotated[str, AfterValidator(expand_user)] = Field("runs/run", description="The run's folder.")
 
     def training_problems(self) -> list[str]:
@@ -46,6 +51,7 @@ class RunConfig(Section):
                 "data.validation is set but training.eval_strategy is no, so it would never be read: "
                 "set training.eval_strategy to epoch or steps"
             )
+        found += self._generation_problems()
         if self.model.from_scratch and self.method.name != "full":
             found.append(
                 f"model.from_scratch makes random weights, all of which must learn, but method is {self.method.name}: set "
@@ -62,6 +68,37 @@ class RunConfig(Section):
             found.append(
                 "training.grouping is within_buffer, which sorts examples by what they begin with, but with data.streaming "
                 "they come in the stream's own order: set it to within_step"
+            )
+        return found
+
+    def _generation_problems(self) -> list[str]:
+        """Where evaluation by generation does not fit the rest."""
+        if not self.training.predict_with_generate:
+            idle = self.generation != GenerationSettings()
+            return ["generation has no effect: it needs training.predict_with_generate true"] if idle else []
+        found = []
+        if self.data.validation is None and self.data.test is None:
+            found.append(
+                "training.predict_with_generate is true, but there are no rows to generate answers to: give data.validation or "
+                "data.test"
+            )
+        if self.stage.name != "sft":
+            found.append(
+                f"training.predict_with_generate is for stage sft, whose rows have answers; stage is {self.stage.name}"
+            )
+        elif getattr(self.stage, "train_on", "") == "all":
+            found.append(
+                "training.predict_with_generate needs to know where an answer begins, but stage.train_on is all: set it to "
+                "assistant or last"
+            )
+        if self.training.engine not in ("auto", "single", "ddp"):
+            found.append(
+                f"training.predict_with_generate needs the whole model on the first rank, but training.engine is "
+                f"{self.training.engine}: use `luthier evaluate` on the finished run"
+            )
+        if self.generation.num_return_sequences > 1:
+            found.append(
+                "generation.num_return_sequences is above 1, but one answer of each row is measured: set it to 1"
             )
         return found
 

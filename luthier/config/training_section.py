@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 
+from luthier.config.metric_choice import given_by, metric_options
 from luthier.config.plugins import OPTIMIZERS
 from luthier.config.sections import OPTIMIZER_SETTINGS, OptimizerOptions, Section, one_to_list
 
@@ -32,6 +33,10 @@ def optimizer_options(value: Any = "adamw") -> Any:
     return OPTIMIZERS.load(settings.get("name", "adamw")).Options.model_validate(settings)
 
 
+AnswerMetric = Annotated[
+    SerializeAsAny[BaseModel],
+    BeforeValidator(metric_options, json_schema_input_type=str | dict[str, Any]),
+]
 StepCount = Annotated[float, Field(gt=0), AfterValidator(_whole_or_share)]
 
 
@@ -118,6 +123,16 @@ class TrainingConfig(Section):
     eval_steps: StepCount | None = Field(
         None, description="Steps between evaluations; below 1: a share of all steps. Unset: logging_steps."
     )
+    predict_with_generate: bool = Field(
+        False,
+        description="Evaluations, and data.test at the end, generate the last answer of each row (as generation says) and "
+        "take metrics of it; they may choose the best checkpoint and stop early.",
+    )
+    metrics: Annotated[list[AnswerMetric], BeforeValidator(one_to_list)] = Field(
+        default_factory=list,
+        description="With predict_with_generate: names of metrics of written answers, or mappings with their options "
+        "(docs/evaluation.md); unset: rouge and bleu4.",
+    )
     save_strategy: Strategy = Field("epoch", description="When to write a checkpoint.")
     save_steps: StepCount = Field(500, description="Steps between checkpoints; below 1: a share of all steps.")
     save_total_limit: int | None = Field(2, ge=1, description="Checkpoints to keep, the best one besides; null: all.")
@@ -174,6 +189,9 @@ class TrainingConfig(Section):
                     f"load_best_model_at_end needs save_steps to be a multiple of eval_steps, found "
                     f"save_steps={self.save_steps:g}, eval_steps={self.eval_interval():g}"
                 )
+        names = [name for options in self.metrics for name in given_by(options)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            problems.append(f"metrics give {', '.join(twice)} twice: choose each once")
         problems += self._settings_without_effect()
         schedules = self.optim.schedules
         if schedules and self.lr_scheduler_type not in schedules:
@@ -189,6 +207,7 @@ class TrainingConfig(Section):
         rules = {
             "eval_steps": (self.eval_strategy == "steps", "eval_strategy steps"),
             "save_steps": (self.save_strategy == "steps", "save_strategy steps"),
+            "metrics": (self.predict_with_generate, "predict_with_generate true"),
             "early_stopping_patience": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
             "early_stopping_threshold": (self.early_stopping_patience is not None, "early_stopping_patience"),
             "metric_for_best_model": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
@@ -204,9 +223,15 @@ class TrainingConfig(Section):
         found = []
         for name, (acts, needed) in rules.items():
             value = getattr(self, name)
-            if not acts and value != type(self).model_fields[name].default:
+            if not acts and value != type(self).model_fields[name].get_default(call_default_factory=True):
                 found.append(f"{name}={value} has no effect: it needs {needed}")
         return found
+
+    def answer_metrics(self) -> list[BaseModel]:
+        """The options of the metrics that evaluations take of generated answers; none without predict_with_generate."""
+        if not self.predict_with_generate:
+            return []
+        return list(self.metrics) or [metric_options(name) for name in ("rouge", "bleu4")]
 
     def eval_interval(self) -> float:
         """Steps between evaluations, or a share of all steps below 1."""

@@ -13,7 +13,7 @@ from luthier.config.loading import describe
 from luthier.config.metric_choice import metric_options
 from luthier.config.plugins import METRICS
 from luthier.evaluation.statistics import Drawing, Labelled, Sample, Statistics, interval
-from luthier.foundation.errors import ConfigError, UserError
+from luthier.foundation.errors import ConfigError
 from luthier.metrics._metric import Array, Task
 from luthier.metrics._text import Scored, TextRow
 
@@ -85,8 +85,6 @@ def chosen_metrics(values: Sequence[Any], task: Task = "text") -> list[BaseModel
             found.append(metric_options(value, task))
         except ValidationError as error:
             problems += describe(error.errors(), METRICS.load(str(name)).Options, f"metric {name}")
-        except UserError as error:
-            problems.append(f"{error.problem} {error.remedy}")
         except ValueError as error:
             problems.append(str(error))
     names = [options.name for options in found]  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from luthier.config.metric_choice import given_by
 from luthier.config.plugins import METRICS, STAGES
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ConfigError, import_extra
@@ -94,16 +95,17 @@ def _greater_is_better(config: RunConfig) -> bool | None:
     """The direction of metric_for_best_model: the one set, else the metric's own; None leaves it to transformers."""
     training = config.training
     name = training.metric_for_best_model.removeprefix("eval_")
-    if training.greater_is_better is not None or name not in stage_metrics(config):
+    if training.greater_is_better is not None or name not in evaluation_metrics(config):
         return training.greater_is_better
-    better: bool = METRICS.load(name).GREATER_IS_BETTER
+    owner = next((o.name for o in training.answer_metrics() if name in given_by(o)), name)  # type: ignore[attr-defined]
+    better: bool = METRICS.load(owner).GREATER_IS_BETTER
     return better
 
 
-def stage_metrics(config: RunConfig) -> tuple[str, ...]:
-    """What the config's stage measures beside the loss."""
+def evaluation_metrics(config: RunConfig) -> tuple[str, ...]:
+    """What an evaluation gives beside the loss: the stage's metrics, and those of generated answers."""
     stage: Stage = STAGES.load(config.stage.name).build(config.stage)
-    return stage.metrics
+    return (*stage.metrics, *(name for options in config.training.answer_metrics() for name in given_by(options)))
 
 
 def _cuda() -> bool:
@@ -132,7 +134,7 @@ def callback_problems(config: RunConfig) -> list[str]:
         except Exception as error:  # whatever the user's own module raises when it is imported or built
             problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
     # the names of several sets are known once their files are
-    endings = tuple(f"_{name}" for name in ("loss", *stage_metrics(config)))
+    endings = tuple(f"_{name}" for name in ("loss", *evaluation_metrics(config)))
     if not (config.data.evaluate_each and training.metric_for_best_model.endswith(endings)):
         problems += metric_problems(config, ())
     return problems
@@ -145,7 +147,7 @@ def metric_problems(config: RunConfig, sets: Iterable[str]) -> list[str]:
         sets: names of the validation sets that are measured apart.
     """
     training = config.training
-    own = stage_metrics(config)
+    own = evaluation_metrics(config)
     of_sets = (f"{name}_{value}" for name in sets for value in ("loss", *own))
     known = [f"eval_{name}" for name in (*EVALUATION_METRICS, *own, *of_sets)]
     if training.eval_strategy == "no" or f"eval_{training.metric_for_best_model.removeprefix('eval_')}" in known:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.config.schema import RunConfig
 from luthier.data.examples import TokenizedExample
+from luthier.training.answering import Answering
 from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
@@ -48,6 +49,7 @@ class Fit:
         validation, test: examples that are measured only; empty where there are none.
         validation_sets: the parts of `validation` that are measured apart, by name; none unless asked for.
         share_in_evaluation: whether a batch of an evaluation lays down once what its sequences begin with.
+        answering: how evaluations generate answers; None where they don't.
         feed: gives the batches of every step. rejected: where rows of a stream that can't be used are written.
         scorer: as the engine prepared it. model: what is saved and shown to callbacks.
         save_model: writes model and tokenizer into a folder. save_method_state: what the method needs beside them to go on.
@@ -72,6 +74,7 @@ class Fit:
     test: Sequence[TokenizedExample]
     validation_sets: Mapping[str, Sequence[TokenizedExample]]
     share_in_evaluation: bool
+    answering: Answering | None
     save_model: Callable[[Path], None]
     save_method_state: Callable[[Path], None]
     stop: StopRequest

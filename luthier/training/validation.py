@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
 from luthier.foundation.errors import TrainingError
 from luthier.metrics._metric import Array
+from luthier.metrics._text import TextRow
 from luthier.scoring.readouts import Scores
 from luthier.training.engine import Engine
 from luthier.training.optimization import to_evaluation
@@ -30,6 +31,7 @@ class Evaluation:
         loss, denominator, targets: sums over the set.
         outcomes_EC: what the stage keeps of each example, in the set's order; None where it has no metrics.
         parts_E2: each example's share of loss and denominator, where it was asked for.
+        answers: what the model answers to each example, where evaluations generate.
     """
 
     loss: float
@@ -37,6 +39,7 @@ class Evaluation:
     targets: float
     outcomes_EC: Array | None = None
     parts_E2: Array | None = None
+    answers: tuple[TextRow, ...] = ()
 
     @property
     def mean_loss(self) -> float:
@@ -81,11 +84,14 @@ def validate(run: Fit) -> None:
 
 
 def evaluate(run: Fit, examples: Sequence[TokenizedExample], on_batch: Callable[[], None] = lambda: None) -> Evaluation:
-    """A set's loss and outcomes, its batches shared out among the ranks; weights untouched."""
+    """A set's loss and outcomes, its batches shared out among the ranks, and answers to it, where evaluations generate;
+    weights untouched."""
     to_evaluation(run.optimizer)
     size = run.config.training.per_device_eval_batch_size
     reader = SetReader(run.scorer, run.stage, run.engine, size, run.share_in_evaluation)
     found = reader.read(examples, on_batch)
+    if run.answering is not None:
+        found = replace(found, answers=tuple(run.answering.rows(run.engine, examples)))
     run.scorer.train()
     return found
 
@@ -155,8 +161,10 @@ def _of_each(examples: Sequence[TokenizedExample], scores: Scores, batch: Batch)
 
 
 def measure(run: Fit, found: Evaluation) -> dict[str, float]:
-    """The stage's metrics of a set."""
-    return {} if found.outcomes_EC is None else run.stage.measure(found.outcomes_EC)
+    """The stage's metrics of a set, and those of what was answered to it."""
+    own = {} if found.outcomes_EC is None else run.stage.measure(found.outcomes_EC)
+    written = run.answering.measure(run.engine, found.answers) if run.answering is not None else {}
+    return {**own, **written}
 
 
 def _measured(run: Fit, found: Evaluation, prefix: str) -> dict[str, float]:
@@ -180,4 +188,5 @@ def _joined(parts: Sequence[Evaluation]) -> Evaluation:
         sum(part.denominator for part in parts),
         sum(part.targets for part in parts),
         np.concatenate(outcomes) if outcomes else None,
+        answers=tuple(answer for part in parts for answer in part.answers),
     )

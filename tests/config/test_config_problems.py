@@ -36,7 +36,10 @@ def with_data(**settings: Any) -> dict[str, Any]:
         ({**GOOD, "cutoff_length": 5}, "cutoff_length: unknown key here; luthier has it as data.cutoff_length"),
         ({**GOOD, "num_train_epoch": 5}, "did you mean training.num_train_epochs"),
         ({**GOOD, "learning-rate": 5}, "learning-rate: unknown key; did you mean training.learning_rate"),
-        ({**GOOD, "qqqq": 5}, "qqqq: unknown key; known here: model, data, stage, method, training, output_dir"),
+        (
+            {**GOOD, "qqqq": 5},
+            "qqqq: unknown key; known here: model, data, stage, method, training, generation, output_dir",
+        ),
         ({**GOOD, "cutoff_len": 5}, "LLaMA-Factory's cutoff_len is data.cutoff_length here"),
         ({**GOOD, "lora_rank": 5}, "LLaMA-Factory's lora_rank is method.rank here"),
         ({**GOOD, "model_name_or_path": "x"}, "LLaMA-Factory's model_name_or_path is model here"),

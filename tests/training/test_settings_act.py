@@ -66,6 +66,16 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Callable[[Run], Any]]] = {
     "dataloader_num_workers": ({}, 1, lambda run: run["workers"]),
     "eval_strategy": ({"eval_strategy": "steps"}, "epoch", evaluations),
     "eval_steps": ({"eval_strategy": "steps", "eval_steps": 4}, 2, evaluations),
+    "predict_with_generate": (
+        {"eval_strategy": "steps", "eval_steps": 4},
+        True,
+        lambda run: [line.get("eval_rouge-l") for line in run["lines"]],
+    ),
+    "metrics": (
+        {"eval_strategy": "steps", "eval_steps": 8, "predict_with_generate": True},
+        [{"name": "chrf", "char_order": 2}],
+        lambda run: run["lines"][-1].keys(),
+    ),
     "save_strategy": ({}, "no", checkpoints),
     "save_steps": ({}, 2, checkpoints),
     "save_total_limit": ({}, 1, checkpoints),

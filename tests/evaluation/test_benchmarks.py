@@ -1,0 +1,216 @@
+"""Multiple-choice benchmarks against transformers' own log-likelihoods, the three layouts, and the harness behind a stand-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from luthier.cli import main
+from luthier.commands.benchmark import Benchmark, benchmark
+from luthier.config.schema import ModelConfig
+from luthier.data.packing import pack
+from luthier.evaluation.benchmarks import Question, Subject, encoded, load_benchmark, prompt_of
+from luthier.evaluation.statistics import Drawing
+from luthier.foundation.errors import DataError
+from luthier.model.loading import tokenizer_at
+
+FEW = Drawing(resamples=99)
+ROWS = [
+    ("the quick?", "fox", "name", "is", "what", "B"),
+    ("your, name?", "the", "brown", "fox", "your", "D"),
+    ("what is?", "a", "b", "c", "d", "A"),
+]
+
+
+def quoted(row: tuple[str, ...]) -> str:
+    return ",".join(f'"{cell}"' for cell in row)
+
+
+def mmlu(folder: Path) -> Path:
+    for split, names in (("dev", ("virology", "astronomy")), ("test", ("virology", "astronomy", "made_up"))):
+        (folder / split).mkdir(parents=True)
+        for name in names:
+            (folder / split / f"{name}_{split}.csv").write_text("\n".join(map(quoted, ROWS)) + "\n")
+    return folder
+
+
+def test_the_likeliest_answer_is_the_one_that_transformers_finds(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = mmlu(tmp_path / "mmlu")
+    found = benchmark(ModelConfig(name=str(tiny_llama)), Benchmark(folder, shots=1, batch_size=2, how=FEW))
+    tokenizer, model = tokenizer_at(tiny_llama), AutoModelForCausalLM.from_pretrained(tiny_llama)
+    subjects = {subject.name: subject for subject in load_benchmark(folder, "test", 1)}
+    assert len(found.rows) == 9
+    for row in found.rows:
+        subject = subjects[row["source"]]
+        question = next(one for one in subject.questions if one.origin.row == row["row"])
+        prompt, answers = prompt_of(subject, question, subject.shots)
+        for answer in answers:
+            ids, length = tokenizer(prompt + answer)["input_ids"], len(tokenizer(prompt)["input_ids"])
+            assert tokenizer(prompt)["input_ids"] == ids[:length]
+            logp = model(torch.tensor([ids])).logits[0].detach().log_softmax(-1)
+            expected = sum(float(logp[place - 1, ids[place]]) for place in range(length, len(ids)))
+            assert row["log_likelihoods"][answer.strip()] == pytest.approx(expected, abs=2e-5)
+        assert row["predicted"] == max(row["log_likelihoods"], key=row["log_likelihoods"].get)
+    right = [row["label"] == row["predicted"] for row in found.rows]
+    assert found.numbers[0].value == pytest.approx(sum(right) / 9)
+    categories = {part["category"]: part for part in found.settings["categories"]}
+    assert set(categories) == {"STEM", "other"} and categories["other"]["rows"] == 3
+    assert [part["source"] for part in found.sources] == ["astronomy", "made_up", "virology"]
+
+
+def test_common_beginnings_are_computed_once(tiny_llama: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizer_at(tiny_llama)
+    subject = load_benchmark(mmlu(tmp_path / "mmlu"), "test", 3, ["virology"])[0]
+    examples = [encoded(subject, one, lambda text: tokenizer(text)["input_ids"], None)[0] for one in subject.questions]
+    alone = sum(example.tokens for example in examples)
+    assert len(pack(examples, share=True).input_ids_T) < alone / 5  # 12 sequences that begin with the same three shots
+
+
+def test_the_prompt_is_mmlus_word_for_word() -> None:
+    shot = Question("1 + 1?", ("1", "2"), 1, None)  # type: ignore[arg-type]
+    asked = Question("2 + 2?", ("4", "5"), 0, None)  # type: ignore[arg-type]
+    prompt, answers = prompt_of(Subject("basic_math", "", [asked], [shot]), asked, [shot])
+    assert prompt == (
+        "The following are multiple choice questions (with answers) about basic math.\n\n"
+        "1 + 1?\nA. 1\nB. 2\nAnswer: B\n\n2 + 2?\nA. 4\nB. 5\nAnswer:"
+    )
+    assert answers == [" A", " B"]
+    chinese = Question("二加二？", ("四", "五"), 0, None)  # type: ignore[arg-type]
+    prompt, answers = prompt_of(Subject("初等数学", "", [chinese], []), chinese, [])
+    assert prompt == "以下是中国关于初等数学考试的单项选择题，请选出其中的正确答案。\n\n二加二？\nA. 四\nB. 五\n答案："
+    assert answers == ["A", "B"]
+
+
+def test_layouts_of_ceval_and_cmmlu(tmp_path: Path) -> None:
+    for split in ("dev", "val"):
+        (tmp_path / "ceval" / split).mkdir(parents=True)
+        text = "id,question,A,B,C,D,answer,explanation\n0,一加一？,一,二,三,四,B,因为\n"
+        (tmp_path / "ceval" / split / f"accountant_{split}.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "ceval" / "subject_mapping.json").write_text('{"accountant": ["Accountant", "注册会计师", "Other"]}')
+    (subject,) = load_benchmark(tmp_path / "ceval", "val", 5)
+    assert (subject.name, subject.category, len(subject.shots)) == ("accountant", "Other", 1)
+    assert subject.questions[0].choices == ("一", "二", "三", "四") and subject.questions[0].answer == 1
+    for split in ("dev", "test"):
+        (tmp_path / "cmmlu" / split).mkdir(parents=True)
+        text = ",Question,A,B,C,D,Answer\n0,一加一？,一,二,三,四,B\n"
+        (tmp_path / "cmmlu" / split / "agronomy.csv").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "cmmlu" / "mapping.json").write_text('{"agronomy": {"name": "农学", "category": "Other"}}')
+    (subject,) = load_benchmark(tmp_path / "cmmlu", "test", 5)
+    assert (subject.name, subject.category, subject.questions[0].answer) == ("agronomy", "Other", 1)
+
+
+def test_shots_that_find_no_room_are_left_out_and_told(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = mmlu(tmp_path / "mmlu")
+    (folder / "dev" / "virology_dev.csv").write_text(quoted(("word " * 80, "a", "b", "c", "d", "A")))
+    found = benchmark(ModelConfig(name=str(tiny_llama)), Benchmark(folder, shots=2, subjects=("virology",)))
+    assert found.remarks == ["3 questions had room for fewer examples than 2"]
+    (folder / "test" / "virology_test.csv").write_text(quoted(("word " * 80, "a", "b", "c", "d", "A")))
+    with pytest.raises(
+        DataError, match=r"row 1 has .* tokens without any example, and the model knows positions up to 256"
+    ):
+        benchmark(ModelConfig(name=str(tiny_llama)), Benchmark(folder, subjects=("virology",)))
+
+
+def test_the_verb_and_a_comparison(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = mmlu(tmp_path / "mmlu")
+    for shots in ("0", "1"):
+        out = ["--shots", shots, "--out", str(tmp_path / f"{shots}.json"), "--resamples", "50"]
+        assert main(["evaluate", str(tiny_llama), "--benchmark", str(folder), *out]) == 0
+    printed = capsys.readouterr().out
+    assert "1 shots" in printed and "astronomy" in printed and "STEM" in printed
+    compared = ["evaluate", "--compare", str(tmp_path / "0.json"), str(tmp_path / "1.json"), "--json"]
+    assert main(compared) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["metrics"]["accuracy"]["against_first"][0]["test"] == "mcnemar"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is empty"),
+        ("a,b,c,d,e\n", r"row 1 has the answer 'e', which is none of A, B, C"),
+        ("question,A,B,C,D\nx,1,2,3,4\n", "without answers or choices"),
+        ("id,question,A,B,answer\n0,x,1,2,\n", "row 2 has the answer ''"),
+        ("question,A,B,answer\nx,1\n", "row 2 has 2 columns, 4 are needed"),
+        ("question,A,B,answer\n", "has no question"),
+    ],
+)
+def test_files_that_are_no_questions(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=problem):
+        load_benchmark(tmp_path, "test", 0)
+
+
+def test_folders_that_are_no_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no folder 'test' \(found: none"):
+        load_benchmark(tmp_path, "test", 0)
+    folder = mmlu(tmp_path / "mmlu")
+    with pytest.raises(DataError, match="no subject astrology"):
+        load_benchmark(folder, "test", 0, ["astrology"])
+    (folder / "mapping.json").write_text("[]")
+    with pytest.raises(DataError, match="is no mapping of subjects"):
+        load_benchmark(folder, "test", 0)
+
+
+def test_the_harness_gets_the_model(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    class Wrapper:
+        def __init__(self, pretrained: Any, tokenizer: Any, batch_size: int) -> None:
+            seen.update(model=type(pretrained).__name__, tokens=len(tokenizer), batch_size=batch_size)
+
+    def simple_evaluate(model: Any, tasks: list[str], num_fewshot: int | None) -> dict[str, Any]:
+        seen.update(tasks=tasks, shots=num_fewshot)
+        return {"results": {tasks[0]: {"alias": tasks[0], "acc,none": 0.25}}, "versions": {tasks[0]: 1}}
+
+    library, models, wrapper, tasks = (
+        types.ModuleType(f"lm_eval{end}") for end in ("", ".models", ".models.huggingface", ".tasks")
+    )
+    wrapper.HFLM = Wrapper  # type: ignore[attr-defined]
+    tasks.TaskManager = lambda: types.SimpleNamespace(all_tasks=["piqa", "arc_easy"])  # type: ignore[attr-defined]
+    library.simple_evaluate, library.tasks, library.models = simple_evaluate, tasks, models  # type: ignore[attr-defined]
+    library.__path__ = models.__path__ = []  # type: ignore[attr-defined]
+    for module in (library, models, wrapper, tasks):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    arguments = [
+        "evaluate",
+        str(tiny_llama),
+        "--harness",
+        "piqa,arc_easy",
+        "--shots",
+        "2",
+        "--out",
+        str(tmp_path / "h.json"),
+    ]
+    assert main([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["results"]["piqa"]["acc,none"] == 0.25 and json.loads((tmp_path / "h.json").read_text()) == said
+    assert seen == {
+        "model": "LlamaForCausalLM",
+        "tokens": len(tokenizer_at(tiny_llama)),
+        "batch_size": 8,
+        "tasks": ["piqa", "arc_easy"],
+        "shots": 2,
+    }
+    assert main(["evaluate", str(tiny_llama), "--harness", "nothing"]) == 2
+    assert "knows no task nothing" in capsys.readouterr().err
+
+
+def test_the_harness_is_named_where_it_is_missing(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["evaluate", str(tiny_llama), "--harness", "piqa"]) == 2
+    assert 'pip install "luthier[harness]"' in capsys.readouterr().err
+    assert main(["evaluate", str(tiny_llama), "--harness", "piqa", "--subject", "x"]) == 2
+    assert "--subject would have no effect with --harness" in capsys.readouterr().err
