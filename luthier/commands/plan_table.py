@@ -25,8 +25,14 @@ def table(result: PlanResult) -> str:
     console = Console(file=io.StringIO(), width=min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     if result.report is not None:
         console.print(result.report.table())
+    console.print("Run")
     console.print(_run(result))
     if result.plan.memory is not None:
+        # not the table's title, which is broken to the table's width
+        each = "each of " if result.plan.hardware.count > 1 else ""
+        console.print(
+            f"Memory of {each}{result.plan.hardware}, {result.plan.strategy.name}", markup=False, soft_wrap=True
+        )
         console.print(_memory(result.plan, result.plan.memory))
     verdict = _verdict(result)
     for line in [verdict] if verdict else []:
@@ -41,7 +47,7 @@ def _run(result: PlanResult) -> Table:
     from rich.table import Table
 
     plan = result.plan
-    run = Table("", "", title="Run", title_justify="left", show_header=False)
+    run = Table("", "", show_header=False)
     share = result.trainable_parameters / result.total_parameters
     run.add_row("trained parameters", f"{result.trainable_parameters:,} of {result.total_parameters:,} ({share:.2%})")
     if result.total_steps is not None:
@@ -68,9 +74,7 @@ def _memory(plan: Plan, memory: Memory) -> Table:
     from rich.table import Table
 
     device = plan.hardware.device
-    each = "each of " if plan.hardware.count > 1 else ""
-    title = f"Memory of {each}{plan.hardware}, {plan.strategy.name}"
-    found = Table("", "", title=title, title_justify="left", show_header=False)
+    found = Table("", "", show_header=False)
     found.columns[1].justify = "right"
     rows = {
         "weights": memory.weights,
