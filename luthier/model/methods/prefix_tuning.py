@@ -36,7 +36,9 @@ class Options(MethodOptions):
         "model at first; small: a tenth of these. zero: without the MLP all positions then stay the same, as if they were one.",
     )
 
-    recommended_learning_rate: ClassVar[float] = 5e-3  # P-tuning v2's range is 5e-3 to 2e-2
+    recommended_learning_rate: ClassVar[float] = (
+        1e-2  # P-tuning v2's range is 5e-3 to 2e-2; docs/lab_log.md has a trial
+    )
     in_adapter: ClassVar[Mapping[str, str]] = {
         "num_virtual_tokens": "num_virtual_tokens",
         "projection": "prefix_projection",
