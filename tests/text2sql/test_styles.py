@@ -84,6 +84,26 @@ def test_create_table() -> None:
     assert written.input(QUESTION) == "Known: a lute is a kind\nQuestion: Which lutes?"
 
 
+def test_compact() -> None:
+    written = style("compact")
+    assert written.instruction(CONTEXT) == (
+        "Answer with one SQLite query.\n"
+        "Database workshop\n"
+        "instrument(id, kind: what it is called, maker id)\n"
+        "order(instrument_id, year)\n"
+        "maker(id, nm: name)\n"
+        "instrument.maker id = maker.id\n"
+        "order.instrument_id = instrument.id\n"
+        "instrument: 1, 'lute', NULL\n"
+        "instrument: 2, 'viola d''amore', 7\n"
+        "instrument.kind has 'lute'\n"
+        "a lute is a kind\n"
+        "Which lutes?\n"
+        "SELECT id FROM instrument\n"
+    )
+    assert written.input(QUESTION) == "a lute is a kind\nWhich lutes?"
+
+
 def test_schema_sentences_with_all_that_can_be_told() -> None:
     written = style("schema_sentences")
     _, _, told = written.instruction(CONTEXT).partition("\n##Instruction:\n")
