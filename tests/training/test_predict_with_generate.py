@@ -4,6 +4,8 @@ decide."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,20 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], problem: str) -> N
 def test_a_metric_that_evaluations_do_not_give(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"metric_for_best_model is 'bleu', but an evaluation gives: .*eval_rouge-1"):
         luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metric_for_best_model="bleu"))
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
+    found = []
+    for name, processes in (("one", 1), ("two", 2)):
+        made = config(tiny_llama, rows, tmp_path / name, held, per_device_train_batch_size=4 // processes)
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(made))
+        command = [sys.executable, "-m", "luthier.cli", "train", str(file), "--nproc-per-node", str(processes)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=240, check=False, cwd=Path(__file__).parents[2]
+        )
+        assert done.returncode == 0, done.stderr
+        found.append([line["eval_rouge-l"] for line in lines(tmp_path / name) if "eval_loss" in line])
+        found.append((tmp_path / name / "predictions.jsonl").read_text())
+    assert found[0] == pytest.approx(found[2]) and found[1] == found[3]
