@@ -6,6 +6,7 @@ import re
 
 NO_QUERY = "-- no query"  # stands for an empty answer: in files of queries a blank line is a separator to other tools
 _FENCED = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_LINE_END = re.compile(r"\r\n?|\n")
 # what is one piece of SQL and may hold what looks like another: literals and quoted names (a quote of the same kind is
 # doubled), comments; then a semicolon, which ends the query, and line breaks
 _PIECE = re.compile(
@@ -31,7 +32,7 @@ def query_in(answer: str) -> str:
             if "".join(parts).strip():
                 break
         elif found.lastgroup == "quoted":
-            parts.append(" ".join(found.group().splitlines()))
+            parts.append(_LINE_END.sub(" ", found.group()))  # Unicode's own separators are part of the value
         else:
             parts.append(" ")
     else:
