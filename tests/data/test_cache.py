@@ -254,7 +254,7 @@ def test_ctrl_c_ends_all(start, folder) -> None:
     process = start(10, workers=2)
     assert process.stdout is not None and process.stdout.readline().strip() == "writing"
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode != 0
     assert entries(folder) == [] and not list(folder.glob(".*building*"))
 
