@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.commands.predict_verb import Engine, Generation, generation_settings, mapping_or_text
-from luthier.commands.verb_options import Adapters, Combine, Json, RemoteCode, named_model, people, print_json
+from luthier.commands.verb_options import (
+    Adapters,
+    Combine,
+    Json,
+    Quantization,
+    RemoteCode,
+    Template,
+    named_model,
+    people,
+    print_json,
+)
 from luthier.foundation.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,14 +68,12 @@ Harness = Annotated[
 ]
 SkipLoss = Annotated[bool, typer.Option("--skip-loss", help="Take no loss.")]
 NewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens (256).")]
-Template = Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")]
 Cutoff = Annotated[int, typer.Option(min=2, help="Longest row of which the loss is taken, in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time, for the loss.")]
 Confidence = Annotated[float, typer.Option(help="Of intervals.")]
 Resamples = Annotated[int, typer.Option(min=0, help="Draws for an interval or a test; 0: no intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of these draws.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
-Quantization = Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")]
 
 
 def evaluate(

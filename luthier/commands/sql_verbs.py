@@ -17,7 +17,9 @@ from luthier.commands.verb_options import (
     Ended,
     Json,
     OffloadFolder,
+    Quantization,
     RemoteCode,
+    Template,
     named_model,
     people,
 )
@@ -76,9 +78,7 @@ Temperature = Annotated[float | None, typer.Option(help="With --samples: divides
 Seed = Annotated[int | None, typer.Option(min=0, help="With --samples: seed (0).")]
 Repairs = Annotated[int, typer.Option(min=0, help="Ask a query that fails anew with its error, so many times at most.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Template = Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")]
-Quantization = Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")]
 
 
 def _settings(

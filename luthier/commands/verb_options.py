@@ -31,6 +31,8 @@ Combine = Annotated[
     str,
     typer.Option(help="How several adapters become one: stack, or a name of `luthier config explain model.combine`."),
 ]
+Template = Annotated[str, typer.Option(help="Chat template: auto is the tokenizer's own.")]
+Quantization = Annotated[str | None, typer.Option(help="Read a plain base as nf4, fp4 or int8.")]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
