@@ -89,11 +89,13 @@ class Case:
         return None if default == ABSENT else default
 
     def acts(self, key: str) -> str:
-        """Empty where a key acts there; else which setting keeps it from acting."""
+        """Empty where a key acts there; else which setting keeps it, or one that it needs, from acting."""
         for needed, values in table().keys[key].needs.items():
             wanted = values if isinstance(values, list) else [values]
             if self.value(needed) not in wanted:
                 return f"{needed} is {_shown(self.value(needed))}"
+            if why := self.acts(needed):
+                return why
         return ""
 
 

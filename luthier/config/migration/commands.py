@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from luthier.config.migration.answers import Case, Outcome, names
+from luthier.config.migration.answers import Answer, Case, Outcome, Work, names, refused
+from luthier.config.migration.asking import default_of
 from luthier.config.migration.command_lines import ITS_OWN, PROCESSES, CommandLine
 from luthier.config.migration.data_rules import entries
+from luthier.config.yaml_text import flow
 
 Verbs = Mapping[str, frozenset[str]]
 """Luthier's verbs, each with its options."""
@@ -34,6 +36,22 @@ def command_of(case: Case, line: CommandLine | None, flags: Sequence[str], verbs
     return " ".join([*before, shlex.join(words)])
 
 
+def generation_flags(answer: Answer, work: Work, options: Collection[str]) -> Answer:
+    """Settings of the generation as options of a verb that generates, which bear the same names."""
+    flags: list[str] = []
+    for target, value in answer.settings.items():
+        name = target.removeprefix("generation.")
+        option = f"--{name.replace('_', '-')}"
+        if name == "do_sample":  # the options say it by the temperature
+            flags += [] if value else ["--temperature", "0"]
+        elif option in options:
+            flags += [option, str(value)]
+        elif value != default_of(target, {}):
+            return refused(f"`luthier {work}` has no {option}")
+    note = answer.note or " ".join(["the options" if len(flags) > 2 else "the option", *flags[::2]] if flags else [])
+    return Answer(answer.status, {}, note, tuple(flags))
+
+
 def _operands(case: Case) -> list[str]:
     """What the verb works on."""
     if case.work == "train":
@@ -49,7 +67,7 @@ def _operands(case: Case) -> list[str]:
         return [model]
     files = [str(case.given["predicted_input_filename"])] if case.given.get("predicted_input_filename") else []
     for entry in entries(case, "eval_dataset") or entries(case, "dataset"):
-        files.append(entry if isinstance(entry, str) else str(entry["path"]))
+        files.append(entry if isinstance(entry, str) else flow(entry))
     words = [model, *(word for file in files for word in ("--data", file))]
     if case.work == "predict":
         out = (

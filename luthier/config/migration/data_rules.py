@@ -50,14 +50,17 @@ def dataset(case: Case, key: str, value: Any) -> Answer:
 
 def with_dataset(case: Case, key: str, value: Any) -> Answer:
     """What is said of every entry."""
-    if case.work != "train" or not case.value("dataset") or value in (None, ABSENT_SPLIT.get(key)):
+    training = case.work == "train"
+    given = case.value("dataset") or (not training and key != "interleave_probs" and case.value("eval_dataset"))
+    if not given or value in (None, ABSENT_SPLIT.get(key)):
         return mapped()
+    every = "every entry of data.train" if training else "every --data"
     shown = {
-        "dataset_dir": "the path of every entry of data.train",
-        "split": f"split: {value} in every entry of data.train",
-        "max_samples": f"max_samples: {value}, head: true in every entry of data.train, the first rows as there",
-        "default_system": "system in every entry of data.train",
-        "interleave_probs": "weight in every entry of data.train",
+        "dataset_dir": f"the path of {every}",
+        "split": f"split: {value} in {every}",
+        "max_samples": f"max_samples: {value}, head: true in {every}, the first rows as there",
+        "default_system": f"system in {every}",
+        "interleave_probs": f"weight in {every}",
     }[key]
     if key == "interleave_probs":
         if case.value("mix_strategy") == "concat":

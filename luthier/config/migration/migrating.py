@@ -9,8 +9,8 @@ from typing import Any
 from luthier.config.loading import validate
 from luthier.config.migration import asking
 from luthier.config.migration.answers import Answer, Case, Outcome, Work, changed, mapped, refused
-from luthier.config.migration.commands import Verbs, command_of, launcher_outcomes
-from luthier.config.migration.rules import RULES
+from luthier.config.migration.commands import Verbs, command_of, generation_flags, launcher_outcomes
+from luthier.config.migration.rules import RULES, generating
 from luthier.config.migration.sources import Source
 from luthier.config.migration.table import ABSENT, Key, table
 from luthier.config.migration.values import WrongValueError, as_kind
@@ -23,6 +23,7 @@ FIRST = (
     "stage", "finetuning_type", "full_finetune", "optim", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon",
     "deepspeed", "fsdp",
 )  # fmt: skip
+GENERATE: tuple[Work, ...] = ("predict", "chat")
 OTHERS = {  # keys by which other tools' configs are known
     "axolotl": ("base_model", "datasets", "sequence_len", "micro_batch_size", "adapter"),
     "ms-swift": ("model_type", "sft_type", "train_type", "torch_dtype", "tuner_type"),
@@ -91,13 +92,16 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
     """
     _refuse_other_tools(source)
     given, wrong = _checked(source.args)
-    case = Case(given, _is_old(source, given), _work(source, given), _before_0_9(source))
+    work = _work(source, given)
+    if work in GENERATE:  # unasked
+        given["predict_with_generate"] = True
+    case = Case(given, _is_old(source, given), work, _before_0_9(source))
     writer = _Writer(_chosen(case))
     answers: dict[str, Answer] = dict(wrong)
     known = [name for name in source.args if name not in answers]
     for name in sorted(known, key=lambda name: table().canonical(name) not in FIRST):
         answers[name] = _answer(case, name, given.get(table().canonical(name)), writer, verbs)
-    added = _add_defaults(case, writer) if case.work == "train" else {}
+    added = _add_defaults(case, writer) if case.work == "train" else _default_flags(case, verbs)
     outcomes = tuple(
         Outcome(name, "(hidden)" if name in SECRETS else value, answer.status, answer.settings, answer.note)
         for name, value, answer in ((name, value, answers[name]) for name, value in source.args.items())
@@ -120,6 +124,7 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
             config = nested(writer.settings)
             problems += _problems_of(config)
     flags = [flag for answer in answers.values() for flag in answer.flags]
+    flags += [word for option, value in added.items() for word in (option, str(value))] if case.work != "train" else []
     command = command_of(case, source.command, flags, verbs)
     if not command and case.work != "train":
         problems.append(f"luthier has no verb {case.work} yet")
@@ -205,6 +210,10 @@ def _chosen(case: Case) -> dict[str, str]:
 
 def _for_a_command(case: Case, key: str, row: Key, value: Any, verbs: Verbs) -> Answer:
     """What becomes of a key of a config that generates or exports."""
+    if row.rule == "generating":
+        if why := case.acts(key):
+            return mapped(note=f"without effect, as there: {why}")
+        return generation_flags(generating(case, key, value), case.work, verbs.get(case.work, ()))
     if row.option:
         if case.work not in verbs:
             return refused(f"luthier has no verb {case.work} yet")
@@ -216,12 +225,12 @@ def _for_a_command(case: Case, key: str, row: Key, value: Any, verbs: Verbs) -> 
     if row.rule in (
         "model",
         "adapter",
-        "sampling",
         "export_size",
         "flag_of_the_command",
         "verb",
         "with_command",
         "dataset",
+        "with_dataset",
         "eval_dataset",
     ):
         return RULES[row.rule](case, key, value)
@@ -259,6 +268,19 @@ def _add_defaults(case: Case, writer: _Writer) -> dict[str, Any]:
                 added[target] = value
             else:
                 del writer.settings[target]
+    return added
+
+
+def _default_flags(case: Case, verbs: Verbs) -> dict[str, Any]:
+    """The options that say LLaMA-Factory's defaults of generation, wherever luthier's are others."""
+    added: dict[str, Any] = {}
+    for key, row in table().keys.items():
+        if row.rule != "generating" or case.given.get(key) is not None or case.acts(key):
+            continue
+        answer = generating(case, key, case.default(key))
+        if any(value != asking.default_of(target, {}) for target, value in answer.settings.items()):
+            flags = generation_flags(answer, case.work, verbs.get(case.work, ())).flags
+            added |= dict(zip(flags[::2], flags[1::2], strict=True))
     return added
 
 

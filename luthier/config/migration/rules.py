@@ -312,15 +312,25 @@ def engine(case: Case, key: str, value: Any) -> Answer:
     return mapped({"training.engine": key} if value else {})
 
 
-def sampling(case: Case, key: str, value: Any) -> Answer:
-    """Greedy decoding is temperature 0 in luthier."""
-    if case.work == "train":
-        return mapped(note="for generation only")
-    if key == "do_sample":
-        return mapped() if value else mapped(note="the likeliest token: --temperature 0", flags=("--temperature", "0"))
-    if not case.value("do_sample"):
-        return mapped(note="do_sample is false")
-    return mapped(flags=("--temperature", str(value)))
+def generating(case: Case, key: str, value: Any) -> Answer:
+    """How answers are generated. Luthier's evaluations all generate alike: as the one after training does there."""
+    if key == "max_length" and case.value("max_new_tokens") > 0:
+        return mapped(note="without effect, as there: max_new_tokens goes before it")
+    if key == "max_new_tokens" and value <= 0:
+        return mapped(note="max_length decides")
+    if key == "generation_num_beams" and case.value("eval_num_beams"):
+        return mapped(note="eval_num_beams goes before it")
+    if key == "length_penalty" and case.value("num_beams") == 1:
+        return mapped(note="without effect, as there: num_beams is 1")
+    if value is None:
+        return mapped()
+    settings = {str(table().keys[key].to): value}
+    if key == "max_length":  # luthier's max_new_tokens is never unset
+        settings["generation.max_new_tokens"] = value
+    if case.work != "train" or case.value("eval_strategy") == "no" or "eval_strategy" in table().keys[key].needs:
+        return mapped(settings)
+    only = "generation_max_length and generation_num_beams"
+    return changed(settings, f"during training too, where LLaMA-Factory's evaluations take only {only}")
 
 
 def with_command(case: Case, key: str, value: Any) -> Answer:
@@ -341,7 +351,7 @@ RULES: Mapping[str, Rule] = {
         for rule in (
             stage, finetuning_type, llama_pro, verb, predict_with_generate, flag_of_the_command, model, adapter,
             create_new_adapter, flash_attn, gradient_checkpointing, quantization_method, template, with_template, lora_alpha,
-            modules, pissa, freeze_layers, optim, warmup, eval_strategy, report_to, engine, sampling, with_command, export_size,
+            modules, pissa, freeze_layers, optim, warmup, eval_strategy, report_to, engine, generating, with_command, export_size,
         )
     },
 }  # fmt: skip

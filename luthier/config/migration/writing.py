@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.config.data_section import DataConfig
+from luthier.config.generation_section import GenerationSettings
 from luthier.config.migration.answers import Outcome
 from luthier.config.migration.asking import CHOICES, ENGINE
 from luthier.config.training_section import TrainingConfig
@@ -14,7 +15,14 @@ from luthier.config.yaml_text import commented
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as a config."""
-    raw: dict[str, Any] = {"model": {}, "data": {"train": None}, "stage": {}, "method": {}, "training": {}}
+    raw: dict[str, Any] = {
+        "model": {},
+        "data": {"train": None},
+        "stage": {},
+        "method": {},
+        "training": {},
+        "generation": {},
+    }
     for target, value in settings.items():
         whole = f"{target}.name" if target in CHOICES and target != ENGINE else target
         *folders, last = whole.split(".")
@@ -22,7 +30,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         for part in folders:
             place = place.setdefault(part, {})
         place[last] = value
-    for key, section in (("data", DataConfig), ("training", TrainingConfig)):
+    for key, section in (("data", DataConfig), ("training", TrainingConfig), ("generation", GenerationSettings)):
         raw[key] = {name: raw[key][name] for name in section.model_fields if name in raw[key]} | raw[key]
     train = raw["data"]["train"]
     if train is None:

@@ -27,7 +27,9 @@ from tests.tiny import tiny_folder, tiny_tokenizer, write_rows
 CASES = Path(__file__).parent / "cases"
 EVERYTHING = {
     "train": frozenset({"--resume", "--overwrite"}),
-    "predict": frozenset({"--template", "--temperature", "--max-new-tokens", "--num-beams", "--top-p", "--top-k"}),
+    "predict": frozenset(
+        {"--template", "--temperature", "--max-new-tokens", "--num-beams", "--top-p", "--top-k", "--max-length"}
+    ),
     "export": frozenset({"--max-shard-size", "--dtype", "--format"}),
     "chat": frozenset({"--template", "--temperature", "--top-p", "--max-new-tokens"}),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from pydantic import Field
 from transformers import Seq2SeqTrainingArguments
@@ -216,6 +217,40 @@ def test_values_are_asked_of_the_schema() -> None:
     assert "interleave_under" in note(found, "mix_strategy")
     assert note(found, "optim").startswith("refused: luthier has no optimizer lion_32bit_x yet")
     assert config(found)["data"].get("mix") is None
+
+
+# how answers are generated
+
+
+def test_generation_is_for_evaluations_that_generate() -> None:
+    keys = {"val_size": 0.2, "temperature": 0.5, "generation_num_beams": 2}
+    assert "generation" not in config(of(**keys))
+    assert note(of(**keys), "temperature") == "mapped: without effect, as there: predict_with_generate is false"
+    asked = {**keys, "predict_with_generate": True}
+    assert config(of(**asked))["generation"]["temperature"] == 0.5
+    assert note(of(**asked), "generation_num_beams") == "mapped: without effect, as there: eval_strategy is no"
+    # a setting that needs one that does not act does not act either
+    assert note(of(**asked, stage="pt"), "temperature") == "mapped: without effect, as there: stage is pt"
+
+
+def test_two_numbers_of_beams_are_told() -> None:
+    keys = {"val_size": 0.2, "eval_strategy": "epoch", "predict_with_generate": True, "generation_num_beams": 2}
+    assert config(of(**keys, num_beams=1))["generation"]["num_beams"] == 2
+    assert note(of(**keys, num_beams=3), "num_beams") == "refused: another key has set generation.num_beams to 2"
+
+
+def test_a_chat_gets_llama_factorys_defaults_as_far_as_it_has_options() -> None:
+    found = migrate(Source("a test", {"model_name_or_path": "m", "repetition_penalty": 1.3}), VERBS)
+    assert found.command == "luthier chat m --temperature 0.95"
+    assert found.added == {"--temperature": "0.95"}
+    assert note(found, "repetition_penalty") == "refused: `luthier chat` has no --repetition-penalty"
+
+
+def test_predict_has_an_option_for_every_setting_of_the_generation() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    options = {option for parameter in group.commands["predict"].params for option in parameter.opts}
+    named = {row.to.removeprefix("generation.") for row in table().keys.values() if row.rule == "generating" and row.to}
+    assert {f"--{name.replace('_', '-')}" for name in named - {"do_sample"}} <= options
 
 
 # command lines
