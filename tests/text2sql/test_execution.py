@@ -16,7 +16,14 @@ from luthier.text2sql.evaluation.efficiency import (
     rewarded_score,
     without_outliers,
 )
-from luthier.text2sql.evaluation.execution import orders, runnable, same_result, same_set
+from luthier.text2sql.evaluation.execution import (
+    orders,
+    runnable,
+    same_result,
+    same_set,
+    several_statements,
+    with_placeholders_filled,
+)
 
 CELLS = st.sampled_from([1, 2, 0, "a", "1", None, 2.5])
 
@@ -34,13 +41,6 @@ CELLS = st.sampled_from([1, 2, 0, "a", "1", None, 2.5])
         ("SELECT a FROM t; ```", "SELECT a FROM t;"),
         ("SELECT a FROM t;;", "SELECT a FROM t;"),
         ("SELECT ';' FROM t; x", "SELECT ';' FROM t;"),
-        ("SELECT a FROM t; With this query a is read.", "SELECT a FROM t;"),
-        ("SELECT a FROM t; Explain: a is read.", "SELECT a FROM t;"),
-        ("SELECT a FROM t; WITH x AS (SELECT 1) SELECT 2", "SELECT a FROM t; WITH x AS (SELECT 1) SELECT 2"),
-        ("SELECT a FROM t; UPDATE t SET a = 1", "SELECT a FROM t; UPDATE t SET a = 1"),
-        ("SELECT a FROM t; VACUUM INTO 'x'", "SELECT a FROM t; VACUUM INTO 'x'"),
-        ("SELECT a FROM t; DROP TABLE t", "SELECT a FROM t; DROP TABLE t"),
-        ("SELECT a FROM t; /* x */ -- y\n delete from t", "SELECT a FROM t; /* x */ -- y\n delete from t"),
         ("SELECT 'it''s'; x", "SELECT 'it''s';"),
         ("", ""),
     ],
@@ -49,11 +49,43 @@ def test_what_is_run(query: str, run: str) -> None:
     assert runnable(query) == run
 
 
+@pytest.mark.parametrize(
+    ("query", "several"),
+    [
+        ("SELECT a FROM t", False),
+        ("SELECT a FROM t;;", False),
+        ("SELECT a FROM t; -- SELECT b", False),
+        ("SELECT ';SELECT b' FROM t", False),
+        ("SELECT a FROM t; With this query a is read.", False),
+        ("SELECT a FROM t; Explain: a is read.", False),
+        ("SELECT a FROM t; SELECT b FROM t", True),
+        ("SELECT a FROM t; WITH x AS (SELECT 1) SELECT 2", True),
+        ("SELECT a FROM t; UPDATE t SET a = 1", True),
+        ("SELECT a FROM t; VACUUM INTO 'x'", True),
+        ("SELECT a FROM t; DROP TABLE t", True),
+        ("SELECT a FROM t; /* x */ -- y\n delete from t", True),
+        (";SELECT a FROM t", True),
+    ],
+)
+def test_a_second_statement_is_told_from_text(query: str, several: bool) -> None:
+    assert several_statements(query) is several
+
+
 def test_a_text_made_to_take_long_does_not() -> None:
     assert runnable("/*" * 50_000).startswith("/*")
-    assert runnable("SELECT 1;" + "/**/" * 20_000 + "x") == "SELECT 1;"
+    assert not several_statements("SELECT 1;" + "/**/" * 20_000 + "x")
     assert runnable("'" * 99_999)
-    assert runnable("SELECT 1;" + "update " * 20_000) == "SELECT 1;"
+    assert not several_statements("SELECT 1;" + "update " * 20_000)
+
+
+def test_value_stands_for_a_value_but_in_names_of_the_database() -> None:
+    assert with_placeholders_filled("SELECT a FROM t WHERE b = 'value' LIMIT value", {"t": ("a", "b")}) == (
+        "SELECT a FROM t WHERE b = '1' LIMIT 1"
+    )
+    tables = {"t": ("a", "market_value", "value_points")}
+    query = "SELECT t.Market_value, value_points FROM t WHERE a = value OR a = 'values'"
+    assert with_placeholders_filled(query, tables) == query.replace("= value", "= 1").replace("'values'", "'1s'")
+    assert with_placeholders_filled("SELECT value FROM t", {"t": ("value",)}) == "SELECT value FROM t"
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def plain(name: str, aggregate: str = "") -> Expression:
         ("a=1", ["a=1"]),
         ("a = 1", ["a", "=", "1"]),
         ("a='X y'", ["a=\ue0000\ue001"]),
-        ("a ='X y'", ["a", "=", '"X y"']),
-        ('a >="It"', ["a", ">=", '"It"']),
+        ("a ='X y'", ["a", "=\ue0000\ue001"]),
+        ('a >="It"', ["a", ">", "=\ue0000\ue001"]),
         ("a>=5", ["a", ">", "=5"]),
         ("a > = 5", ["a", ">=", "5"]),
         ("a != 5", ["a", "!=", "5"]),
@@ -122,7 +122,7 @@ def test_a_whole_query() -> None:
         having=(Condition(False, ">=", plain("*", "count"), 2.0, None),),
         direction="desc",
         order_by=(plain("singer.age"), plain("singer.name")),
-        limit=3,
+        limited=True,
         union=Query(False, (Selected("", plain("concert.title")),), ("concert",)),
     )
 
@@ -137,6 +137,7 @@ def test_a_whole_query() -> None:
         "SELECT name FROM singer WHERE age <> 3",
         "SELECT name FROM singer WHERE age=3",
         "SELECT name FROM singer WHERE name='a'",
+        "SELECT name FROM singer WHERE name ='a'",
         "SELECT name FROM singer WHERE country IN ('a', 'b')",
         "SELECT name FROM singer WHERE name IS NOT NULL",
         "SELECT name FROM singer WHERE NOT age = 3",
@@ -150,7 +151,7 @@ def test_a_whole_query() -> None:
         "SELECT 1",
         "SELECT 1 FROM singer",
         "SELECT upper(name) FROM singer",
-        "SELECT name FROM singer LIMIT x",
+        "SELECT name FROM singer LIMIT",
         "SELECT name FROM singer ORDER age",
         "SELECT name FROM singer WHERE age",
         "SELECT name FROM singer WHERE age =",
@@ -173,6 +174,13 @@ def test_what_can_not_be_read(query: str) -> None:
         pytest.fail(f"{query} was read as {parsed}")
 
 
+def test_what_the_limit_is_does_not_count() -> None:
+    limited = parse("SELECT name FROM singer LIMIT 3", TABLES)
+    assert limited.limited and limited != parse("SELECT name FROM singer", TABLES)
+    for limit in ("5", "value", '"a"', "1.5"):
+        assert parse(f"SELECT name FROM singer LIMIT {limit}", TABLES) == limited
+
+
 @pytest.mark.parametrize(
     ("query", "other"),
     [
@@ -183,7 +191,7 @@ def test_what_can_not_be_read(query: str) -> None:
         ("SELECT name FROM singer", "SELECT (name) FROM singer"),
         ("SELECT name FROM singer WHERE age = id", "SELECT name FROM singer WHERE age = id OR age = 4"),
         ("SELECT name FROM singer WHERE age = id", "SELECT name FROM singer WHERE age = id + 5"),
-        ("SELECT name FROM singer WHERE name =\"a b\"", "SELECT name FROM singer WHERE name = 'a b'"),
+        ("SELECT name FROM singer WHERE name = \"a b\"", "SELECT name FROM singer WHERE name = 'a b'"),
         ("SELECT name FROM singer ORDER BY age DESC, id", "SELECT name FROM singer ORDER BY age, id DESC"),
         ("SELECT name FROM singer ORDER BY age", "SELECT name FROM singer ORDER BY age ASC"),
         ("SELECT name FROM singer WHERE age != 1", "SELECT name FROM singer WHERE age ! = 1"),

@@ -175,7 +175,7 @@ def _order(predicted: Query, gold: Query) -> PartMatch:
     if gold.ordered:
         matched = (
             (predicted.direction, predicted.order_by) == (gold.direction, gold.order_by)
-            and (predicted.limit is None) == (gold.limit is None)
+            and predicted.limited == gold.limited
         )  # fmt: skip
     return PartMatch(int(matched), predicted.ordered, gold.ordered)
 
@@ -207,7 +207,7 @@ def keywords(query: Query) -> set[str]:
         "having": query.having,
         "order": query.ordered,
         query.direction: query.ordered,
-        "limit": query.limit is not None,
+        "limit": query.limited,
         "except": query.except_,
         "union": query.union,
         "intersect": query.intersect,

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from luthier.sandbox.sandbox import Cell, Row
+from luthier.text2sql.evaluation.schemas import Tables
 
 # quoted texts, names and comments stay whole; so do words
 _LEXEME = re.compile(
@@ -36,19 +37,38 @@ _STATEMENT = re.compile(
 _THIS_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
 
 
+def with_placeholders_filled(query: str, tables: Tables) -> str:
+    """A prediction with 1 in place of each `value`, which some models write where a value belongs.
+
+    The script replaces these letters wherever they stand. Names of the database keep them here, so that a query on
+    `market_value` can be right.
+    """
+    names = {name for table, columns in tables.items() for name in (table, *columns) if "value" in name}
+    if not names:
+        return query.replace("value", "1")
+    kept = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?<!\w)((?i:{kept}))(?!\w)|value", lambda found: found[1] or "1", query)
+
+
 def runnable(query: str) -> str:
     """What is run of a query: operators that were written apart joined, DISTINCT left out, MySQL's current year a number.
 
-    Text behind the first semicolon is cut off, as the script does. Not so a second statement: a query that has one
-    is left whole, and refused where it runs.
+    Text behind the first semicolon is cut off.
     """
     for apart, joined in (("> =", ">="), ("< =", "<="), ("! =", "!=")):
         query = query.replace(apart, joined)
-    lexemes = [match[0] for match in _LEXEME.finditer(query)]
-    first = first_statement(lexemes)
-    rest = "".join(lexemes[len(first) :])
-    kept = lexemes if _STATEMENT.match(rest) else first
+    kept = first_statement(_lexemes(query))
     return _THIS_YEAR.sub("2020", "".join(lexeme for lexeme in kept if lexeme.lower() != "distinct"))
+
+
+def several_statements(query: str) -> bool:
+    """Whether a second statement, and no mere text, stands behind the first semicolon."""
+    lexemes = _lexemes(query)
+    return _STATEMENT.match("".join(lexemes[len(first_statement(lexemes)) :])) is not None
+
+
+def _lexemes(query: str) -> list[str]:
+    return [match[0] for match in _LEXEME.finditer(query)]
 
 
 def first_statement(lexemes: Sequence[str]) -> Sequence[str]:

@@ -25,7 +25,7 @@ def hardness(query: Query) -> str:
 
 def _parts(query: Query) -> int:
     """WHERE, GROUP BY, ORDER BY, LIMIT, each JOIN, each OR, each LIKE."""
-    clauses = (bool(query.where), bool(query.group_by), query.ordered, query.limit is not None)
+    clauses = (bool(query.where), bool(query.group_by), query.ordered, query.limited)
     likes = sum(condition.operator == "like" for condition in query.conditions())
     return sum(clauses) + max(len(query.tables) - 1, 0) + query.connectors().count("or") + likes
 

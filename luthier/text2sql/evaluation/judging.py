@@ -10,7 +10,14 @@ from typing import Literal
 from luthier.sandbox.sandbox import Outcome, Row, Sandbox
 from luthier.text2sql.evaluation.efficiency import time_ratio
 from luthier.text2sql.evaluation.exact_match import ExactMatch, PartMatch, compare
-from luthier.text2sql.evaluation.execution import orders, runnable, same_result, same_set
+from luthier.text2sql.evaluation.execution import (
+    orders,
+    runnable,
+    same_result,
+    same_set,
+    several_statements,
+    with_placeholders_filled,
+)
 from luthier.text2sql.evaluation.files import GoldQuery, Prediction
 from luthier.text2sql.evaluation.hardness import hardness
 from luthier.text2sql.evaluation.parsing import parse
@@ -145,12 +152,13 @@ class Judge:
     ) -> Verdict:
         if self.benchmark == "bird":
             return self._bird(prediction, target, level, gold_text, wanted[0])
-        query = prediction.query.replace(" value ", " 1 ")  # a placeholder that some models write
-        match, unread = None, prediction.problem or fault
+        query = with_placeholders_filled(prediction.query, target.tables or {})
+        problem = prediction.problem or ("several statements" if several_statements(query) else "")
+        match, unread = None, problem or fault
         if parsed is not None and target.tables is not None:
-            match, unread = self._exact(query, prediction.problem, parsed, target)
-        if prediction.problem:
-            return Verdict(level, 0, 0, prediction.problem, match.parts if match else {}, _shown(wanted[0]))
+            match, unread = self._exact(query, problem, parsed, target)
+        if problem:
+            return Verdict(level, 0, 0, problem, match.parts if match else {}, _shown(wanted[0]))
         text, ordered = runnable(query), orders(gold_text)
         result, gold_result, fault = Outcome(), wanted[0], ""
         for path, gold_result in zip(target.files, wanted, strict=True):

@@ -115,13 +115,13 @@ class _Parser:
         group_by = self.group_by(tables)
         having = self.conditions(tables) if self.skip("having") else ()
         direction, order_by = self.order_by(tables)
-        limit = self.limit()
+        limited = self.limited()
         self.semicolons()
         if in_brackets:
             self.expect(")")
         self.semicolons()
         whole = Query(
-            distinct, select, sources, joins, where, group_by, having, direction, order_by, limit
+            distinct, select, sources, joins, where, group_by, having, direction, order_by, limited
         )  # fmt: skip
         if not self.at(*SET_OPERATIONS):
             return whole
@@ -202,13 +202,12 @@ class _Parser:
                 break
         return direction, tuple(expressions)
 
-    def limit(self) -> int | None:
+    def limited(self) -> bool:
+        """Whether there is a LIMIT; of what follows it, one token is stepped over, whatever it is."""
         if not self.skip("limit"):
-            return None
-        try:
-            return int(self.take())
-        except ValueError as error:
-            raise UnreadableError(f"the limit is {self.tokens[self.place - 1]!r}") from error
+            return False
+        self.take()
+        return True
 
     def semicolons(self) -> None:
         while self.skip(";"):

@@ -60,7 +60,7 @@ class Query:
     having: Conditions = ()
     direction: Literal["", "asc", "desc"] = ""
     order_by: tuple[Expression, ...] = ()
-    limit: int | None = None
+    limited: bool = False
     intersect: Query | None = None
     union: Query | None = None
     except_: Query | None = None

@@ -2,7 +2,7 @@
 
 The official parser tokenizes English prose (Penn Treebank's rules) after it has put quoted values aside, and mends what that does
 to operators. What it makes of a query decides whether the query parses, so the same tokens come out here, odd ones
-included: `a=1` is one token, `a = 1` is three, `a,b` three but `1,2` one, `<>` two, `='x'` two.
+included: `a=1` is one token, `a = 1` is three, `a,b` three but `1,2` one, `<>` two. A value that is stuck to something is none.
 """
 
 from __future__ import annotations
@@ -47,13 +47,9 @@ def tokenize(query: str) -> list[str]:
     tokens: list[str] = []
     for sentence in _SENTENCE_END.split(aside):
         for token in _TOKEN.findall(sentence):
-            lowered = token.lower()
-            if lowered.startswith("=\ue000"):
-                tokens.append("=")
-                lowered = lowered[1:]
-            whole = _VALUE_PLACE.fullmatch(lowered)
-            # a value that is stuck to a word is no value: it stays a token that names nothing
-            tokens.append(f'"{values[int(whole[1])]}"' if whole else lowered)
+            whole = _VALUE_PLACE.fullmatch(token)
+            # what is stuck to a word or an operator (`='x'`) stays a token that names nothing
+            tokens.append(f'"{values[int(whole[1])]}"' if whole else token.lower())
     return _joined_operators(tokens)
 
 
