@@ -1,7 +1,7 @@
 """Every optimizer's step and state, in turn; and, with --train, what each makes of smollm2-135m.
 
     python benchmarks/optimizers.py [--rounds 5]
-    python benchmarks/optimizers.py --train 24 [--only lion,muon] [--times 1.0]
+    python benchmarks/optimizers.py --train 24 [--method lora] [--only lion,muon] [--times 1,3,10]
 
 The first steps over all weights of a random Llama of smollm2-135m's width (576, 12 layers, 8,192 tokens, 47 million
 weights) with random gradients. In each round every optimizer makes one step, so that all meet the same neighbours;
@@ -9,13 +9,15 @@ seconds are medians, and ratios are to AdamW's in the same round. galore's first
 subspaces, and which comes again every update_proj_gap steps, is told apart. State is what the optimizer keeps. Results go
 to benchmarks/results/optimizers.json.
 
-The second trains all weights of smollm2-135m on the identity rows, 4 a step, each optimizer in a process of its own at the
-rate that luthier recommends for it (times --times), and prints the loss of the first and the last four steps.
+The second trains smollm2-135m on 80 of the identity rows, 4 a step, each optimizer in a process of its own at the rate
+that luthier recommends for it with that method (full unless --method says another), times each of --times, and prints the
+loss of the last four steps and that of the 20 rows that were held out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -40,6 +42,7 @@ class Clock(TrainerCallback):
     step_seconds: list[float] = []  # noqa: RUF012
     losses: list[float] = []  # noqa: RUF012
     state_bytes = 0
+    held_out = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.began = time.perf_counter()
@@ -63,9 +66,11 @@ class Clock(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         if "loss" in logs:
             Clock.losses.append(logs["loss"])
+        if "eval_loss" in logs:
+            Clock.held_out = logs["eval_loss"]
 
 
-def one(name: str, steps: int, times: float) -> dict[str, Any]:
+def one(name: str, steps: int, times: float, method: str) -> dict[str, Any]:
     """Train with one optimizer in this process."""
     import luthier
     from luthier.config.loading import load
@@ -76,12 +81,14 @@ def one(name: str, steps: int, times: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config: dict[str, Any] = {
             "model": "smollm2-135m",
-            "data": {"train": str(ROOT / "examples" / "identity" / "identity.jsonl")},
-            "method": "full",
+            "data": {"train": str(ROOT / "examples" / "identity" / "identity.jsonl"), "validation": 20},
+            "method": method,
             "training": {
                 "max_steps": steps,
                 "optim": optim,
                 "logging_steps": 1,
+                "eval_strategy": "steps",
+                "eval_steps": steps,
                 "save_strategy": "no",
                 "callbacks": ["benchmarks.optimizers.Clock"],
             },
@@ -93,14 +100,14 @@ def one(name: str, steps: int, times: float) -> dict[str, Any]:
     from benchmarks.optimizers import Clock as Used  # the one that the run imported, not this program's
 
     return {
-        "learning_rate": rate,
+        "learning_rate": float(f"{rate:.3g}"),
         "optimizer_ms": round(1000 * statistics.median(Used.optimizer_seconds[1:]), 1),
         "first_ms": round(1000 * Used.optimizer_seconds[0], 1),
         "step_ms": round(1000 * statistics.median(Used.step_seconds[1:]), 1),
         "state_mib": round(Used.state_bytes / 2**20, 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "first_loss": round(statistics.mean(Used.losses[:4]), 3),
         "last_loss": round(statistics.mean(Used.losses[-4:]), 3),
+        "held_out_loss": round(Used.held_out, 3),
     }
 
 
@@ -159,12 +166,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train", type=int, default=0, metavar="STEPS", dest="steps")
     parser.add_argument("--only", default=",".join(OPTIMIZERS.names()))
-    parser.add_argument("--times", type=float, default=1.0)
+    parser.add_argument("--method", default="full")
+    parser.add_argument("--times", default="1", help="multiples of the recommended rate, with commas between")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # this is the process that is measured
     options = parser.parse_args()
     names = options.only.split(",")
     if options.here:
-        print(json.dumps(one(names[0], options.steps, options.times)))
+        print(json.dumps(one(names[0], options.steps, float(options.times), options.method)))
         return 0
     if not options.steps:
         result = {**step_alone(options.rounds, OPTIMIZERS.names()), "load": round(os.getloadavg()[0], 1)}
@@ -172,9 +180,9 @@ def main() -> int:
             print(name, values)
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
         return 0
-    for name in names:
-        command = [sys.executable, __file__, "--here", "--only", name]
-        command += ["--train", str(options.steps), "--times", str(options.times)]
+    for name, times in itertools.product(names, options.times.split(",")):
+        command = [sys.executable, __file__, "--here", "--only", name, "--method", options.method]
+        command += ["--train", str(options.steps), "--times", times]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:

@@ -67,7 +67,9 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     )
     roles: dict[str, Role] = {}
     for name, parameter in trained_parameters(model):
-        if parameter.ndim < 2 or name.endswith("bias") or id(parameter) in vectors:
+        # IA3 keeps its vectors as a row or a column; a module's weight of one row (a head of one label) is a matrix
+        flat = parameter.ndim < 2 or (max(parameter.shape) == parameter.numel() and not name.endswith("weight"))
+        if flat or name.endswith("bias") or id(parameter) in vectors:
             roles[name] = "vector"
         else:
             roles[name] = "embedding" if id(parameter) in embeddings else "matrix"

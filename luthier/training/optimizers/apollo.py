@@ -96,12 +96,17 @@ def projected(flat: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Ten
 
 
 def limited(update: Tensor, state: dict[str, Any], growth: float) -> Tensor:
-    """The update, scaled down where its norm has grown more than `growth` times since the step before."""
+    """The update, scaled down where its norm has grown more than `growth` times since the last one that was not zero.
+
+    Zero is no norm to grow from: LoRA's first factor has no gradient in its first step, nor has an expert that no token
+    came to, and both would stand still for good.
+    """
     norm = update.norm(dim=(-2, -1), keepdim=True)
     if "norm" in state:
-        allowed = norm.minimum(growth * state["norm"])
+        before = state["norm"]
+        allowed = norm.where(before == 0, norm.minimum(growth * before))
         update = update * (allowed / (norm + TINY))
-        norm = allowed
+        norm = before.where(allowed == 0, allowed)
     state["norm"] = norm
     return update
 

@@ -68,12 +68,32 @@ def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) ->
     from luthier.training.optimizers._rules import adam_direction
 
     def rule(flat: Tensor) -> Tensor:
-        if (state["step"] - 1) % group["update_proj_gap"] == 0:
-            state["projection"] = same_on_all_ranks(left_singular_vectors(flat, group["rank"]))
-        projection: Tensor = state["projection"]
+        projection = subspace(flat, state, group)
         return (projection @ adam_direction(projection.mT @ flat, state, group)).mul_(group["scale"])
 
     return _low_rank.on_short_side(gradient, rule)
+
+
+def subspace(flat: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """P of each matrix, found anew every update_proj_gap steps.
+
+    A matrix without a gradient at that moment (an expert that no token came to, LoRA's first factor in its first step)
+    keeps what it had, at first nothing, until a gradient comes.
+    """
+    if "projection" not in state:
+        state["projection"] = flat.new_zeros(*flat.shape[:-1], group["rank"])
+    projection: Tensor = state["projection"]
+    stack, kept = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (flat, projection))
+    if (state["step"] - 1) % group["update_proj_gap"] == 0:
+        state["sought"] = stack.new_ones(len(stack)).bool()
+    if "sought" in state:
+        found = state["sought"] & (stack != 0).any(dim=-1).any(dim=-1)
+        if found.any():
+            kept[found] = same_on_all_ranks(left_singular_vectors(stack[found], group["rank"]))
+        state["sought"] &= ~found
+        if not state["sought"].any():
+            del state["sought"]
+    return projection
 
 
 def left_singular_vectors(gradient: Tensor, rank: int) -> Tensor:

@@ -4,8 +4,8 @@
     D = 0.2 sqrt(max(m, n)) * NewtonSchulz(M)
 
 The factor gives the update the size that AdamW's has, so AdamW's rate and decay can be used (Liu et al. 2025,
-https://arxiv.org/abs/2502.16982, section 2.2). Embeddings, the head, vectors and stacks of experts are trained by AdamW,
-as the authors advise.
+https://arxiv.org/abs/2502.16982, section 2.2). Of a stack of experts each is made orthogonal by itself, as that paper
+does. Embeddings, the head, vectors and matrices of a single row or column are trained by AdamW, as the authors advise.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Options(OptimizerOptions):
     reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
 
 
-def _is_ours(role: Role, dimensions: int) -> bool:
-    return role == "matrix" and dimensions == 2
+def _is_ours(role: Role, shape: Sequence[int]) -> bool:
+    """A matrix or a stack of them; one with a side of 1, as a depthwise convolution's, has nothing to be orthogonal to."""
+    return role == "matrix" and len(shape) in (2, 3) and min(shape[-2:]) > 1
 
 
 def check(options: Options, parameters: Sequence[TrainedParameter]) -> None:
@@ -52,7 +53,7 @@ def check(options: Options, parameters: Sequence[TrainedParameter]) -> None:
     Raises:
         TrainingError: no matrix of a hidden layer is trained.
     """
-    if not any(_is_ours(parameter.role, len(parameter.shape)) for parameter in parameters):
+    if not any(_is_ours(parameter.role, parameter.shape) for parameter in parameters):
         raise TrainingError(
             "training.optim muon has nothing to do: this method trains no matrix of a hidden layer.",
             "Use optim: adamw, or a method that trains matrices, such as full or lora.",
@@ -61,9 +62,7 @@ def check(options: Options, parameters: Sequence[TrainedParameter]) -> None:
 
 def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int:
     """One momentum for a matrix, AdamW's two moments for the others."""
-    return sum(
-        parameter.bytes * (1 if _is_ours(parameter.role, len(parameter.shape)) else 2) for parameter in parameters
-    )
+    return sum(parameter.bytes * (1 if _is_ours(parameter.role, parameter.shape) else 2) for parameter in parameters)
 
 
 def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -74,11 +73,12 @@ def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) ->
     kept = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
     ahead = gradient.lerp(kept, momentum) if group["nesterov"] else kept
     update = newton_schulz(ahead, group["ns_steps"], group["precision"])
-    return update.mul_(ADAMW_RMS * max(gradient.shape) ** 0.5)
+    return update.mul_(ADAMW_RMS * max(gradient.shape[-2:]) ** 0.5)
 
 
 def newton_schulz(matrix: Tensor, steps: int, precision: str) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T: the singular values end between 0.7 and 1.2.
+    """About U V^T of the singular value decomposition U S V^T, for a matrix or each of a stack: the singular values end
+    between 0.7 and 1.2.
 
     X <- a X + (b A + c A^2) X,  A = X X^T, from X = matrix / |matrix|; the odd polynomial acts on the singular values
     alone.
@@ -86,13 +86,14 @@ def newton_schulz(matrix: Tensor, steps: int, precision: str) -> Tensor:
     import torch
 
     first, third, fifth = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
     found = matrix.to(getattr(torch, precision))
     found = found.mT if tall else found
-    found = found / found.norm().clamp(min=TINY)
+    found = found / found.norm(dim=(-2, -1), keepdim=True).clamp(min=TINY)
     for _ in range(steps):
         gram = found @ found.mT
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), found, beta=first)
+        found = product(found, product(gram, gram, gram, beta=third, alpha=fifth), found, beta=first)
     return (found.mT if tall else found).to(matrix.dtype)
 
 
@@ -113,6 +114,6 @@ def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate:
         training,
         groups,
         learning_rate,
-        lambda group, parameter: _is_ours(group["role"], parameter.ndim),
+        lambda group, parameter: _is_ours(group["role"], parameter.shape),
         lambda ours: PerParameter(ours, learning_rate, direction, **settings),
     )

@@ -60,6 +60,26 @@ def test_everything_trained_moves_and_nothing_else(name: str) -> None:
 
 
 @every
+def test_both_factors_of_lora_learn(name: str) -> None:
+    """The first factor has no gradient in its first step, for the second starts at zero."""
+    run = run_of(name, "lora")
+    trained = [n for n, parameter in run.model.named_parameters() if parameter.requires_grad]
+    before = run.weights()
+    losses = run.steps(12)
+    assert not set(same(run.weights(), before)) & set(trained)
+    assert losses[-1] < losses[0]
+    far = {
+        factor: max(_share_moved(run.weights()[n], before[n]) for n in trained if factor in n)
+        for factor in ("lora_A", "lora_B")
+    }
+    assert min(far.values()) > 1e-3, far
+
+
+def _share_moved(after: torch.Tensor, before: torch.Tensor) -> float:
+    return float((after - before).norm() / (1 + before.norm()))
+
+
+@every
 def test_a_rate_of_zero_moves_nothing(name: str) -> None:
     run = run_of(name, weight_decay=0.1)
     for group in run.optimizer.param_groups:

@@ -178,6 +178,36 @@ def test_stacks_of_experts_are_projected_each() -> None:
         torch.testing.assert_close(stacked[expert], alone)
 
 
+@pytest.mark.parametrize("name", ["galore", "apollo"])
+def test_a_matrix_without_a_gradient_at_first_learns_as_if_it_began_then(name: str) -> None:
+    """An expert that no token comes to for two steps, with LoRA the first factor in one: not held still by apollo's limit on
+    the norm's growth from zero, nor by galore in directions that no gradient chose. Of a stack, the other one goes on."""
+    options = {"rank": 3, "update_proj_gap": 50}
+    gradients = [drawn(2, 5, 8, seed=step) for step in range(1, 8)]
+    for gradient in gradients[:2]:
+        gradient[1] = 0.0
+    gradients[4][1] = 0.0
+    start = drawn(2, 5, 8)
+    parameter = nn.Parameter(start.clone())
+    optimizer = optimizer_of(training_of(name, options), [parameter])
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    moves = []
+    for gradient in gradients:
+        before = parameter.detach().clone()
+        moves.append((follow(optimizer, parameter, [gradient]) - before).norm(dim=(-2, -1)))
+    moved_SE = torch.stack(moves)
+    assert (moved_SE[:2, 1] == 0).all()
+    assert (moved_SE[[2, 3, 5, 6], 1] > 0.1 * moved_SE[0, 0]).all()
+    assert (moved_SE[:, 0] > 0.1 * moved_SE[0, 0]).all()
+    if name == "galore":
+        for expert, step in ((0, 0), (1, 2)):
+            expected = torch.linalg.svd(gradients[step][expert]).U[:, :3]
+            found = optimizer.state[parameter]["projection"][expert]
+            torch.testing.assert_close(found @ found.T, expected @ expected.T)
+        assert "sought" not in optimizer.state[parameter]
+
+
 # apollo
 
 
@@ -266,6 +296,22 @@ def test_muon_is_torchs(shape: tuple[int, int], nesterov: bool, monkeypatch: pyt
         monkeypatch.setattr(muon, "fast_precisions", lambda device, found=precisions: found)
         found = ours("muon", start, gradients, {"nesterov": nesterov})
         assert (found - expected).norm() <= tolerance * (expected - start).norm()
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 10), (3, 10, 6)])
+def test_muon_makes_each_expert_orthogonal_by_itself(shape: tuple[int, ...]) -> None:
+    start, gradients = drawn(*shape), [drawn(*shape, seed=step) for step in range(1, 4)]
+    stacked = ours("muon", start, gradients)
+    for expert in range(shape[0]):
+        alone = ours("muon", start[expert], [gradient[expert] for gradient in gradients])
+        torch.testing.assert_close(stacked[expert], alone)
+
+
+def test_a_single_row_beside_muon_is_adamws() -> None:
+    """Made orthogonal it would only be scaled, and a depthwise convolution's kernels with it."""
+    for shape in ((1, 8), (8, 1), (6, 1, 4)):
+        start, gradients = drawn(*shape), [drawn(*shape, seed=step) for step in range(1, 4)]
+        torch.testing.assert_close(ours("muon", start, gradients), adamw(start, gradients))
 
 
 def test_what_is_no_hidden_matrix_is_trained_by_adamw() -> None:
@@ -398,6 +444,27 @@ def test_looking_at_schedule_frees_average_changes_nothing() -> None:
         to_evaluation(optimizer)
         ends.append(parameter.detach().clone())
     assert torch.equal(*ends)
+
+
+# parameter groups
+
+
+@pytest.mark.parametrize(
+    ("method", "vectors", "matrices"),
+    [
+        ("full", ["input_layernorm.weight", "model.norm.weight"], ["q_proj.weight", "down_proj.weight"]),
+        ("ia3", ["ia3_l"], []),
+        ("lora", [], ["lora_A.default.weight", "lora_B.default.weight"]),
+        ("adapter", ["bottleneck.down.bias"], ["bottleneck.down.weight"]),
+    ],
+)
+def test_vectors_do_not_decay(method: str, vectors: list[str], matrices: list[str]) -> None:
+    """IA3's are kept as a row or a column: they scale, start at one, and decay would switch layers off."""
+    run = TinyRun(config_of("adamw", weight_decay=0.1), method)
+    decays = {n: g["weight_decay"] for g in run.optimizer.param_groups for n in g["param_names"]}
+    for names, expected in ((vectors, 0.0), (matrices, 0.1)):
+        for part in names:
+            assert {decay for n, decay in decays.items() if part in n} == {expected}, part
 
 
 # what does not fit
