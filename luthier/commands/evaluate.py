@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.commands.predict import entry_of, predict
+from luthier.commands.predict import entry_of, open_engine, predict
 from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
 from luthier.data.records import Record
 from luthier.data.rejecting import refuse
+from luthier.evaluation.engine import Engine
+from luthier.evaluation.engines.transformers import TransformersEngine
 from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
@@ -187,15 +189,18 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
     parts: list[dict[str, Any]] = []
     remarks: list[str] = []
     reasons: Counter[str] = Counter()
-    if model is not None and asked.take_loss and asked.predictions is None and asked.engine == "transformers":
-        reading = _reading_of(model, sources, asked)
+    engine: Engine | None = None
+    if model is not None and asked.predictions is None:
+        engine = open_engine(asked.engine, model, asked.template, None, asked.trust_remote_code, say)
+    if model is not None and asked.take_loss and isinstance(engine, TransformersEngine):
+        reading = _reading_of(model, sources, asked, engine)
         if isinstance(reading, str):
             remarks.append(reading)
         else:
             rows, parts, loss = _losses(reading, sources, asked, say)
             measured.append(loss)
     if asked.writes:
-        answered = _answered(model, sources, asked, say)
+        answered = _answered(model, engine, sources, asked, say)
         reasons.update(str(row.get("finish_reason", "unknown")) for row in answered)
         rows = _joined(rows, answered, remarks)
         texts = [TextRow(row["prediction"], row["reference"], row.pop("prompt", "")) for row in answered]
@@ -217,14 +222,22 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
     return Evaluated(name, "text", parts, numbers, rows, _settings(asked), reasons, remarks)
 
 
-def _reading_of(model: ModelConfig, sources: Sources, asked: Asked) -> Reading | str:
-    """The model opened for its loss, or why these rows have none."""
+def _reading_of(model: ModelConfig, sources: Sources, asked: Asked, engine: TransformersEngine) -> Reading | str:
+    """The engine's model opened for its loss, or why these rows have none."""
     from luthier.commands.reading import open_reading, why_no_loss
 
     reason = why_no_loss(sources.records)
     if reason:
         return reason
-    return open_reading(model, sources.records, None, asked.template, asked.cutoff_length, asked.trust_remote_code)
+    return open_reading(
+        model,
+        sources.records,
+        None,
+        asked.template,
+        asked.cutoff_length,
+        asked.trust_remote_code,
+        lambda: engine.open().model,
+    )
 
 
 def _losses(
@@ -249,7 +262,7 @@ def _source(name: str, rows: int, targets: float, loss: float, *, perplexity: bo
 
 
 def _answered(
-    model: ModelConfig | None, sources: Sources, asked: Asked, say: Callable[[str], None]
+    model: ModelConfig | None, engine: Engine | None, sources: Sources, asked: Asked, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Rows with prediction, reference and prompt: answered now, or read from a file of answers.
 
@@ -259,7 +272,7 @@ def _answered(
     if asked.predictions is not None:
         lines = read_lines(asked.predictions)
     else:
-        assert model is not None
+        assert model is not None and engine is not None
         with tempfile.TemporaryDirectory() as scratch:
             out = predictions_path(asked.out) if asked.out is not None else Path(scratch) / "predictions.jsonl"
             predict(
@@ -267,10 +280,8 @@ def _answered(
                 sources.entries,
                 out,
                 asked.generation,
-                engine=asked.engine,
-                template=asked.template,
+                engine=engine,
                 overwrite=asked.overwrite,
-                trust_remote_code=asked.trust_remote_code,
                 say=say,
             )
             lines = read_lines(out)

@@ -57,7 +57,7 @@ def predict(
     out: str | Path,
     settings: GenerationSettings | None = None,
     *,
-    engine: str | Mapping[str, Any] = "transformers",
+    engine: str | Mapping[str, Any] | Engine = "transformers",
     template: str = "auto",
     keep_prompts: bool = False,
     overwrite: bool = False,
@@ -71,7 +71,7 @@ def predict(
         model: a model, a run, a checkpoint or an adapter; of the engine openai, what the server calls it.
         data: entries as in a config's data.train.
         out: JSON lines, see `line_of`. It appears whole; until then OUT.partial holds what is finished.
-        engine: its name, or a mapping with its options.
+        engine: its name, a mapping with its options, or one that is open.
         keep_prompts: write each row's prompt too.
         overwrite: start anew where `out`, or a part of it, is there.
 
@@ -98,18 +98,20 @@ def predict(
 
 
 def open_engine(
-    engine: str | Mapping[str, Any],
+    engine: str | Mapping[str, Any] | Engine,
     model: str | ModelConfig,
     template: str = "auto",
     placement: Placement | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = say,
 ) -> Engine:
-    """An engine for a model.
+    """An engine for a model; one that is open already stays as it is.
 
     Raises:
         UserError: no such engine, options that it refuses, a model that it can't find.
     """
+    if not isinstance(engine, (str, Mapping)):
+        return engine
     given = {"name": engine} if isinstance(engine, str) else dict(engine)
     plugin = GENERATION_ENGINES.load(given["name"])
     options = checked(plugin.Options, given, f"the engine {given['name']}")

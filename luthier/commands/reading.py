@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from luthier.data.examples import TokenizedExample
 from luthier.data.preparing import choose_encoder
 from luthier.data.records import Conversation, Document, Labelled, Record
 from luthier.data.rejecting import refuse
+from luthier.evaluation.opening import open_weights
 from luthier.foundation.devices import choose_device
 from luthier.foundation.errors import DataError
 from luthier.foundation.progress import progress_bar
@@ -103,8 +105,12 @@ def open_reading(
     template: str,
     cutoff_length: int,
     trust_remote_code: bool,
+    weights: Callable[[], Any] | None = None,
 ) -> Reading:
     """Read a model's weights, and choose encoder and stage by its head, its run or the rows' kind.
+
+    Args:
+        weights: gives the model where something else has it too; it is left as it is.
 
     Raises:
         UserError: model, template or rows that can't be used.
@@ -120,13 +126,16 @@ def open_reading(
     settings = {**stage.encoder_options, **({"labels": labels} if labels else {})}
     encoder = choose_encoder(data, tokenizer, stage.encoder, settings, renderer)
     stage.know(labels)
-    device = choose_device()
-    loading.check_quantization(source, device, training=False)
-    dtype = loading.choose_dtype("auto", config, device)
-    read = loading.load(source, dtype, device=device, trust_remote_code=trust_remote_code).eval()
+    read = beside(weights()) if weights else open_weights(source, trust_remote_code=trust_remote_code)[0]
     loading.grow_embeddings(read, tokenizer)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused)
-    return Reading(stage, encoder, scorer.to(device), cutoff_length)
+    return Reading(stage, encoder, scorer.to(choose_device()), cutoff_length)
+
+
+def beside(model: Any) -> Any:
+    """The same model with the same tensors, in modules of its own: a Scorer changes those that it is given."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, tensors)
 
 
 def _stage(model: ModelConfig, records: Sequence[Sequence[Record]], head: SequenceHead | None) -> Stage:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from luthier.cli import main
 from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.predict import predict
+from luthier.commands.reading import beside
 from luthier.config.generation_section import GenerationSettings
 from luthier.data.records import Message
 from luthier.data.rendering import Renderer
@@ -25,6 +26,7 @@ from luthier.evaluation.comparison import compare
 from luthier.evaluation.comparison_page import comparison_page
 from luthier.evaluation.statistics import Drawing
 from luthier.foundation.errors import ConfigError, UserError
+from luthier.model import loading
 from luthier.model.loading import tokenizer_at
 from tests.classify import labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder
@@ -94,6 +96,42 @@ def test_answers_are_generated_measured_and_taken_again(
     assert main(arguments) == 2
     assert "is there already" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_loss_and_answers_read_the_weights_once(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.commands.train import train
+
+    train(config_for(tiny_llama, rows, tmp_path / "run", max_steps=2))
+    load, calls = loading.load, []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(args)
+        return load(*args, **more)
+
+    monkeypatch.setattr(loading, "load", counted)
+    run, asked = str(tmp_path / "run"), {"how": FEW, "generation": SHORT}
+    both = evaluate(run, [str(rows)], Asked(metrics=["chrf"], **asked))
+    assert len(calls) == 1
+    loss = evaluate(run, [str(rows)], Asked(how=FEW))
+    answers = evaluate(run, [str(rows)], Asked(metrics=["chrf"], take_loss=False, **asked))
+    assert [number.name for number in both.numbers] == ["loss", "chrf"]
+    assert both.numbers == [*loss.numbers, *answers.numbers]
+    assert [row["prediction"] for row in both.rows] == [row["prediction"] for row in answers.rows]
+
+
+def test_a_model_beside_another_shares_its_tensors_and_no_module(tiny_llama: Path) -> None:
+    read = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    found = beside(read)
+    pairs = [
+        *zip(read.parameters(), found.parameters(), strict=True),
+        *zip(read.buffers(), found.buffers(), strict=True),
+    ]
+    assert pairs and all(own is other for own, other in pairs)
+    assert not set(map(id, read.modules())) & set(map(id, found.modules()))
+    found.set_attn_implementation("eager")
+    assert read.config._attn_implementation == "sdpa"
 
 
 def test_a_classifier_is_measured_as_its_run_measured_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
