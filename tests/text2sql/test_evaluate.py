@@ -259,6 +259,32 @@ def test_json_of_rows_and_of_conversations(files: Path) -> None:
     assert verdicts(spoken) == [(1, 1)] * 4 and spoken.summary["conversations"]["count"] == 2
 
 
+def test_lines_of_json_are_judged_one_by_one(files: Path) -> None:
+    lines = [json.dumps(GOLD[0]), "{broken", "", json.dumps({"prediction": f"{GOLD[3]}\u2028"}, ensure_ascii=False)]
+    result = run(files, "\n".join(lines), name="pred.jsonl")
+    assert verdicts(result) == [(1, 1), (0, 0), (0, 0), (1, 1)] and not result.notes
+    assert reasons(result)[1].startswith("the line is no JSON: ") and reasons(result)[2] == "the prediction is empty"
+    spaced = run(files, "\n\n".join(json.dumps(query) for query in GOLD), name="pred.jsonl")
+    assert verdicts(spaced) == [(1, 1)] * 4
+    octets = run(files, b'"SELECT \xed"\n' + json.dumps(GOLD[1]).encode(), name="pred.jsonl")
+    assert reasons(octets)[0] == "the prediction is no UTF-8: byte 0xed at its place 9"
+
+
+def test_half_a_character_is_no_text(files: Path) -> None:
+    page = files / "page.html"
+    result = run(files, '["SELECT \\ud800", null]', name="pred.json", html=page)
+    assert verdicts(result) == [(0, 0)] * 4 and "half a character" in reasons(result)[0]
+    assert "half a character" in page.read_text()
+
+
+def test_numbered_predictions_keep_their_numbers(files: Path) -> None:
+    numbered = {"3": GOLD[3], "1": GOLD[1], "12": "SELECT 1"}
+    result = run(files, json.dumps(numbered), name="pred.json")
+    assert verdicts(result) == [(0, 0), (1, 1), (0, 0), (1, 1)]
+    assert reasons(result)[0] == f"no prediction: {files / 'pred.json'} has no number 0"
+    assert "of other numbers than 0 to 3, which were not looked at: ['12']" in result.notes[0]
+
+
 def test_bird(files: Path) -> None:
     queries = ["SELECT Creation FROM department", "SELECT name FROM head", "SELECT name, age FROM head", "SELECT 1"]
     rows = [
@@ -312,6 +338,8 @@ def test_other_files_that_are_of_no_use(files: Path) -> None:
         run(files, "SELECT 1", gold=files / "gold.json")
     with pytest.raises(UserError, match="the predictions file"):
         evaluate(files / "gold.sql", files / "absent.sql", files / "database", files / "tables.json")
+    with pytest.raises(DataError, match="is a folder"):
+        run(files, "SELECT 1", gold=files / "database")
     with pytest.raises(UserError, match="is no folder"):
         evaluate(files / "gold.sql", files / "gold.sql", files / "absent", files / "tables.json")
     with pytest.raises(UserError, match="--tables is missing"):

@@ -66,10 +66,13 @@ def read_pairs(gold: Path, predicted: Path) -> Pairs:
     Raises:
         UserError: a file is missing. DataError: a row of the gold file can't be used, or there is none.
     """
+    for path in (gold, predicted):
+        if path.is_dir():
+            raise DataError(f"{path} is a folder.", "Name the file of queries in it.")
     rows = _gold(need_file(gold, "the gold file"))
     if not rows:
         raise DataError(f"{gold} holds no query.", "Is it the file of gold queries?")
-    if not predicted.exists():
+    if not predicted.exists() or predicted.stat().st_size:  # an empty file is one without predictions
         need_file(predicted, "the predictions file")
     predictions, notes = _predictions(predicted, rows)
     return Pairs(tuple(row for row in rows if row is not None), tuple(predictions), tuple(notes))
@@ -132,16 +135,27 @@ def _gold_row(row: Any, place: str, session: int = 0, turn: int = 1) -> GoldQuer
 
 
 def _json_rows(path: Path) -> Sequence[Any]:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        value = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}.", "A file of lines must not be named .json or .jsonl.") from error
-    if isinstance(value, dict):  # BIRD: by number
-        return [value[key] for key in sorted(value, key=lambda key: (len(key), key))]
+    """The rows of a JSON or JSONL file."""
+    if path.suffix == ".jsonl":
+        return [_json(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), 1) if line.strip()]
+    value = _json(path.read_bytes(), str(path))
+    if _numbered(value):
+        return [value[key] for key in sorted(value, key=int)]
     return value if isinstance(value, list) else [value]
+
+
+def _json(content: bytes, place: str) -> Any:
+    try:
+        return json.loads(content.decode("utf-8-sig", errors="replace"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place} is no JSON: {error}.", "A file of lines must not be named .json or .jsonl."
+        ) from error
+
+
+def _numbered(value: Any) -> bool:
+    """Whether these are BIRD's rows: an object with a number for each."""
+    return isinstance(value, dict) and bool(value) and all(key.isdecimal() for key in value)
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -153,12 +167,16 @@ def _lines(path: Path) -> list[bytes]:
 def _predictions(path: Path, rows: Sequence[GoldQuery | None]) -> tuple[list[Prediction], list[str]]:
     """One for each gold query."""
     count = sum(row is not None for row in rows)
-    if path.suffix in (".json", ".jsonl"):
-        found = [_predicted_row(row) for row in _json_rows(path)]
-        return _fitted(found, count, path, "row")
+    if path.suffix == ".json":
+        return _predictions_of_json(_json(path.read_bytes(), str(path)), count, path)
     lines = _lines(path)
     while lines and not lines[-1].strip():
         lines.pop()
+    if path.suffix == ".jsonl":
+        filled = [line for line in lines if line.strip()]
+        return _fitted(
+            [_predicted_json(line) for line in (filled if len(filled) == count else lines)], count, path, "line"
+        )
     if None not in rows:
         return _fitted([_predicted_line(line) for line in lines], count, path, "line")
     if len(lines) == len(rows):  # place by place: a blank line is an empty prediction where the gold file has a query
@@ -166,6 +184,25 @@ def _predictions(path: Path, rows: Sequence[GoldQuery | None]) -> tuple[list[Pre
     if all(line.strip() for line in lines):
         return _fitted([_predicted_line(line) for line in lines], count, path, "line")
     return _by_conversation(lines, rows, path)
+
+
+def _predictions_of_json(value: Any, count: int, path: Path) -> tuple[list[Prediction], list[str]]:
+    if not _numbered(value):
+        return _fitted(
+            [_predicted_row(row) for row in (value if isinstance(value, list) else [value])], count, path, "row"
+        )
+    found = [
+        _predicted_row(value[str(number)])
+        if str(number) in value
+        else Prediction("", f"no prediction: {path} has no number {number}")
+        for number in range(count)
+    ]
+    rest = value.keys() - set(map(str, range(count)))
+    if not rest:
+        return found, []
+    return found, [
+        f"{path} has predictions of other numbers than 0 to {count - 1}, which were not looked at: {sorted(rest)[:5]}"
+    ]
 
 
 def _by_conversation(
@@ -213,14 +250,29 @@ def _fitted(found: list[Prediction], count: int, path: Path, unit: str) -> tuple
 
 
 def _predicted_line(line: bytes) -> Prediction:
+    if problem := _no_utf8(line):
+        return Prediction(line.decode("utf-8", errors="replace").strip().split("\t")[0], problem)
+    return _predicted(line.decode("utf-8").strip().split("\t")[0])
+
+
+def _predicted_json(line: bytes) -> Prediction:
+    """Of a line of JSON."""
+    problem = _no_utf8(line) or ("" if line.strip() else "the prediction is empty")
+    if problem:
+        return Prediction(line.decode("utf-8", errors="replace").strip(), problem)
     try:
-        text = line.decode("utf-8")
+        return _predicted_row(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return Prediction(line.decode("utf-8").strip(), f"the line is no JSON: {error}")
+
+
+def _no_utf8(line: bytes) -> str:
+    """Why a line is no text; empty where it is one."""
+    try:
+        line.decode("utf-8")
     except UnicodeDecodeError as error:
-        shown = line.decode("utf-8", errors="replace").strip().split("\t")[0]
-        return Prediction(
-            shown, f"the prediction is no UTF-8: byte {line[error.start]:#04x} at its place {error.start + 1}"
-        )
-    return _predicted(text.strip().split("\t")[0])
+        return f"the prediction is no UTF-8: byte {line[error.start]:#04x} at its place {error.start + 1}"
+    return ""
 
 
 def _predicted_row(row: Any) -> Prediction:
@@ -233,4 +285,7 @@ def _predicted_row(row: Any) -> Prediction:
 
 def _predicted(text: str) -> Prediction:
     query = text.strip()
+    whole = query.encode("utf-8", errors="replace").decode("utf-8")
+    if whole != query:
+        return Prediction(whole, "the prediction is no UTF-8: JSON's \\u escapes in it make half a character")
     return Prediction(query) if query else Prediction("", "the prediction is empty")
