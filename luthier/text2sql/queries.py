@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import re
 
+from luthier.text2sql.evaluation.execution import STATEMENT
+
 NO_QUERY = "-- no query"  # stands for an empty answer: in files of queries a blank line is a separator to other tools
-_FENCED = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# a fence's first line may name a language; on one line with the query it is sql if it is any
+_FENCED = re.compile(
+    r"```(?:[ \t]*(?!(?:select|with)\b)\w*[ \t]*\n|[ \t]*sql(?:ite)?\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
+)
+# where a statement may begin: on a line of its own, perhaps behind words and a colon (`SQL query: SELECT ...`)
+_LINE_BEGINNING = re.compile(r"^[ \t]*(?:[\w ]{1,30}:[ \t]*)?", re.MULTILINE)
+_BRACKETS = re.compile(r"[\s(]*")
 _LINE_END = re.compile(r"\r\n?|\n")
 # what is one piece of SQL and may hold what looks like another: literals and quoted names (a quote of the same kind is
 # doubled), comments; then a semicolon, which ends the query, and line breaks
@@ -16,13 +24,22 @@ _PIECE = re.compile(
 )
 
 
+def _without_preface(text: str) -> str:
+    """From the first line on that begins with a statement; the whole where none does."""
+    for line in _LINE_BEGINNING.finditer(text):
+        brackets = _BRACKETS.match(text, line.end())
+        if STATEMENT.match(text, brackets.end() if brackets else line.end()):
+            return text[line.end() :]
+    return text
+
+
 def query_in(answer: str) -> str:
     """The first query of an answer without code fences, comments and line breaks, and what stands after its semicolon.
 
     An answer without a query becomes `NO_QUERY`.
     """
     fenced = _FENCED.search(answer)
-    text = fenced.group(1) if fenced else answer
+    text = _without_preface(fenced.group(1) if fenced else answer)
     parts: list[str] = []
     position = 0
     for found in _PIECE.finditer(text):

@@ -23,7 +23,7 @@ _LEXEME = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 # how statements begin; prose may begin with one of these words, too (`With this query ...`)
-_STATEMENT = re.compile(
+STATEMENT = re.compile(
     r"""
     (?>\s|--[^\n]*|/\*.*?\*/)*+
     (?: select\b | values\s*\( | with\s+(?:recursive\s+)?\w+\s*(?:\(|as\b) | explain\s+(?:query\s+plan\s+)?(?:select|with)\b
@@ -64,7 +64,7 @@ def runnable(query: str) -> str:
 def several_statements(query: str) -> bool:
     """Whether a second statement, and no mere text, stands behind the first semicolon."""
     lexemes = _lexemes(query)
-    return _STATEMENT.match("".join(lexemes[len(first_statement(lexemes)) :])) is not None
+    return STATEMENT.match("".join(lexemes[len(first_statement(lexemes)) :])) is not None
 
 
 def _lexemes(query: str) -> list[str]:
