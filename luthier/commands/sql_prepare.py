@@ -38,9 +38,8 @@ class PreparedResult:
 
     def text(self) -> str:
         """For the terminal."""
-        lines = [
-            f"{self.out}: {self.rows:,} rows on {self.databases:,} databases (layout {self.layout}, style {self.style})"
-        ]
+        databases = f"{self.databases:,} database{'' if self.databases == 1 else 's'}"
+        lines = [f"{self.out}: {self.rows:,} rows on {databases} (layout {self.layout}, style {self.style})"]
         if self.rejected:
             lines.append(f"{self.rejected:,} rows left out: {self.rejected_file} says why")
         return "\n".join(lines)
