@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,21 @@ from luthier.config.yaml_text import commented, flow
 from luthier.foundation.errors import UserError
 from luthier.foundation.files import human_bytes, write_text
 from luthier.foundation.progress import say
-from luthier.planning.auto import Choice, Facts, Prediction, choose
-from luthier.planning.fitting import fit, minutes_of, run_seconds, within
+from luthier.planning.auto import Choice, Prediction, choose, tokens_of_a_step
+from luthier.planning.budget import Budget, minutes_of, run_seconds, scoring_after, within
+from luthier.planning.fitting import fit
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from luthier.planning.planner import Planner
 
 SECTIONS = ("data", "training")
 # above this many minutes a person may want to know about --budget
 LONG_MINUTES = 30
 # of a run's other parts, on a processor
-START_SECONDS = 8.0
-ROWS_PER_SECOND = 3000
+WRITING_SECONDS = 8.0
 BYTES_PER_SECOND = 200e6
-BUDGET_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,38 @@ def auto(
             f"{file} is there already.",
             f"Train it as it is with `luthier train {shlex.quote(str(file))}`, go on with --resume, or choose anew with --overwrite.",
         )
-    result = _chosen(model, data, folder, file, budget, trust_remote_code)
+    result, scoring = _chosen(model, data, folder, file, budget, trust_remote_code)
     if dry_run:
         return result
     if budget is None and result.seconds > 60 * LONG_MINUTES:
         say(
             f"That takes {minutes_of(result.seconds)}; Ctrl-C stops it, and --budget MINUTES makes a shorter run of it."
         )
-    return _trained(result, resume, overwrite, trust_remote_code)
+    if budget is None:
+        return _trained(result, resume, overwrite, trust_remote_code)
+    from luthier.training.deadline import Deadline
+
+    deadline = Deadline(time.monotonic() + 60 * budget - _gone(), scoring, WRITING_SECONDS)
+    result = _trained(result, resume, overwrite, trust_remote_code, [deadline])
+    if deadline.stopped_after is not None:
+        say(
+            f"The budget was used up after step {deadline.stopped_after}, sooner than predicted: final/ is what was learnt "
+            f"until then. `luthier train {shlex.quote(str(file))} --overwrite` trains the whole of it."
+        )
+    return result
+
+
+def _gone() -> float:
+    """Seconds since this program began."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def _chosen(
     model: str, data: str, folder: Path, file: Path, budget: float | None, trust_remote_code: bool
-) -> AutoResult:
-    """Look, choose, and write the config."""
+) -> tuple[AutoResult, float]:
+    """Look, choose, and write the config; also what is scored after the last step, in steps that take as long."""
     from luthier.commands.looking import look
 
     facts = look(model, data, trust_remote_code=trust_remote_code)
@@ -128,9 +147,11 @@ def _chosen(
             raise UserError(f"--budget needs a prediction: {error}.", "Leave it out.") from error
         say(f"Whether the run fits is not known: {error}.")
         found = Prediction(0, 0.0)
+    per_token = found.seconds_per_step / tokens_of_a_step(facts, choices)
     if budget is not None:
-        choices = within(facts, choices, found.seconds_per_step, _left(budget, facts))
-    seconds = run_seconds(facts, choices, found.seconds_per_step)
+        to_come = predict.set_up_seconds + 4 * facts.parameters / BYTES_PER_SECOND + WRITING_SECONDS
+        choices = within(facts, choices, per_token, Budget(budget, _gone(), to_come))
+    seconds = run_seconds(facts, choices, per_token)
     head = [
         f"Chosen by `luthier auto {shlex.join([model, data])}`; docs/auto.md states the rules.",
         f"Change what you like, and train it: luthier train {shlex.quote(str(file))}",
@@ -145,27 +166,26 @@ def _chosen(
     write_text(file, text)
     say(text.rstrip())
     say(f"Written to {file}.")
-    return AutoResult(str(file), choices, found.peak_bytes, seconds, None)
+    return AutoResult(str(file), choices, found.peak_bytes, seconds, None), scoring_after(facts, choices)
 
 
-def _left(budget: float, facts: Facts) -> float:
-    """Seconds of a budget (minutes) that training and evaluations may take.
-
-    Looking and planning have had theirs. Rows are still to be tokenized and weights to be read, written and hashed; and a
-    prediction is good to a sixth or so.
-    """
-    import psutil
-
-    gone = time.time() - psutil.Process().create_time()
-    to_come = START_SECONDS + facts.rows / ROWS_PER_SECOND + 4 * facts.parameters / BYTES_PER_SECOND
-    return BUDGET_SHARE * (60 * budget - gone - to_come)
-
-
-def _trained(chosen: AutoResult, resume: bool, overwrite: bool, trust_remote_code: bool) -> AutoResult:
+def _trained(
+    chosen: AutoResult,
+    resume: bool,
+    overwrite: bool,
+    trust_remote_code: bool,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> AutoResult:
     """Train the file, and take the evaluations out of the run's history."""
     from luthier.commands.train import train
 
-    result = train(chosen.config, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    result = train(
+        chosen.config,
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        callbacks=callbacks,
+    )
     evaluations = tuple(
         {key: value for key, value in line.items() if key == "step" or (key.startswith("eval_") and not _timing(key))}
         for line in result.history
@@ -179,10 +199,15 @@ class UnforeseenError(Exception):
 
 
 class Predictor:
-    """Memory and time of one run under several configs, as `luthier plan` reckons them."""
+    """Memory and time of one run under several configs, as `luthier plan` reckons them.
+
+    Attributes:
+        set_up_seconds: what reading and tokenizing all rows took, as the run will do again.
+    """
 
     def __init__(self, trust_remote_code: bool) -> None:
         self.trust_remote_code = trust_remote_code
+        self.set_up_seconds = 0.0
         self._planner: Planner | None = None
 
     def __call__(self, choices: tuple[Choice, ...]) -> Prediction:
@@ -200,8 +225,10 @@ class Predictor:
 
         config = load(_nested(choices))
         if self._planner is None:  # rows are tokenized once, for the run too
+            began = time.monotonic()
             setup = set_up(config, trust_remote_code=self.trust_remote_code, say=_unsaid)
             self._planner = Planner(Subject.of(setup))
+            self.set_up_seconds = time.monotonic() - began
         found = self._planner.plan(config, with_time=with_time)
         if found.memory is None or (with_time and found.time is None):
             raise UnforeseenError("; ".join(found.remarks))

@@ -20,6 +20,8 @@ from luthier.foundation.progress import TrainingProgress, say
 from luthier.foundation.ranks import is_launched
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from luthier.commands.setup import Setup
     from luthier.training.checkpoints import Checkpoint, Checkpoints
     from luthier.training.engine import Engine
@@ -69,8 +71,13 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Train a model as a config says; see `luthier.train`."""
+    """Train a model as a config says; see `luthier.train`.
+
+    Args:
+        callbacks: beside the config's own.
+    """
     config = refusals.read(source, overrides)
     folder = Path(config.output_dir)
     command = command_line(source, overrides)
@@ -96,7 +103,7 @@ def train(
     # one rank keeps the folder to the run; the others follow it
     with run_folder.locked(folder) if engine.rank == 0 else nullcontext():
         claim = Claim(folder, command, resume, overwrite)
-        result = _train(setup, engine, claim, trust_remote_code=trust_remote_code)
+        result = _train(setup, engine, claim, callbacks, trust_remote_code=trust_remote_code)
     engine.close()
     return result
 
@@ -111,7 +118,9 @@ class Claim:
     overwrite: bool
 
 
-def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: bool) -> TrainResult:
+def _train(
+    setup: Setup, engine: Engine, claim: Claim, more: Sequence[TrainerCallback], *, trust_remote_code: bool
+) -> TrainResult:
     """Take the folder up, put the run together, and fit."""
     from luthier.commands.assembly import assemble
     from luthier.training.callbacks import make_callbacks
@@ -121,7 +130,7 @@ def _train(setup: Setup, engine: Engine, claim: Claim, *, trust_remote_code: boo
     from luthier.training.saving import restore
 
     config, folder, again = setup.config, claim.folder, resuming(claim.command)
-    callbacks = make_callbacks(config)
+    callbacks = [*make_callbacks(config), *more]
     fingerprints, hardware = identity(setup, engine)
     checkpoints = Checkpoints(folder / "checkpoints", config.training.save_total_limit, fingerprints)
     taken = engine.lead(lambda: _take_up(setup, claim, checkpoints, hardware))

@@ -223,22 +223,35 @@ def _rounded(value: float) -> float:
     return round(value, digits)
 
 
-def all_rows(facts: Facts) -> int:
+def held_share(facts: Facts, held_out: float | int | None) -> float:
+    """The share of the rows, or texts, that is held out: `data.validation` is a share, or counts them."""
+    held_out = held_out or 0
+    return min(1.0, held_out / facts.rows) if held_out >= 1 else held_out
+
+
+def all_rows(facts: Facts, choices: tuple[Choice, ...] = ()) -> int:
     """Rows, or blocks of text, held-out ones among them."""
-    return max(1, facts.trained_tokens // _cutoff(facts)[0]) if facts.kind == "text" else facts.rows
+    length = value_of(choices, "data.cutoff_length") or _cutoff(facts)[0]
+    return max(1, facts.trained_tokens // length) if facts.kind == "text" else facts.rows
 
 
-def trained_rows(facts: Facts, held_out: float | int | None) -> int:
+def trained_rows(facts: Facts, held_out: float | int | None, choices: tuple[Choice, ...] = ()) -> int:
     """Rows, or blocks of text, that an epoch has."""
-    rows, share = all_rows(facts), held_out or 0
-    return max(1, int(rows - (share if share >= 1 else rows * share)))
+    rows = all_rows(facts, choices)
+    return max(1, round(rows - rows * held_share(facts, held_out)))
+
+
+def batch_for(rows: int, least: int = 4) -> int:
+    """Rows of a step: a power of two near a twenty-fifth of an epoch's."""
+    most = 16 if rows < 5_000 else 32 if rows < 50_000 else 64
+    near: int = 2 ** int(math.log2(max(1, rows / 25)))
+    return min(most, max(least, near))
 
 
 def _steps(facts: Facts) -> list[Choice]:
     held_out = _held_out(facts)
     rows = trained_rows(facts, held_out[0].value if held_out else None)
-    most = 16 if rows < 5_000 else 32 if rows < 50_000 else 64
-    batch = min(most, max(4, 2 ** int(math.log2(max(1, rows / 25)))))
+    batch = batch_for(rows)
     epochs = 6 if rows < 200 else 3 if rows < 5_000 else 2 if rows < 50_000 else 1
     if facts.kind == "text" and rows < 5_000:
         epochs = 3
@@ -285,15 +298,31 @@ def total_steps(facts: Facts, choices: tuple[Choice, ...]) -> int:
     most: int = value_of(choices, "training.max_steps", -1)
     if most > 0:
         return most
-    rows = taken_share(facts, choices) * trained_rows(facts, value_of(choices, "data.validation"))
+    rows = taken_share(facts, choices) * trained_rows(facts, value_of(choices, "data.validation"), choices)
     epochs: float = value_of(choices, "training.num_train_epochs")
-    return math.ceil(rows / rows_of_a_step(choices)) * math.ceil(epochs)
+    return math.ceil(round(rows / rows_of_a_step(choices), 6)) * math.ceil(epochs)
 
 
 def taken_share(facts: Facts, choices: tuple[Choice, ...]) -> float:
-    """The share of the rows that a sample has."""
+    """The share of the rows that a sample has, and that are not dropped for their length."""
     train = value_of(choices, "data.train")
-    return min(1.0, train["max_samples"] / facts.rows) if isinstance(train, dict) else 1.0
+    sampled = min(1.0, train["max_samples"] / facts.rows) if isinstance(train, dict) else 1.0
+    return sampled * len(_kept_lengths(facts, choices)) / len(facts.token_lengths)
+
+
+def tokens_of_a_step(facts: Facts, choices: tuple[Choice, ...]) -> float:
+    """Tokens that a step computes, on average."""
+    if facts.kind == "text":
+        return float(rows_of_a_step(choices) * value_of(choices, "data.cutoff_length"))
+    lengths = _kept_lengths(facts, choices)
+    return rows_of_a_step(choices) * sum(lengths) / len(lengths)
+
+
+def _kept_lengths(facts: Facts, choices: tuple[Choice, ...]) -> list[int]:
+    """Lengths of the sample's rows as they are trained on."""
+    limit = value_of(choices, "data.cutoff_length")
+    dropped = value_of(choices, "data.over_length") == "drop"
+    return [min(tokens, limit) for tokens in facts.token_lengths if tokens <= limit or not dropped]
 
 
 def _why_epochs(epochs: int) -> str:

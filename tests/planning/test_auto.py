@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,18 @@ from luthier.commands.auto import auto, config_text
 from luthier.commands.looking import look_at_rows
 from luthier.config.loading import validate
 from luthier.foundation.errors import UserError
-from luthier.planning.auto import Choice, Facts, Prediction, choose, value_of
-from luthier.planning.fitting import fit, run_seconds, within
+from luthier.planning.auto import (
+    Choice,
+    Facts,
+    Prediction,
+    choose,
+    tokens_of_a_step,
+    total_steps,
+    trained_rows,
+    value_of,
+)
+from luthier.planning.budget import BUDGET_SHARE, LEAST_STEPS, Budget, run_seconds, within
+from luthier.planning.fitting import fit
 from luthier.planning.planner import Planner
 from luthier.planning.step_trace import UntraceableError
 from tests.tiny import tiny_folder, write_rows
@@ -172,40 +183,91 @@ def test_text_is_learnt_by_adapters_where_the_whole_model_does_not_fit() -> None
     assert fitted(replace(text, free_bytes=12 * GIB))["method"]["name"] == "lora"
 
 
-def shortened(minutes: float, **changes: Any) -> tuple[tuple[Choice, ...], Facts]:
+def shortened(minutes: float, *, per_step: float = 10.0, **changes: Any) -> tuple[tuple[Choice, ...], Facts, float]:
+    """The choices for so many minutes of training, and the seconds that they take."""
     facts = replace(FACTS, **changes)
-    return within(facts, choose(facts, "m", "d", "o"), 10.0, 60 * minutes), facts
+    whole = choose(facts, "m", "d", "o")
+    per_token = per_step / tokens_of_a_step(facts, whole)
+    choices = within(facts, whole, per_token, Budget(minutes / BUDGET_SHARE, 0.0, 0.0))
+    return choices, facts, run_seconds(facts, choices, per_token)
 
 
 def test_a_budget_takes_epochs_first_then_rows() -> None:
     # 950 rows are 60 steps of 10 seconds, and 50 held-out ones one more: 610 s an epoch; with one epoch, four evaluations
     assert value_of(shortened(31)[0], "training.num_train_epochs") == 3
     assert value_of(shortened(24)[0], "training.num_train_epochs") == 2
-    choices, facts = shortened(5)
+    choices, _, seconds = shortened(5)
     assert value_of(choices, "training.num_train_epochs") == 1
-    steps = int(300 / (600 + 4 * 50 / 16 / 3 * 10) * 950 / 16)
-    assert value_of(choices, "data.train")["max_samples"] == steps * 16 * 1000 // 950
-    assert 200 < run_seconds(facts, choices, 10.0) <= 300
+    # a row takes 10 / 16 s; of a sample a fifth is held out and scored four times, in a third of the time
+    rows = int(300 / (10 / 16 * (0.8 + 4 * 0.2 / 3)))
+    batch = 8  # 2 ** int(log2(0.8 * rows / 25))
+    steps = int(0.8 * rows) // batch
+    assert value_of(choices, "training.per_device_train_batch_size") == batch
+    assert value_of(choices, "data.train") == {"path": "d", "max_samples": int(steps * batch / 0.8)}
+    assert value_of(choices, "data.validation") == 0.2
+    assert 250 < seconds <= 300
     validate(yaml.safe_load(config_text(choices, [])))
 
 
-@pytest.mark.parametrize("kind", ["conversations", "text"])
-@pytest.mark.parametrize("minutes", [4, 20, 60, 400])
+@pytest.mark.parametrize("kind", ["conversations", "text", "classes"])
+@pytest.mark.parametrize("minutes", [1, 2, 4, 20, 60, 400])
 @pytest.mark.parametrize("rows", [400, 3000, 20_000])
 def test_a_shortened_run_takes_no_longer_than_its_budget(kind: Any, minutes: float, rows: int) -> None:
-    choices, facts = shortened(minutes, kind=kind, rows=rows, trained_tokens=150 * rows)
-    assert run_seconds(facts, choices, 10.0) <= 60 * minutes
-    whole = run_seconds(facts, choose(facts, "m", "d", "o"), 10.0)
-    assert run_seconds(facts, choices, 10.0) > 0.4 * min(whole, 60 * minutes)
+    choices, facts, seconds = shortened(
+        minutes, kind=kind, rows=rows, trained_tokens=150 * rows, classes={"a": 1, "b": 1}
+    )
+    assert seconds <= 60 * minutes
+    whole = choose(facts, "m", "d", "o")
+    assert seconds > 0.5 * min(run_seconds(facts, whole, 10.0 / tokens_of_a_step(facts, whole)), 60 * minutes)
+    assert total_steps(facts, choices) >= LEAST_STEPS
     validate(yaml.safe_load(config_text(choices, [])))
+
+
+def test_a_small_budget_makes_small_steps_of_short_rows() -> None:
+    """A row takes 10 / 16 s, and one evaluation of the fifth that is held out a fifteenth of it more."""
+    choices, _, _ = shortened(0.4)
+    assert value_of(choices, "training.per_device_train_batch_size") == 2
+    assert value_of(choices, "data.over_length") is None
+    assert value_of(choices, "training.eval_strategy") == "epoch"
+    assert value_of(choices, "training.load_best_model_at_end") is None, "one evaluation has no best"
+    long = (*range(50, 149), *[2000] * 60)
+    choices, _, seconds = shortened(0.4, token_lengths=long, rows=159)
+    assert value_of(choices, "data.cutoff_length") == 192  # the median is 129
+    assert value_of(choices, "data.over_length") == "drop"
+    # as many are drawn as leave ten steps when the longer ones are gone
+    drawn = value_of(choices, "data.train")["max_samples"]
+    assert drawn * 0.8 * sum(tokens <= 192 for tokens in long) / 159 >= 2 * LEAST_STEPS
+    assert seconds <= 24
+    validate(yaml.safe_load(config_text(choices, [])))
+
+
+def test_a_small_budget_for_text_makes_short_blocks_and_holds_few_texts_out() -> None:
+    """30 texts of 7,500 tokens, as encyclopedias have them: one of them is 7 blocks of 1,024."""
+    choices, facts, seconds = shortened(1, kind="text", rows=30, trained_tokens=225_000, template="")
+    assert value_of(choices, "data.validation") == 1
+    assert value_of(choices, "data.cutoff_length") < 1024
+    assert value_of(choices, "training.max_steps") == total_steps(facts, choices) >= LEAST_STEPS
+    assert 30 < seconds <= 60
+    more, _, _ = shortened(30, kind="text", rows=30, trained_tokens=225_000, template="")
+    assert value_of(more, "data.cutoff_length") == 1024
+
+
+def test_of_text_a_count_of_held_out_texts_is_not_one_of_blocks() -> None:
+    facts = replace(FACTS, kind="text", rows=30, trained_tokens=30 * 8 * 1024)
+    assert trained_rows(facts, 3) == 27 * 8
+    assert trained_rows(facts, 0.1) == 27 * 8
 
 
 def test_a_budget_for_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"leaves about 60 seconds .* 5 steps of 16 rows, too few") as caught:
-        shortened(1)
-    assert "Give it 1 more minutes" in caught.value.remedy
-    with pytest.raises(UserError, match="leaves about 0 seconds"):
-        shortened(-1)
+    with pytest.raises(UserError, match=r"are too few .* 4 steps of 2, .* 10 are the least") as caught:
+        shortened(0.1)
+    assert "Give it --budget 1," in caught.value.remedy
+    facts = replace(FACTS, kind="text", rows=30, trained_tokens=225_000)
+    with pytest.raises(UserError, match=r"2 minutes .*: 90 seconds went into looking .* 0 steps of 2") as caught:
+        within(facts, choose(facts, "m", "d", "o"), 0.01, Budget(2, 90.0, 40.0))
+    # ten steps of 2 blocks of 128 tokens, and one text of 7,500 to be scored
+    least = 0.01 * (10 * 2 * 128 + 7500 / 3)
+    assert f"--budget {math.ceil((130 + least / BUDGET_SHARE) / 60)}," in caught.value.remedy
 
 
 def test_what_can_not_be_foreseen_is_said(place: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -219,6 +281,20 @@ def test_what_can_not_be_foreseen_is_said(place: Path, tmp_path: Path, monkeypat
     result = auto(*words, output=str(tmp_path / "run"), dry_run=True)
     assert "Whether the run fits is not known" in capsys.readouterr().err
     assert "Predicted" not in Path(result.config).read_text()
+
+
+def test_a_run_that_takes_longer_than_predicted_ends_in_time(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine that becomes ten thousand times slower than it was."""
+    monkeypatch.setattr("luthier.commands.auto._gone", lambda: 0.0)
+    monkeypatch.setattr("luthier.commands.auto.WRITING_SECONDS", 1e9)
+    monkeypatch.setattr("luthier.commands.auto.Budget", lambda minutes, *others: Budget(minutes, 0.0, 0.0))
+    result = auto(str(place / "model"), str(place / "rows.jsonl"), output=str(tmp_path / "run"), budget=60)
+    assert result.training is not None and result.training["steps"] == 1
+    assert [line["step"] for line in result.evaluations] == [1]
+    assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
+    assert "The budget was used up after step 1, sooner than predicted" in capsys.readouterr().err
 
 
 # the verb

@@ -1,0 +1,66 @@
+"""A run that must be over by a moment."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from luthier.commands.train import train
+from luthier.training.deadline import Deadline
+from tests.tiny import config_for, write_rows
+
+
+@pytest.mark.parametrize(
+    "often",
+    [
+        {"eval_strategy": "epoch", "save_strategy": "epoch"},
+        {"eval_strategy": "steps", "eval_steps": 50, "save_strategy": "steps", "save_steps": 50},
+    ],
+)
+def test_it_stops_after_a_step_with_an_evaluation_and_a_checkpoint(
+    often: dict[str, Any], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.training.metrics_log.plot_losses", lambda *arguments: None)
+    config = config_for(tiny_llama, write_rows(tmp_path / "rows.jsonl"), tmp_path / "run", **often)
+    config["data"]["validation"] = 4
+    deadline = Deadline(time.monotonic(), 1.0, 0.0)
+    result = train(config, callbacks=[deadline])
+    assert result.steps == deadline.stopped_after == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
+
+
+def test_it_leaves_time_for_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 10 seconds; scoring takes as long as half of one, writing 3 seconds: 50 seconds have room for four steps."""
+    now = [100.0]
+    monkeypatch.setattr("luthier.training.deadline.time.monotonic", lambda: now[0])
+    deadline = Deadline(150.0, 0.5, 3.0)
+    state, control = TrainerState(max_steps=20), TrainerControl()
+
+    class Arguments:
+        eval_strategy, save_strategy = "steps", "no"
+
+    while not control.should_training_stop:
+        deadline.on_step_begin(Arguments(), state, control)
+        now[0] += 10
+        state.global_step += 1
+        deadline.on_step_end(Arguments(), state, control)
+    # a fourth would end at 140, and what follows at 148; a fifth at 158
+    assert deadline.stopped_after == 4
+    assert control.should_evaluate and not control.should_save
+
+
+def test_the_last_step_is_no_early_stop() -> None:
+    deadline = Deadline(0.0, 0.0, 0.0)
+    control = TrainerControl()
+    state = TrainerState(max_steps=1, global_step=1)
+    deadline.on_step_begin(None, state, control)
+    deadline.on_step_end(None, state, control)
+    assert deadline.stopped_after is None and not control.should_training_stop
