@@ -292,12 +292,15 @@ class Planner:
     def _batches(self, subject: Subject, model: TracedModel) -> Batches:
         return subject.rows.batches(subject.config, self.hardware.count, model.scorer, subject.stage)
 
-    def _trace(self, subject: Subject, model: TracedModel, batch: Batch, further: bool) -> tuple[StepTrace, int]:
-        """A batch's trace, and what the allocator keeps beyond it."""
-        key = (id(model), model.scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
+    def _trace(
+        self, subject: Subject, model: TracedModel, batch: Batch, further: bool, *, with_heap: bool
+    ) -> tuple[StepTrace, int]:
+        """A batch's trace, and what the allocator keeps beyond it; to measure that takes nearly as long as the trace."""
+        of_batch = (id(model), model.scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
+        key = (of_batch, with_heap or (of_batch, True) in self._traces)
         if key not in self._traces:
             heap = None
-            if self.hardware.is_this_machine and self.device.kind == "cpu":
+            if with_heap and self.hardware.is_this_machine and self.device.kind == "cpu":
                 heap = heap_here(self.device.memory_bytes)
             trace = trace_batch(
                 model.scorer,
@@ -315,7 +318,7 @@ class Planner:
 
     def _memory(self, subject: Subject, model: TracedModel, batches: Batches) -> Memory:
         further = batches.per_step > 1
-        trace, kept = self._trace(subject, model, batches.longest, further)
+        trace, kept = self._trace(subject, model, batches.longest, further, with_heap=True)
         own = self._shares(model, min(trace.gradients, model.gradient_bytes))
         # gradients that backward has made by the moment of the peak; shared out as they come
         share = own.gradients / trace.gradients if trace.gradients else 1.0
@@ -341,7 +344,7 @@ class Planner:
         )
 
     def _time(self, subject: Subject, model: TracedModel, batches: Batches) -> Time:
-        trace, _ = self._trace(subject, model, batches.usual, False)
+        trace, _ = self._trace(subject, model, batches.usual, False, with_heap=False)
         rates = self._rates(trace)
         update = (3 * trace.gradients + 2 * model.trained_bytes + 2 * model.optimizer_bytes) / rates.bytes_per_second
         step = batches.per_step * rates.seconds(trace.operations) + update
