@@ -7,6 +7,7 @@ Several machines: `torchrun --nnodes ... -m luthier.cli train CONFIG`.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -131,3 +132,23 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def command_line(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
+    """The command that starts the same run, without secrets."""
+    if source is not None and not isinstance(source, (str, Path)):
+        return "luthier.train(config)"
+    shown = [setting for setting in overrides if not setting.startswith("model.token=")]
+    if any("token" in setting for setting in shown):  # inside model={...}
+        shown = [setting for setting in shown if not setting.startswith("model=")] + ["model=..."]
+    launcher = ["torchrun", "...", "-m", "luthier.cli"] if is_launched() else ["luthier"]
+    ours = os.environ.get(PROCESSES)
+    processes = ["--nproc-per-node", ours] if ours is not None else []
+    if processes:
+        launcher = ["luthier"]
+    return shlex.join([*launcher, "train", *([str(source)] if source is not None else []), *shown, *processes])
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with a run."""
+    return "luthier.train(config, resume=True)" if command.startswith("luthier.train(") else f"{command} --resume"

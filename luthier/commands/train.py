@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.commands import refusals, run_folder
 from luthier.commands.announcing import say_counts, say_what_next
-from luthier.commands.launching import PROCESSES
+from luthier.commands.launching import command_line, resuming
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
-from luthier.foundation.ranks import is_launched
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -382,23 +379,3 @@ def _end_noted(folder: Path) -> Iterator[None]:
         except OSError as second:  # a full disk: the error that matters is the first
             say(f"run.json could not be written: {second}")
         raise
-
-
-def command_line(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
-    """The command that starts the same run, without secrets."""
-    if source is not None and not isinstance(source, (str, Path)):
-        return "luthier.train(config)"
-    shown = [setting for setting in overrides if not setting.startswith("model.token=")]
-    if any("token" in setting for setting in shown):  # inside model={...}
-        shown = [setting for setting in shown if not setting.startswith("model=")] + ["model=..."]
-    launcher = ["torchrun", "...", "-m", "luthier.cli"] if is_launched() else ["luthier"]
-    ours = os.environ.get(PROCESSES)
-    processes = ["--nproc-per-node", ours] if ours is not None else []
-    if processes:
-        launcher = ["luthier"]
-    return shlex.join([*launcher, "train", *([str(source)] if source is not None else []), *shown, *processes])
-
-
-def resuming(command: str) -> str:
-    """The command that goes on with a run."""
-    return "luthier.train(config, resume=True)" if command.startswith("luthier.train(") else f"{command} --resume"
