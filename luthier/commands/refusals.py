@@ -62,7 +62,8 @@ def check(config: RunConfig) -> None:
     """
     training = config.training
     problems = _Problems()
-    if training.lr_scheduler_kwargs:  # without them every schedule can be made
+    if training.lr_scheduler_kwargs or training.lr_scheduler_type in ("cosine_with_min_lr", "warmup_stable_decay"):
+        # without settings every other schedule can be made
         from luthier.training.optimization import check_schedule
 
         problems.attempt(partial(check_schedule, config))

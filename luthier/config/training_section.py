@@ -80,10 +80,13 @@ class TrainingConfig(Section):
         description="Peak learning rate; unset: the method's recommendation, times what the optimizer's differs by.",
     )
     lr_scheduler_type: Literal[
-        "linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial"
-    ] = Field("linear", description="Shape of the learning rate after the warm-up.")
+        "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "constant", "constant_with_warmup",
+        "polynomial", "inverse_sqrt", "warmup_stable_decay",
+    ] = Field("linear", description="Shape of the learning rate after the warm-up.")  # fmt: skip
     lr_scheduler_kwargs: dict[str, float] = Field(
-        default_factory=dict, description="Further settings of the schedule: num_cycles, power, lr_end."
+        default_factory=dict,
+        description="Further settings of the schedule: num_cycles of the cosines, min_lr or min_lr_rate, power and lr_end, "
+        "timescale, num_decay_steps (below 1: a share of all steps) and min_lr_ratio.",
     )
     warmup_steps: Annotated[float, AfterValidator(_whole_or_share)] = Field(
         0, ge=0, description="Steps of linear warm-up; below 1: a share of all steps."

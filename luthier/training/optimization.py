@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -126,13 +126,13 @@ def check_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], 
         What is worth knowing of the two, a sentence each.
 
     Raises:
-        TrainingError: nothing of it is what the optimizer is for. MissingExtraError: a package is absent.
+        TrainingError: nothing of it is what the optimizer is for, or the steps are too few for the schedule. MissingExtraError: a package is absent.
     """
     optim, parameters = config.training.optim, trained_shapes(model)
     plugin = OPTIMIZERS.load(optim.name)
     if hasattr(plugin, "check"):
         plugin.check(optim, parameters)
-    make_optimizer(config, model, ratio)
+    make_scheduler(config, make_optimizer(config, model, ratio), total_steps)
     remark = plugin.remark(optim, parameters, total_steps) if hasattr(plugin, "remark") else None
     return [remark] if remark else []
 
@@ -148,41 +148,76 @@ def to_evaluation(optimizer: Optimizer) -> None:
     getattr(optimizer, "eval", lambda: None)()
 
 
+# what each shape of the learning rate takes besides its warm-up, as transformers' functions name it
+SCHEDULE_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
+    "polynomial": ("power", "lr_end"),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": ("num_decay_steps", "min_lr_ratio", "num_cycles"),
+}
+WHOLE = {("cosine_with_restarts", "num_cycles"), ("inverse_sqrt", "timescale")}
+
+
 def make_scheduler(config: RunConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """The learning-rate schedule, by transformers' own functions."""
+    """The learning-rate schedule, by transformers' own functions.
+
+    Raises:
+        TrainingError: settings that the schedule does not take, or lacks.
+    """
     from transformers import get_scheduler
 
     training = config.training
-    kwargs: dict[str, Any] = dict(training.lr_scheduler_kwargs)
-    if kwargs and training.lr_scheduler_type in ("constant", "constant_with_warmup"):
-        raise TrainingError(
-            f"training.lr_scheduler_kwargs {kwargs} have no effect on the schedule {training.lr_scheduler_type}.",
-            "Remove them.",
-        )
+    shape, warm = training.lr_scheduler_type, warmup_steps(training.warmup_steps, total_steps)
     try:
-        if "num_cycles" in kwargs and training.lr_scheduler_type == "cosine_with_restarts":
-            if kwargs["num_cycles"] != int(kwargs["num_cycles"]):
-                raise ValueError(f"num_cycles must be a whole number, found {kwargs['num_cycles']}")
-            kwargs["num_cycles"] = int(kwargs["num_cycles"])
         schedule: LambdaLR = get_scheduler(
-            training.lr_scheduler_type,
+            shape,
             optimizer,
-            num_warmup_steps=warmup_steps(training.warmup_steps, total_steps),
+            num_warmup_steps=warm,
             num_training_steps=total_steps,
-            scheduler_specific_kwargs=kwargs,
+            scheduler_specific_kwargs=_schedule_settings(shape, training.lr_scheduler_kwargs, warm, total_steps),
         )
     except (TypeError, ValueError) as error:
+        taken = (f"{name} takes {' and '.join(settings)}" for name, settings in SCHEDULE_SETTINGS.items())
         raise TrainingError(
-            f"training.lr_scheduler_kwargs {kwargs} do not fit the schedule {training.lr_scheduler_type}: {error}",
-            "cosine takes num_cycles, cosine_with_restarts num_cycles, polynomial power and lr_end.",
+            f"training.lr_scheduler_kwargs {training.lr_scheduler_kwargs} do not fit the schedule {shape}: {error}",
+            f"{', '.join(taken)}; the others take none.",
         ) from error
     return schedule
 
 
+def _schedule_settings(shape: str, given: Mapping[str, float], warm: int, total_steps: int) -> dict[str, Any]:
+    """A schedule's settings as its function takes them; `warm` are the steps of warm-up.
+
+    Raises:
+        ValueError: one that it does not take, lacks, or that is no whole number.
+    """
+    found: dict[str, Any] = dict(given)
+    for name, value in found.items():
+        if name not in SCHEDULE_SETTINGS.get(shape, ()):
+            raise ValueError(f"it takes no {name}")
+        if (shape, name) in WHOLE:
+            if value != int(value):
+                raise ValueError(f"{name} must be a whole number, found {value}")
+            found[name] = int(value)
+    if shape == "warmup_stable_decay":
+        if "num_decay_steps" not in found:
+            raise ValueError(
+                "num_decay_steps is missing: over how many steps, or which share, the rate falls at the end"
+            )
+        found["num_decay_steps"] = warmup_steps(found["num_decay_steps"], total_steps)
+        if not 0 < found["num_decay_steps"] <= total_steps - warm:
+            raise ValueError(
+                f"num_decay_steps is {found['num_decay_steps']}, and {total_steps - warm} steps follow the warm-up"
+            )
+    return found
+
+
 def check_schedule(config: RunConfig) -> None:
-    """Raise TrainingError if the schedule's settings do not fit it."""
+    """Raise TrainingError if the schedule's settings do not fit it, however many steps there will be."""
     trial = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate())
-    make_scheduler(config, trial, total_steps=10)
+    make_scheduler(config, trial, total_steps=10**9)
 
 
 def warmup_steps(setting: float, total_steps: int) -> int:

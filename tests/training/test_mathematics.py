@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import luthier
-from luthier.training.optimization import parameter_groups, warmup_steps
+from luthier.config.loading import validate
+from luthier.foundation.errors import TrainingError
+from luthier.training.optimization import make_scheduler, parameter_groups, warmup_steps
 from luthier.training.schedule import IndexedSchedule
 from tests.tiny import CHATML, config_for, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -211,7 +213,7 @@ def shape(kind: str, step: int, warm: int, total: int) -> float:
     if kind == "constant":
         return 1.0
     if step < warm:
-        return step / warm
+        return 0.2 + 0.8 * step / warm if kind == "warmup_stable_decay" else step / warm
     done = (step - warm) / (total - warm)
     return {
         "constant_with_warmup": 1.0,
@@ -220,14 +222,48 @@ def shape(kind: str, step: int, warm: int, total: int) -> float:
         "cosine_with_restarts": 0.5 * (1 + math.cos(math.pi * ((2 * done) % 1.0))),
         # polynomial with power 2 down to 1e-7 of a peak of 1e-2
         "polynomial": ((1 - 1e-5) * (1 - done) ** 2) + 1e-5,
+        # cosine down to 1e-3 of a peak of 1e-2
+        "cosine_with_min_lr": 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)),
+        # the warm-up's length is its time scale
+        "inverse_sqrt": math.sqrt(warm / step),
+        # a cosine down to a fifth over the last 2 steps, a quarter of all
+        "warmup_stable_decay": 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * max(0, step - (total - 2)) / 2)),
     }[kind]
 
 
+SCHEDULE_KWARGS: dict[str, dict[str, float]] = {
+    "linear": {},
+    "cosine": {},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "cosine_with_min_lr": {"min_lr": 1e-3},
+    "constant": {},
+    "constant_with_warmup": {},
+    "polynomial": {"power": 2.0, "lr_end": 1e-7},
+    "inverse_sqrt": {},
+    "warmup_stable_decay": {"num_decay_steps": 0.25, "min_lr_ratio": 0.2},
+}
+
+
 @pytest.mark.parametrize(
-    "kind", ["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup", "polynomial"]
+    ("kind", "kwargs", "said"),
+    [
+        ("linear", {"power": 2.0}, "it takes no power"),
+        ("cosine_with_restarts", {"num_cycles": 1.5}, "num_cycles must be a whole number, found 1.5"),
+        ("cosine_with_min_lr", {}, "min_lr"),
+        ("warmup_stable_decay", {}, "num_decay_steps is missing"),
+        ("warmup_stable_decay", {"num_decay_steps": 6}, "num_decay_steps is 6, and 5 steps follow the warm-up"),
+    ],
 )
+def test_settings_that_a_schedule_does_not_take(kind: str, kwargs: dict[str, float], said: str) -> None:
+    settings: dict[str, Any] = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": kwargs, "warmup_steps": 3}
+    config = validate({"model": "m", "data": {"train": "a"}, "training": settings})
+    with pytest.raises(TrainingError, match=f"do not fit the schedule {kind}.*{said}"):
+        make_scheduler(config, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), total_steps=8)
+
+
+@pytest.mark.parametrize("kind", SCHEDULE_KWARGS)
 def test_schedules(kind: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
-    kwargs = {"cosine_with_restarts": {"num_cycles": 2}, "polynomial": {"power": 2.0, "lr_end": 1e-7}}.get(kind, {})
+    kwargs = SCHEDULE_KWARGS[kind]
     settings = {
         "lr_scheduler_type": kind,
         "lr_scheduler_kwargs": kwargs,

@@ -12,13 +12,13 @@ from luthier.config.migration.answers import Work
 from luthier.config.migration.table import table
 from luthier.foundation.errors import UserError
 
-TOOLS = ("llamafactory-cli", "lmf")
+TOOLS = ("llamafactory-cli", "lmf", "llamafactory.cli")
 VERBS: Mapping[str, Work] = {
     "train": "train", "export": "export", "chat": "chat", "webchat": "chat", "api": "serve", "eval": "evaluate",
     "webui": "webui",
 }  # fmt: skip
 SCRIPTS: Mapping[str, Work] = {
-    "train.py": "train", "train_bash.py": "train", "sft_train.py": "train", "rm_train.py": "train", "train_sft.py": "train",
+    "train.py": "train", "launcher.py": "train", "train_bash.py": "train", "sft_train.py": "train", "rm_train.py": "train", "train_sft.py": "train",
     "train_pt.py": "train", "train_rm.py": "train", "train_ppo.py": "train", "train_dpo.py": "train",
     "export_model.py": "export", "predict.py": "predict", "cli_demo.py": "chat", "web_demo.py": "chat", "api_demo.py": "serve",
     "api.py": "serve", "webchat.py": "chat", "webui.py": "webui", "train_web.py": "webui", "evaluate.py": "evaluate",
@@ -119,7 +119,10 @@ def parse(words: Sequence[str]) -> CommandLine:
 
 
 def _name(word: str) -> str:
-    return word.rsplit("/", 1)[-1]
+    """A program's name without its folders; a module's, as `python -m` takes it, as the script that it is."""
+    name = word.rsplit("/", 1)[-1]
+    script = f"{name.rpartition('.')[2]}.py"
+    return script if name == word and "." in name and name not in TOOLS and script in SCRIPTS else name
 
 
 def _launcher(words: Sequence[str]) -> dict[str, str]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier.config.migration.answers import Answer, Case, Outcome, Work, names, refused
 from luthier.config.migration.asking import default_of
 from luthier.config.migration.command_lines import ITS_OWN, PROCESSES, CommandLine
 from luthier.config.migration.data_rules import entries
+from luthier.config.migration.rules import quantization_of
 from luthier.config.yaml_text import flow
 
 Verbs = Mapping[str, frozenset[str]]
 """Luthier's verbs, each with its options."""
 FOR_TORCHRUN = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+CUDA = "CUDA_VISIBLE_DEVICES"
 CONFIG = "CONFIG"
 """Stands in a command for the file that is written."""
 
@@ -26,6 +30,8 @@ def command_of(case: Case, line: CommandLine | None, flags: Sequence[str], verbs
         return ""
     dropped = (*ITS_OWN, *FOR_TORCHRUN)
     variables = [item for item in line.variables if item.partition("=")[0] not in dropped] if line is not None else []
+    if line is not None and (devices := _devices(line)) and not _variable(line, CUDA):
+        variables.append(f"{CUDA}={devices}")
     words = [case.work, *_operands(case), *flags]
     launched = _launched(line, case) if line is not None else []
     if launched and launched[0] == "torchrun":
@@ -59,16 +65,19 @@ def _operands(case: Case) -> list[str]:
     if case.work == "webui":
         return []
     adapters = names(case.value("adapter_name_or_path") or ())
-    model = adapters[0] if adapters else str(case.value("model_name_or_path"))
+    alone = len(adapters) == 1 and not quantization_of(case)
+    model = adapters[0] if alone else str(case.value("model_name_or_path"))
     if case.work == "export":
         # DB-GPT-Hub's export_model.py writes to output_dir
         return [model, str(case.value("export_dir") or case.value("output_dir"))]
     if case.work not in ("predict", "evaluate"):
         return [model]
-    files = [str(case.given["predicted_input_filename"])] if case.given.get("predicted_input_filename") else []
+    if case.work == "evaluate" and case.value("task"):
+        return [model, *_benchmark(case)]
+    rows = [str(case.given["predicted_input_filename"])] if case.given.get("predicted_input_filename") else []
     for entry in entries(case, "eval_dataset") or entries(case, "dataset"):
-        files.append(entry if isinstance(entry, str) else flow(entry))
-    words = [model, *(word for file in files for word in ("--data", file))]
+        rows.append(entry if isinstance(entry, str) else _as_option(entry))
+    words = [model, *(word for row in rows for word in ("--data", row))]
     if case.work == "predict":
         out = (
             case.given.get("predicted_out_filename")
@@ -78,11 +87,25 @@ def _operands(case: Case) -> list[str]:
     return words
 
 
+def _as_option(entry: Mapping[str, Any]) -> str:
+    """An entry of data as --data takes it; JSON where YAML has quotation marks that a shell would need escaped."""
+    taken = {name: value for name, value in entry.items() if name != "weight"}
+    text = str(taken["path"]) if len(taken) == 1 else flow(taken)
+    return json.dumps(taken, ensure_ascii=False) if "'" in text else text
+
+
+def _benchmark(case: Case) -> list[str]:
+    """Multiple choice: a task `mmlu_test` is the split test of the folder mmlu in task_dir."""
+    name, _, split = str(case.value("task")).rpartition("_")
+    folder = str(Path(str(case.value("task_dir"))) / (name or split))
+    return ["--benchmark", folder, "--split", split, "--shots", str(case.value("n_shot"))]
+
+
 def _launched(line: CommandLine, case: Case) -> list[str]:
     """The launcher that several processes or machines need."""
-    nodes = line.launcher.get("nnodes") or _variable(line, "NNODES") or "1"
     if case.work != "train":
         return []
+    nodes = _nodes(line)
     if nodes in ("1", "1:1"):
         return ["--nproc-per-node", str(line.processes)] if line.processes is not None and line.processes > 1 else []
     words = ["torchrun", "--nnodes", nodes]
@@ -97,18 +120,29 @@ def _launched(line: CommandLine, case: Case) -> list[str]:
     return [*words, "--nproc-per-node", str(line.processes or 1)]
 
 
+def _nodes(line: CommandLine) -> str:
+    """How many machines, as torchrun writes it."""
+    return line.launcher.get("nnodes") or _variable(line, "NNODES") or "1"
+
+
+def _devices(line: CommandLine) -> str:
+    """The GPUs that DeepSpeed's --include names on this machine."""
+    found = re.fullmatch(r"localhost:([\d,]+)", line.launcher.get("include", ""))
+    return found[1] if found else ""
+
+
 def _variable(line: CommandLine, name: str) -> str:
     return next((item.partition("=")[2] for item in line.variables if item.startswith(f"{name}=")), "")
 
 
 def launcher_outcomes(line: CommandLine) -> tuple[Outcome, ...]:
     """What becomes of variables, of a launcher's options, and of what the shell does with the output."""
-    found = [_of_variable(item) for item in line.variables]
+    found = [_of_variable(line, item) for item in line.variables]
     for option, value in line.launcher.items():
         if option == "launcher":
             continue
         name = f"{line.launcher.get('launcher', 'launcher')} --{option}"
-        found.append(_of_option(name, option, value))
+        found.append(_of_option(line, name, option, value))
     if line.shell:
         found.append(
             Outcome(shlex.join(line.shell), None, "mapped", {}, "add it to luthier's command where you want it")
@@ -116,8 +150,13 @@ def launcher_outcomes(line: CommandLine) -> tuple[Outcome, ...]:
     return tuple(found)
 
 
-def _of_variable(item: str) -> Outcome:
+ALONE = "on one machine luthier's processes find each other by themselves"
+
+
+def _of_variable(line: CommandLine, item: str) -> Outcome:
     name, _, value = item.partition("=")
+    if name in FOR_TORCHRUN and _nodes(line) in ("1", "1:1"):
+        return Outcome(name, value, "mapped", {}, ALONE)
     if name in ("NPROC_PER_NODE", *FOR_TORCHRUN):
         return Outcome(name, value, "mapped", {}, "in the command")
     if name == "FORCE_TORCHRUN":
@@ -127,11 +166,13 @@ def _of_variable(item: str) -> Outcome:
     return Outcome(name, value, "mapped", {}, "stays before the command")
 
 
-def _of_option(name: str, option: str, value: Any) -> Outcome:
-    if option in PROCESSES or re.sub("-", "_", option) in ("nnodes", "node_rank", "master_addr", "master_port"):
+def _of_option(line: CommandLine, name: str, option: str, value: Any) -> Outcome:
+    if option.replace("-", "_").upper() in FOR_TORCHRUN and _nodes(line) in ("1", "1:1"):
+        return Outcome(name, value, "mapped", {}, ALONE)
+    if option in PROCESSES or option.replace("-", "_").upper() in FOR_TORCHRUN:
         return Outcome(name, value, "mapped", {}, "in the command")
-    if option == "include" and (devices := re.fullmatch(r"localhost:([\d,]+)", str(value))):
-        return Outcome(name, value, "changed", {}, f"set CUDA_VISIBLE_DEVICES={devices[1]} before the command")
+    if option == "include" and (devices := _devices(line)):
+        return Outcome(name, value, "mapped", {}, f"{CUDA}={_variable(line, CUDA) or devices} before the command")
     if option == "config_file":
         return Outcome(
             name, value, "refused", {}, "luthier does not use accelerate: it starts a process for each GPU by itself"

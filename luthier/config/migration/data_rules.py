@@ -167,6 +167,8 @@ def packing(case: Case, key: str, value: Any) -> Answer:
         return changed({"stage.attend_across_documents": False}, "documents share blocks, and don't see each other")
     if pretraining or not value:
         return mapped(note="documents share blocks" if value else "nothing is padded")
+    if key == "neat_packing" and case.value("packing"):
+        return mapped(note="packed rows never see each other")
     note = (
         "rows are packed by the batch, and a batch counts rows: where LLaMA-Factory fills per_device_train_batch_size x "
         "cutoff_len tokens with many, raise training.per_device_train_batch_size"

@@ -92,6 +92,7 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
     """
     _refuse_other_tools(source)
     given, wrong = _checked(source.args)
+    wrong |= _exclusions(source.args, given)
     work = _work(source, given)
     if work in GENERATE:  # unasked
         given["predict_with_generate"] = True
@@ -109,17 +110,7 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
     problems = [f"{name}: {answer.note}" for name, answer in answers.items() if answer.wrong]
     config = None
     if case.work == "train":
-        problems += [
-            f"{name}: {answers[name].note}"
-            for name in FIRST[:3]
-            if name in answers and answers[name].status == "refused"
-        ]
-        needed = (
-            "model_name_or_path",
-            "dataset",
-            *(("lora_target",) if case.value("finetuning_type") == "lora" else ()),
-        )
-        problems += [f"{name} is missing" for name in needed if case.value(name) is None]
+        problems += _not_to_be_without(case, answers)
         if not problems:
             config = nested(writer.settings)
             problems += _problems_of(config)
@@ -154,6 +145,31 @@ def _checked(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Answer]
             continue
         given[key] = found
     return given, wrong
+
+
+def _exclusions(args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Answer]:
+    """Keys beside others that LLaMA-Factory does not take together with them."""
+    found: dict[str, Answer] = {}
+    for name in args:
+        if name not in table().keys or not given.get(table().canonical(name)):
+            continue
+        other = next((other for other in table().row(name).excludes if given.get(other)), None)
+        if other is not None:
+            found[name] = refused(f"it can't stand beside {other}: remove one of the two", wrong=True)
+    return found
+
+
+def _not_to_be_without(case: Case, answers: Mapping[str, Answer]) -> list[str]:
+    """What a training config needs, and is refused or missing here."""
+    refusals = [
+        f"{name}: {answers[name].note}"
+        for name in ("stage", "finetuning_type", "full_finetune", "dataset")
+        if name in answers and answers[name].status == "refused"
+    ]
+    wrong = {table().canonical(name) for name, answer in answers.items() if answer.wrong and name in table().keys}
+    modules = ("lora_target",) if case.value("finetuning_type") == "lora" else ()
+    needed = ("model_name_or_path", "dataset", *modules)
+    return refusals + [f"{name} is missing" for name in needed if case.value(name) is None and name not in wrong]
 
 
 def _answer(case: Case, name: str, value: Any, writer: _Writer, verbs: Verbs) -> Answer:
@@ -225,6 +241,7 @@ def _for_a_command(case: Case, key: str, row: Key, value: Any, verbs: Verbs) -> 
     if row.rule in (
         "model",
         "adapter",
+        "quantization",
         "export_size",
         "flag_of_the_command",
         "verb",
@@ -244,8 +261,6 @@ def _for_a_command(case: Case, key: str, row: Key, value: Any, verbs: Verbs) -> 
         return Answer(answer.status, {}, answer.note, ("--template", name))
     if row.never is not None and value not in (None, row.default):
         return refused(row.never)
-    if key == "quantization_bit" and value is not None:
-        return refused(f"`luthier {case.work}` loads the model as it is")
     return mapped(note=f"nothing that `luthier {case.work}` needs")
 
 

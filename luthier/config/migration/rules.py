@@ -13,6 +13,7 @@ from luthier.config.migration.answers import Answer, Case, changed, mapped, name
 from luthier.config.migration.data_rules import DATA_RULES
 from luthier.config.migration.table import table
 from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
+from luthier.config.plugins import OPTIMIZERS
 from luthier.foundation.registry import nearest
 
 STAGES = {"pt": "pretrain", "rm": "reward"}  # the others bear the same names
@@ -104,10 +105,17 @@ def flag_of_the_command(case: Case, key: str, value: Any) -> Answer:
 def model(case: Case, key: str, value: Any) -> Answer:
     """The model, or the adapter whose base it is."""
     adapters = names(case.value("adapter_name_or_path") or ())
-    if len(adapters) == 1 and not _takes_adapters(case):
+    if len(adapters) == 1 and not _takes_adapters(case) and not quantization_of(case):
         note = f"the adapter {adapters[0]} names its base itself"
         return changed(None, note) if case.work == "train" else mapped(note=note)
     return mapped({"model.name": value})
+
+
+def quantization_of(case: Case) -> str | None:
+    """--quantization of a verb that generates, as luthier names it; None where there is none."""
+    bits = case.value("quantization_bit") if case.work in ("chat", "predict", "evaluate") else None
+    bits = bits if case.value("quantization_method") in ("bitsandbytes", "bnb") else None
+    return {4: str(case.value("quantization_type")), 8: "int8"}.get(bits) if bits is not None else None
 
 
 def _takes_adapters(case: Case) -> bool:
@@ -128,10 +136,12 @@ def adapter(case: Case, key: str, value: Any) -> Answer:
         return mapped(
             {"model.adapters": adapters} if fresh else {"model.adapters": adapters, "model.continue_adapter": True}
         )
+    if case.work != "train":
+        if len(adapters) == 1 and not quantization_of(case):
+            return mapped({"model.name": adapters[0]})
+        return mapped(note="the option --adapter", flags=tuple(w for name in adapters for w in ("--adapter", name)))
     if len(adapters) > 1:
         return refused("luthier starts from one adapter: merge the others first with `luthier export`")
-    if case.work != "train":
-        return mapped({"model.name": adapters[0]})
     note = "luthier merges the adapter into its base, and trains a new one"
     return mapped({"model.name": adapters[0]}, note) if fresh else changed({"model.name": adapters[0]}, note)
 
@@ -154,6 +164,16 @@ def gradient_checkpointing(case: Case, key: str, value: Any) -> Answer:
     if value:
         return mapped({"training.gradient_checkpointing": True})
     return mapped(note="disable_gradient_checkpointing decides there")
+
+
+def quantization(case: Case, key: str, value: Any) -> Answer:
+    """The bits of a quantized base."""
+    if case.work == "train" or value is None:
+        return mapped({"model.quantization.bits": value} if value is not None else {})
+    kind = quantization_of(case)
+    if kind is None:
+        return refused(f"`luthier {case.work}` reads the model as it is")
+    return mapped(note=f"the option --quantization {kind}", flags=("--quantization", kind))
 
 
 def quantization_method(case: Case, key: str, value: Any) -> Answer:
@@ -268,9 +288,11 @@ def _layer_count(case: Case) -> int | None:
 
 def optim(case: Case, key: str, value: Any) -> Answer:
     """The optimizer, by transformers' name or one of LLaMA-Factory's switches."""
-    if key != "optim":
-        return mapped({"training.optim": SWITCHES[key]} if value else {})
     chosen = [switch for switch in SWITCHES if case.value(switch)]
+    if key != "optim":
+        if value and chosen[0] != key:
+            return mapped(note=f"without effect, as there: {chosen[0]} goes before it")
+        return mapped({"training.optim": SWITCHES[key]} if value else {})
     if chosen:
         return mapped(note=f"{chosen[0]} chooses the optimizer")
     settings: dict[str, Any] = {"training.optim": TRANSFORMERS_OPTIMIZERS.get(value, value)}
@@ -279,6 +301,29 @@ def optim(case: Case, key: str, value: Any) -> Answer:
         return mapped(settings, "only CUDA pages: set it to false to train without")
     difference = OTHER_OPTIMIZERS.get(value)
     return changed(settings, difference) if difference else mapped(settings)
+
+
+def adam(case: Case, key: str, value: Any) -> Answer:
+    """Adam's betas and epsilon, which some optimizers take under other names, and others not at all."""
+    switch = next((switch for switch in SWITCHES if case.value(switch)), None)
+    given = str(case.value("optim"))
+    name = SWITCHES[switch] if switch else TRANSFORMERS_OPTIMIZERS.get(given, given)
+    if name not in OPTIMIZERS.names() or key in OPTIMIZERS.load(name).Options.reads:
+        return mapped({f"training.{key}": value})
+    own = key.removeprefix("adam_")
+    if own in OPTIMIZERS.load(name).Options.model_fields:
+        return mapped({f"training.optim.{own}": value})
+    return mapped(note=f"without effect, as there: the optimizer is {switch or given}")
+
+
+def schedule_settings(case: Case, key: str, value: Any) -> Answer:
+    """What a shape of the learning rate takes besides."""
+    shape = case.value("lr_scheduler_type")
+    if not value:
+        return mapped()
+    if asking.refusal("training.lr_scheduler_type", shape, {}) is not None:
+        return refused(f"they are settings of the schedule {shape}, which luthier does not have")
+    return mapped({"training.lr_scheduler_kwargs": value})
 
 
 def warmup(case: Case, key: str, value: Any) -> Answer:
@@ -350,8 +395,8 @@ RULES: Mapping[str, Rule] = {
         rule.__name__: rule
         for rule in (
             stage, finetuning_type, llama_pro, verb, predict_with_generate, flag_of_the_command, model, adapter,
-            create_new_adapter, flash_attn, gradient_checkpointing, quantization_method, template, with_template, lora_alpha,
-            modules, pissa, freeze_layers, optim, warmup, eval_strategy, report_to, engine, generating, with_command, export_size,
+            create_new_adapter, flash_attn, gradient_checkpointing, quantization, quantization_method, template, with_template, lora_alpha,
+            modules, pissa, freeze_layers, optim, adam, schedule_settings, warmup, eval_strategy, report_to, engine, generating, with_command, export_size,
         )
     },
 }  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from luthier.config.sections import Section
 
-Kind = Literal["flag", "whole", "number", "text", "names", "anything"]
+Kind = Literal["flag", "whole", "number", "text", "names", "mapping", "anything"]
 ABSENT = "(absent)"  # a default of null is a default too
 
 
@@ -35,6 +35,7 @@ class Key(Section):
     option: str | None = None
     says: str | None = None
     needs: dict[str, Any] = Field(default_factory=dict)
+    excludes: tuple[str, ...] = ()
 
     def hint(self) -> str:
         """Luthier's name for it, in the words of an error message."""

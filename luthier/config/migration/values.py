@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 from luthier.config.migration.table import Kind
@@ -28,6 +30,8 @@ def as_kind(value: Any, kind: Kind | tuple[str, ...]) -> Any:
         return _flag(value)
     if kind in ("whole", "number"):
         return _number(value, whole=kind == "whole")
+    if kind == "mapping":
+        return _mapping(value)
     if kind == "names":
         if isinstance(value, (dict, bool)):
             raise WrongValueError("takes names")
@@ -55,11 +59,25 @@ def _flag(value: Any) -> bool:
     return text in TRUE
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """A mapping, also as the JSON text that command lines bring."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise WrongValueError("takes a mapping, or JSON text of one") from error
+    if not isinstance(value, dict):
+        raise WrongValueError("takes a mapping")
+    return value
+
+
 def _number(value: Any, *, whole: bool) -> int | float:
     try:
         if isinstance(value, bool):
             raise ValueError
         found = float(value)
+        if not math.isfinite(found):
+            raise ValueError
     except (TypeError, ValueError) as error:
         raise WrongValueError(f"takes a {'whole ' if whole else ''}number") from error
     if found == int(found) and (whole or not isinstance(value, float)):

@@ -162,6 +162,60 @@ def test_two_keys_that_write_the_same_are_told() -> None:
     assert note(found, "swanlab_run_name") == "refused: another key has set training.run_name to a"
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_a_number_that_is_none(value: str) -> None:
+    assert "takes a number" in of(learning_rate=yaml.safe_load(value)).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"val_size": 0.1, "eval_dataset": "b"}, "val_size: it can't stand beside eval_dataset"),
+        ({"train_on_prompt": True, "mask_history": "true"}, "mask_history: it can't stand beside train_on_prompt"),
+        ({"streaming": True, "max_samples": 10, "max_steps": 5}, "max_samples: it can't stand beside streaming"),
+        ({"bf16": True, "fp16": True}, "fp16: it can't stand beside bf16"),
+        ({"use_galore": True, "use_badam": True}, "use_badam: it can't stand beside use_galore"),
+    ],
+)
+def test_what_llama_factory_does_not_take_together(keys: dict[str, Any], problem: str) -> None:
+    assert of(**keys).problems == (f"{problem}: remove one of the two",)
+
+
+def test_what_is_false_stands_beside_everything() -> None:
+    assert config(of(val_size=0, eval_dataset="b", bf16=True, fp16=False))["training"]["bf16"] is True
+
+
+def test_a_registry_on_a_hub_is_the_only_problem() -> None:
+    assert of(dataset_dir="REMOTE:maker/sets").problems == (
+        "dataset: dataset_dir REMOTE:maker/sets is a registry on a hub: download it, and name its folder",
+    )
+    assert of(dataset={"a": 1}).problems == ("dataset: is {'a': 1}: takes names",)
+
+
+def test_adams_decays_go_where_they_act() -> None:
+    assert config(of(adam_beta2=0.95))["training"]["adam_beta2"] == 0.95
+    assert config(of(optim="lion_32bit", adam_beta2=0.95))["training"]["optim"] == {"name": "lion", "beta2": 0.95}
+    without = of(optim="sgd", adam_beta2=0.95)
+    assert config(without)["training"]["optim"] == "sgd"
+    assert note(without, "adam_beta2") == "mapped: without effect, as there: the optimizer is sgd"
+
+
+def test_the_first_of_several_optimizers_is_taken() -> None:
+    found = of(use_muon=True, use_badam=True, finetuning_type="full")
+    assert config(found)["training"]["optim"]["name"] == "badam"
+    assert note(found, "use_muon") == "mapped: without effect, as there: use_badam goes before it"
+
+
+@pytest.mark.parametrize("value", [{"min_lr": 1e-6}, '{"min_lr": 1e-6}'])
+def test_a_schedules_settings(value: Any) -> None:
+    found = of(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs=value)
+    assert config(found)["training"]["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
+    other = of(lr_scheduler_type="greedy", lr_scheduler_kwargs=value)
+    assert note(other, "lr_scheduler_kwargs").startswith("refused: they are settings of the schedule greedy")
+    assert "lr_scheduler_kwargs" not in config(other)["training"]
+    assert "takes a mapping, or JSON text of one" in of(lr_scheduler_kwargs="{min_lr").problems[0]
+
+
 # what luthier does not have yet
 
 
@@ -203,7 +257,7 @@ def test_what_an_optimizer_of_another_name_does_otherwise() -> None:
     assert note(paged, "optim").startswith("mapped: only CUDA pages")
     for name, ours, words in (
         ("paged_adamw_32bit", "adamw", "not paged out"),
-        ("lion_8bit", "lion", "in float32"),
+        ("lion_8bit", {"name": "lion", "beta2": 0.999}, "in float32"),  # there it takes Adam's decays
         ("galore_adamw_layerwise", "galore", "after the whole backward pass"),
     ):
         found = of(optim=name)
@@ -212,7 +266,7 @@ def test_what_an_optimizer_of_another_name_does_otherwise() -> None:
 
 
 def test_values_are_asked_of_the_schema() -> None:
-    found = of(lr_scheduler_type="inverse_sqrt", mix_strategy="interleave_once", dataset="a,b", optim="lion_32bit_x")
+    found = of(lr_scheduler_type="greedy", mix_strategy="interleave_once", dataset="a,b", optim="lion_32bit_x")
     assert "must be 'linear'" in note(found, "lr_scheduler_type")
     assert "interleave_under" in note(found, "mix_strategy")
     assert note(found, "optim").startswith("refused: luthier has no optimizer lion_32bit_x yet")
@@ -265,6 +319,10 @@ def test_predict_has_an_option_for_every_setting_of_the_generation() -> None:
         ("llamafactory-cli train --learning_rate=1e-4", "learning_rate", "1e-4"),
         ("llamafactory-cli train --learning-rate 1e-4", "learning_rate", "1e-4"),
         ("llamafactory-cli train --report_to wandb tensorboard --bf16", "report_to", ["wandb", "tensorboard"]),
+        ("python -m llamafactory.cli train --bf16", "bf16", True),
+        ("torchrun --nproc_per_node 2 src/llamafactory/launcher.py --stage sft", "stage", "sft"),
+        ("torchrun -m llamafactory.launcher --bf16", "bf16", True),
+        ("python -m dbgpt_hub_sql.train.rm_train --bf16", "stage", "rm"),
         ("python -m torch.distributed.run --nproc_per_node 2 src/train.py --stage sft", "stage", "sft"),
         ("accelerate launch --config_file f.yaml src/train.py --max_steps -1", "max_steps", "-1"),
         ("python src/train_rm.py --do_train", "stage", "rm"),
@@ -286,6 +344,51 @@ def test_a_launcher_becomes_processes() -> None:
     assert of_line(f"{line} --do_train --dataset a").command == (
         "torchrun --nnodes 2 --node-rank 0 --master-addr h --nproc-per-node 8 -m luthier.cli train CONFIG"
     )
+
+
+@pytest.mark.parametrize(("variables", "gpus"), [("", "2,3"), ("CUDA_VISIBLE_DEVICES=0,1,2,3 ", "0,1,2,3")])
+def test_gpus_that_deepspeed_includes_stand_before_the_command(variables: str, gpus: str) -> None:
+    found = of_line(
+        f"{variables}deepspeed --include localhost:2,3 --master_port=9901 src/train.py --model_name_or_path m --dataset a"
+    )
+    assert found.command == f"CUDA_VISIBLE_DEVICES={gpus} luthier train CONFIG"
+    assert note(found, "deepspeed --include") == f"mapped: CUDA_VISIBLE_DEVICES={gpus} before the command"
+    assert note(found, "deepspeed --master_port").startswith("mapped: on one machine")
+
+
+ALL_OPTIONS = {
+    **dict.fromkeys(("chat", "predict"), frozenset({"--adapter", "--quantization", "--template"})),
+    "export": frozenset({"--adapter", "--max-shard-size"}),
+    "evaluate": frozenset({"--batch-size", "--template"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "command"),
+    [
+        ({"export_dir": "o", "adapter_name_or_path": "a,b"}, "export m o --adapter a --adapter b"),
+        ({"adapter_name_or_path": ["a", "b"], "template": "llama3"}, "chat m --adapter a --adapter b --template llama3"),
+        ({"adapter_name_or_path": "a", "quantization_bit": 4}, "chat m --adapter a --quantization nf4"),
+        ({"quantization_bit": "8"}, "chat m --quantization int8"),
+        ({"task": "mmlu_test", "n_shot": 3, "batch_size": 2}, "evaluate m --benchmark evaluation/mmlu --split test --shots 3 --batch-size 2"),
+        (
+            {"do_predict": True, "eval_dataset": "a", "output_dir": "o", "max_samples": 3, "default_system": "Brief: yes"},
+            'predict m --data \'{"path": "data/dataset_info.json#a", "max_samples": 3, "head": true, "system": "Brief: yes"}\''
+            " --out o/predictions.jsonl",
+        ),
+    ],
+)  # fmt: skip
+def test_verbs_that_do_not_train(keys: dict[str, Any], command: str) -> None:
+    found = migrate(Source("a test", {"model_name_or_path": "m", **keys}), ALL_OPTIONS)
+    assert found.command == f"luthier {command}"
+    assert not found.having("refused")
+
+
+def test_a_merged_model_is_not_quantized() -> None:
+    keys = {"model_name_or_path": "m", "adapter_name_or_path": "a", "export_dir": "o", "quantization_bit": 4}
+    found = migrate(Source("a test", keys), ALL_OPTIONS)
+    assert found.command == "luthier export a o"
+    assert note(found, "quantization_bit") == "refused: `luthier export` reads the model as it is"
 
 
 def test_settings_after_a_config_go_before_it(tmp_path: Path) -> None:
