@@ -60,6 +60,8 @@ def _of_bitsandbytes(saved: Mapping[str, Any]) -> bool:
 
 def bitsandbytes() -> Any:
     """The library. Raises MissingExtraError where it is not installed."""
+    import luthier.model.quiet  # noqa: F401 - it mutes what bitsandbytes says at its import
+
     return import_extra("bitsandbytes", extra="quantization", purpose="a base in 4 or 8 bits (model.quantization)")
 
 

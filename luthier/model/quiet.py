@@ -44,6 +44,9 @@ def quiet_peft() -> Iterator[None]:
         # GPT-2's layers are transposed in the base, and not in a quantized one; peft sets the flag right
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
+        # a mixture's experts lie in one weight, whose rank and alpha peft sets by a pattern, and obeys
+        pattern = r"The following (rank|alpha)_pattern keys did not match any targeted module and were ignored: \['\.\*\\\\.gate_up_proj'\]"
+        warnings.filterwarnings("ignore", message=pattern, category=RuntimeWarning)
         yield
 
 

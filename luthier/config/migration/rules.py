@@ -11,32 +11,11 @@ from luthier.config.chat_templates import template_names
 from luthier.config.migration import asking
 from luthier.config.migration.answers import Answer, Case, changed, mapped, names, refused
 from luthier.config.migration.data_rules import DATA_RULES
+from luthier.config.migration.optimizer_rules import OPTIMIZER_RULES
 from luthier.config.migration.table import table
-from luthier.config.optimizer_names import TRANSFORMERS_OPTIMIZERS
-from luthier.config.plugins import OPTIMIZERS
 from luthier.foundation.registry import nearest
 
 STAGES = {"pt": "pretrain", "rm": "reward"}  # the others bear the same names
-SWITCHES = {
-    "use_galore": "galore",
-    "use_apollo": "apollo",
-    "use_badam": "badam",
-    "use_adam_mini": "adam_mini",
-    "use_muon": "muon",
-}
-_UNPAGED = "its state is not paged out to the processor's memory"
-_AFTERWARDS = "all layers are updated after the whole backward pass"
-_FLOAT32 = "its momentum is kept in float32, four times the bytes"
-# what luthier's optimizer of another name does otherwise
-OTHER_OPTIMIZERS = {
-    **dict.fromkeys(("paged_adamw", "paged_adamw_32bit", "paged_lion_32bit"), _UNPAGED),
-    "lion_8bit": _FLOAT32,
-    "paged_lion_8bit": f"{_FLOAT32}, and not paged out to the processor's memory",
-    **dict.fromkeys(("galore_adamw_layerwise", "apollo_adamw_layerwise"), _AFTERWARDS),
-    **dict.fromkeys(("schedule_free_radam", "schedule_free_sgd"), "schedule_free has an AdamW inside"),
-    "adamw_anyprecision": "its moments have the precision of the weights",
-    "stable_adamw": "updates are not clipped by their size; training.max_grad_norm clips gradients",
-}
 
 
 def stage(case: Case, key: str, value: Any) -> Answer:
@@ -286,55 +265,6 @@ def _layer_count(case: Case) -> int | None:
     return given if given is None else int(given)
 
 
-def optim(case: Case, key: str, value: Any) -> Answer:
-    """The optimizer, by transformers' name or one of LLaMA-Factory's switches."""
-    chosen = [switch for switch in SWITCHES if case.value(switch)]
-    if key != "optim":
-        if value and chosen[0] != key:
-            return mapped(note=f"without effect, as there: {chosen[0]} goes before it")
-        return mapped({"training.optim": SWITCHES[key]} if value else {})
-    if chosen:
-        return mapped(note=f"{chosen[0]} chooses the optimizer")
-    settings: dict[str, Any] = {"training.optim": TRANSFORMERS_OPTIMIZERS.get(value, value)}
-    if value == "paged_adamw_8bit":
-        settings["training.optim.paged"] = True
-        return mapped(settings, "only CUDA pages: set it to false to train without")
-    difference = OTHER_OPTIMIZERS.get(value)
-    return changed(settings, difference) if difference else mapped(settings)
-
-
-def adam(case: Case, key: str, value: Any) -> Answer:
-    """Adam's betas and epsilon, which some optimizers take under other names, and others not at all."""
-    switch = next((switch for switch in SWITCHES if case.value(switch)), None)
-    given = str(case.value("optim"))
-    name = SWITCHES[switch] if switch else TRANSFORMERS_OPTIMIZERS.get(given, given)
-    if name not in OPTIMIZERS.names() or key in OPTIMIZERS.load(name).Options.reads:
-        return mapped({f"training.{key}": value})
-    own = key.removeprefix("adam_")
-    if own in OPTIMIZERS.load(name).Options.model_fields:
-        return mapped({f"training.optim.{own}": value})
-    return mapped(note=f"without effect, as there: the optimizer is {switch or given}")
-
-
-def schedule_settings(case: Case, key: str, value: Any) -> Answer:
-    """What a shape of the learning rate takes besides."""
-    shape = case.value("lr_scheduler_type")
-    if not value:
-        return mapped()
-    if asking.refusal("training.lr_scheduler_type", shape, {}) is not None:
-        return refused(f"they are settings of the schedule {shape}, which luthier does not have")
-    return mapped({"training.lr_scheduler_kwargs": value})
-
-
-def warmup(case: Case, key: str, value: Any) -> Answer:
-    """Warm-up in steps or as a share of all; steps go before the share."""
-    if case.value("lr_scheduler_type") == "constant":
-        return mapped(note="the schedule constant has no warm-up") if value else mapped()
-    if key == "warmup_ratio" and case.value("warmup_steps"):
-        return mapped(note="warmup_steps goes before it")
-    return mapped({"training.warmup_steps": value} if value or key == "warmup_steps" else {})
-
-
 def eval_strategy(case: Case, key: str, value: Any) -> Answer:
     """When to evaluate; luthier, as LLaMA-Factory, wants rows to evaluate on."""
     return mapped({"training.eval_strategy": value})
@@ -391,12 +321,13 @@ def export_size(case: Case, key: str, value: Any) -> Answer:
 Rule = Callable[[Case, str, Any], Answer]
 RULES: Mapping[str, Rule] = {
     **DATA_RULES,
+    **OPTIMIZER_RULES,
     **{
         rule.__name__: rule
         for rule in (
             stage, finetuning_type, llama_pro, verb, predict_with_generate, flag_of_the_command, model, adapter,
             create_new_adapter, flash_attn, gradient_checkpointing, quantization, quantization_method, template, with_template, lora_alpha,
-            modules, pissa, freeze_layers, optim, adam, schedule_settings, warmup, eval_strategy, report_to, engine, generating, with_command, export_size,
+            modules, pissa, freeze_layers, eval_strategy, report_to, engine, generating, with_command, export_size,
         )
     },
 }  # fmt: skip

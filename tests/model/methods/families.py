@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from tests.tiny import KINDS, tiny_model
 
-FAMILIES = ("mistral", "bloom", "falcon", "glm", "baichuan")
+FAMILIES = ("mistral", "bloom", "falcon", "glm", "baichuan", "mixtral")
 NARROW = {"vocab_size": 300, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 2}
 
 
@@ -58,6 +58,11 @@ def family_model(kind: str) -> PreTrainedModel:
     grouped["max_position_embeddings"] = 256
     made = {
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {**grouped, "sliding_window": 16}),
+        "mixtral": (
+            transformers.MixtralConfig,
+            transformers.MixtralForCausalLM,
+            {**grouped, "num_local_experts": 4, "num_experts_per_tok": 2},
+        ),
         "glm": (transformers.GlmConfig, transformers.GlmForCausalLM, {**grouped, "head_dim": 8}),
         "baichuan": (transformers.LlamaConfig, PackedLlama, {**grouped, "num_key_value_heads": 4}),
         "bloom": (

@@ -25,7 +25,12 @@ from tests.tiny import KINDS
 # a method and a kind of model that it honestly refuses; see test_properties.py for what it says
 REFUSED = {
     (name, kind)
-    for name, kinds in {"bitfit": ("llama", "mistral", "baichuan"), "oft": ("gpt2",)}.items()
+    for name, kinds in {
+        "bitfit": ("llama", "mistral", "baichuan", "mixtral"),
+        "oft": ("gpt2",),
+        "ia3": ("mixtral",),
+        "llama_pro": ("mixtral",),
+    }.items()
     for kind in kinds
 }
 
@@ -200,10 +205,12 @@ def test_on_a_16_bit_base(name: str, kind: str, tmp_path: Path) -> None:
 
 @pairs(FAMILIES)
 def test_other_families(name: str, kind: str, tmp_path: Path) -> None:
-    """Targets and layers are found; what is trained has a gradient, what is frozen is left alone; saved and loaded, it
-    gives the same bits."""
-    method = build(name)
-    model = method.apply(family_model(kind), HOW)
+    """Targets and layers are found; fresh, it is the base; what is trained has a gradient, what is frozen is left alone;
+    saved and loaded, it gives the same bits; disabled, the base's; merged, the same model."""
+    method, plain = build(name), logits(family_model(kind))
+    model: Any = method.apply(family_model(kind), HOW)
+    if not has_virtual_tokens(model):
+        assert torch.equal(logits(model), plain)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     scorer = Scorer(model)
     assert scorer.route == ("padded" if kind in ("bloom", "falcon") or has_virtual_tokens(model) else "segmented")
@@ -218,6 +225,11 @@ def test_other_families(name: str, kind: str, tmp_path: Path) -> None:
     again = build(name).apply(family_model(kind), HOW)
     method.load(again, tmp_path)
     assert torch.equal(logits(again), expected)
+    if method.saves == "adapter":
+        with without_adapter(model):
+            assert torch.equal(logits(model), plain)
+    if not has_virtual_tokens(model) and not is_ours(name):
+        assert torch.allclose(logits(merge(model)), expected, atol=1e-5)
 
 
 def plain_attention(model: nn.Module) -> nn.Module:
