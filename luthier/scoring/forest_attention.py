@@ -37,7 +37,7 @@ class Part:
 
     @property
     def causal(self) -> bool:
-        """Whether it is a segment with itself."""
+        """Whether it is a segment, or a stretch of one, with itself."""
         return self.start == self.key_start
 
     @property
@@ -54,7 +54,7 @@ class Part:
 class ForestAttention(torch.autograd.Function):
     """Attention of all parts: [1, T, H, D] for queries [1, H, T, D], keys and values [1, K, T, D].
 
-    The parts of segments with themselves cover the row and come first; the others add to them.
+    The causal parts cover the row and come first; the others add to them.
     """
 
     @staticmethod
