@@ -63,7 +63,7 @@ def assemble(
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)
-    packing = packing_of(scorer, config.training)
+    packing = packing_of(scorer, config.training, setup.stage)
     share_in_evaluation = scorer.may_share(training=False) and config.training.prefix_sharing != "off"
     prepared = engine.prepare(scorer)
     sets = with_reference(setup, engine, prepared, share_in_evaluation)

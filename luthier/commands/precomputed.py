@@ -67,7 +67,8 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     scorer.trunk = make_trunk(model, layer, train, folder, about, engine, say)
     if scorer.trunk is None:
         return packing
-    return replace(packing, trunk_starts=train.token_starts().tolist())
+    # its states are of whole examples
+    return replace(packing, trunk_starts=train.token_starts().tolist(), learnt=None)
 
 
 def _identity(setup: Setup, engine: Engine) -> dict[str, Any]:

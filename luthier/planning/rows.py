@@ -96,7 +96,7 @@ class Rows:
             ranks: devices that share a step.
         """
         training = config.training
-        packing = packing_of(scorer, training)
+        packing = packing_of(scorer, training, stage)
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
         if self.schedule is None:
             rows = [_row(config.data.cutoff_length, number) for number in range(size)]

@@ -3,7 +3,7 @@ user allows it, which examples form a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -15,6 +15,7 @@ from luthier.data.packing import pack
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
 from luthier.scoring.scorer import Scorer
+from luthier.training.stage import Stage
 
 Grouping = Literal["off", "within_step", "within_buffer"]
 
@@ -30,15 +31,17 @@ class Packing:
         tokens_per_batch: a batch holds at most so many tokens as laid down, however many examples that is (one that is
             longer is a batch of its own); None: batches keep their number of examples.
         trunk_starts: see `luthier.data.packing.pack`.
+        learnt: what of an example is computed, a stage's; None: all of it.
     """
 
     share: bool = False
     grouping: Grouping = "off"
     tokens_per_batch: int | None = None
     trunk_starts: Sequence[int] | None = None
+    learnt: Callable[[TokenizedExample], TokenizedExample] | None = None
 
 
-def packing_of(scorer: Scorer, training: TrainingConfig) -> Packing:
+def packing_of(scorer: Scorer, training: TrainingConfig, stage: Stage) -> Packing:
     """How a run's batches are laid down.
 
     Raises:
@@ -52,11 +55,15 @@ def packing_of(scorer: Scorer, training: TrainingConfig) -> Packing:
             ]
         )
     share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
-    return Packing(share, training.grouping if share else "off", training.tokens_per_batch)
+    # a trunk's states are of whole examples
+    learnt = stage.learnt if scorer.trunk is None else None
+    return Packing(share, training.grouping if share else "off", training.tokens_per_batch, learnt=learnt)
 
 
 def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> list[Batch]:
     """The batches of a step from those that were drawn for it; the same examples, once each."""
+    if packing.learnt is not None:
+        drawn = [[packing.learnt(example) for example in batch] for batch in drawn]
     if packing.grouping != "off":
         flat = iter(sorted(chain.from_iterable(drawn), key=_beginning))
         drawn = [[next(flat) for _ in batch] for batch in drawn]

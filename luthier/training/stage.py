@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.data.batch import Batch
+    from luthier.data.examples import TokenizedExample
     from luthier.data.preparing import PreparedData
     from luthier.metrics._metric import Array
     from luthier.model.heads import SequenceHead
@@ -60,6 +61,10 @@ class Stage(ABC):
     def know(self, labels: Sequence[str]) -> None:
         """Be told in place of `meet`, where rows are measured and not learnt, which classes there are; each counts alike. Most have nothing to know."""
         return None
+
+    def learnt(self, example: TokenizedExample) -> TokenizedExample:
+        """What of an example is computed in training; an evaluation sees all of it."""
+        return example
 
     def outcomes(self, scores: Scores, batch: Batch) -> Tensor:
         """What is kept of an evaluation's batch, float [E, c]: a row of numbers for each example. Asked for with metrics."""

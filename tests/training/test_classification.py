@@ -16,7 +16,11 @@ import luthier
 from luthier.commands.chat import chat
 from luthier.commands.export import export
 from luthier.config.loading import load
+from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.packing import pack
+from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError, DataError, ModelError
+from luthier.scoring.readouts import Scores, TargetLogp
 from luthier.training.stages import classification, regression
 from tests.classify import TELLING, bert_folder, classification_config, labelled_rows, write_json_lines
 
@@ -253,6 +257,28 @@ def test_label_words_are_compared_by_their_likelihood(
     assert answer is not None and answer.answer == "yes it is"
 
 
+def test_the_right_answer_alone_is_computed_in_training() -> None:
+    """Loss, gradient and denominator are those of all answers, of which the wrong ones weigh nothing."""
+    stage = classification.build(classification.Options(head="generative"))
+    stage.know(("a", "b", "c"))
+    answers = [TokenSequence((1, 2, 3, word, 9), (0, 0, 0, 1, 1)) for word in (4, 5, 6)]
+    examples = [
+        TokenizedExample(tuple(answers), Origin("rows", number), 15, {"label": float(label)})
+        for number, label in enumerate((2, 0))
+    ]
+    whole, right = pack(examples), pack([stage.learnt(example) for example in examples])
+    assert right.targets_N.tolist() == [6, 9, 4, 9] and right.tokens == 10
+    assert stage.denominator(whole) == stage.denominator(right) == 4
+    logp = torch.linspace(-3, -1, 6)  # by target: the tokens 4, 5, 6 and 9
+    of = {4: logp[0], 5: logp[1], 6: logp[2], 9: logp[3]}
+    losses = [
+        stage.loss(Scores({TargetLogp(): torch.stack([of[int(token)] for token in batch.targets_N])}), batch)
+        for batch in (whole, right)
+    ]
+    assert losses[0] == pytest.approx(losses[1])
+    assert float(losses[1]) == pytest.approx(-float(logp[2] + logp[0] + 2 * logp[3]))
+
+
 def test_training_goes_on_from_a_classifier(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     steps = {"num_train_epochs": 2, "save_strategy": "no"}
     first = luthier.train(classification_config(tiny_llama, data, tmp_path / "first", "lora", **steps))
@@ -313,6 +339,12 @@ def test_what_cannot_be_learnt_is_refused_before_weights_are_read(
 def test_settings_that_do_not_fit(stage: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load({"model": "m", "data": {"train": "a.jsonl"}, "stage": {"name": "classification", **stage}})
+
+
+def test_classes_that_are_numbers() -> None:
+    stage = {"name": "classification", "head": "generative", "labels": [0, 1], "label_words": {0: "bad", 1: "good"}}
+    options = load({"model": "m", "data": {"train": "a.jsonl"}, "stage": stage}).stage
+    assert options.labels == ["0", "1"] and options.label_words == {"0": "bad", "1": "good"}  # type: ignore[attr-defined]
 
 
 def test_a_metric_that_the_stage_does_not_give(tiny_llama: Path, data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Shapes: E examples, K classes, N targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.data.batch import Batch
+    from luthier.data.examples import TokenizedExample
     from luthier.data.preparing import PreparedData
     from luthier.metrics._metric import Array
     from luthier.model.heads import SequenceHead
@@ -69,6 +71,14 @@ class Options(PluginOptions):
     metrics: list[str] | None = Field(
         None, description="What an evaluation gives beside the loss; unset: accuracy, F1 and, of one label, matthews."
     )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_as_names(cls, value: Any) -> Any:
+        """Rows labelled 0 and 1 have the classes "0" and "1", and YAML reads `[0, 1]` as numbers."""
+        if not isinstance(value, list):
+            return value
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value]
 
     @field_validator("labels")
     @classmethod
@@ -200,11 +210,16 @@ class HeadClassification(_Classification):
 class GenerativeClassification(_Classification):
     """Next-token loss on the right answer; the classes' answers are compared by their log-likelihood."""
 
+    def learnt(self, example: TokenizedExample) -> TokenizedExample:
+        """The right answer alone: the others are told apart from it, and have no part in the loss."""
+        right = int(example.extras["label"])
+        return replace(example, sequences=example.sequences[right : right + 1])
+
     def _right_N(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which targets are of the right answer, and which example each is of; the K answers stand in order."""
-        count = len(self.labelling.labels)
+        """Which targets are of the right answer, and which example each is of; the K answers stand in order, or it alone."""
+        count = len(batch.leaves) // len(_truth(batch))
         example_N, answer_N = batch.sequence_of_source_N // count, batch.sequence_of_source_N % count
-        return answer_N == _truth(batch).long()[example_N], example_N
+        return (answer_N == _truth(batch).long()[example_N]) | (count == 1), example_N
 
     def _weights_N(self, batch: Batch) -> Tensor:
         """The weight of each target in the loss: that of its row's class, nothing outside of the right answer."""
