@@ -43,6 +43,7 @@ class PlanResult:
     total_steps: int | None
     warmup_steps: int | None
     learning_rate: float
+    learning_rate_origin: str
     tokens_per_epoch: int | None
     targets_per_epoch: int | None
     data: dict[str, Any]
@@ -130,6 +131,7 @@ def _result(setup: Setup, plan: Plan, advice: Advice | None, remarks: list[str])
         total_steps=setup.schedule.total_steps if plan.ranks == 1 else plan.steps,
         warmup_steps=warmup_steps(config.training.warmup_steps, setup.schedule.total_steps),
         learning_rate=config.learning_rate(),
+        learning_rate_origin=config.learning_rate_origin(),
         tokens_per_epoch=data.train.tokens,
         targets_per_epoch=data.train.targets,
         data=data.report.as_dict(),
@@ -171,6 +173,7 @@ def _of_shape(config: RunConfig, hardware: Hardware | None, strategy: str | None
         total_steps=steps,
         warmup_steps=warmup_steps(training.warmup_steps, steps) if steps else None,
         learning_rate=config.learning_rate(),
+        learning_rate_origin=config.learning_rate_origin(),
         tokens_per_epoch=None,
         targets_per_epoch=None,
         data={},

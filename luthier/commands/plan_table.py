@@ -56,7 +56,7 @@ def _run(result: PlanResult) -> Table:
     counted = result.steps_per_epoch is not None
     of_all = f" of {result.examples:,}" if counted else ", not counted beforehand"
     run.add_row("examples per step", f"{result.examples_per_step:,}{of_all}")
-    run.add_row("peak learning rate", f"{result.learning_rate:g}")
+    run.add_row("peak learning rate", f"{result.learning_rate:g}, {result.learning_rate_origin}")
     if counted:
         run.add_row("per epoch", f"{result.tokens_per_epoch:,} tokens, {result.targets_per_epoch:,} of them trained")
     run.add_row("longest batch", f"{plan.batch_tokens:,} tokens, {plan.route} route")

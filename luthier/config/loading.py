@@ -357,8 +357,9 @@ def all_keys() -> list[str]:
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """The resolved config as plain values, without secrets."""
+    """The resolved config as plain values, without secrets; the learning rate is the one that it trains with."""
     value: dict[str, Any] = config.model_dump(mode="json", exclude={"model": {"token"}})
+    value["training"]["learning_rate"] = config.learning_rate()
     return value
 
 

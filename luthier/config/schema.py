@@ -105,7 +105,13 @@ class RunConfig(Section):
     def learning_rate(self) -> float:
         """The peak learning rate: the one set, or the method's recommendation as the optimizer wants it."""
         recommended = self.method.recommended_learning_rate * self.training.optim.learning_rate_ratio
-        return self.training.learning_rate or recommended
+        return self.training.learning_rate or float(f"{recommended:.6g}")  # 0.2 x 2e-5 is 4.000000000000001e-06
+
+    def learning_rate_origin(self) -> str:
+        """Where the learning rate comes from, in words."""
+        if self.training.learning_rate is not None:
+            return "training.learning_rate"
+        return f"default of method {self.method.name} with optim {self.training.optim.name}"
 
     def data_seed(self) -> int:
         """Seed of data order and splits."""

@@ -14,7 +14,7 @@ from typing import Any
 from luthier.config.model_section import QuantizationConfig
 from luthier.config.plugins import METHODS
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import ModelError
+from luthier.foundation.errors import ModelError, TrainingError
 from luthier.planning.planner import Planner
 from luthier.planning.step_trace import UntraceableError
 
@@ -58,7 +58,11 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
                 hopeless = variant
                 continue
             found = _smallest_batch_change(planner, variant, room)
-        except (ModelError, UntraceableError):  # a method that does not fit this model is no advice
+        except (
+            ModelError,
+            TrainingError,
+            UntraceableError,
+        ):  # what does not fit the model or the optimizer is no advice
             continue
         advice = Advice(_settings(start, found[0]), found[1], found[1] <= room, found[0])
         if advice.fits:

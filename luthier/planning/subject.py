@@ -25,7 +25,7 @@ from luthier.scoring.scorer import Scorer
 from luthier.training.optimization import trained_shapes
 from luthier.training.schedule import Schedule
 from luthier.training.stage import Stage
-from luthier.training.trained import gradient_bytes, state_bytes
+from luthier.training.trained import check_fit, gradient_bytes, state_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -156,7 +156,7 @@ def traced_model(subject: Subject, device: Device) -> TracedModel:
     """Build the run's model on fake tensors, in the precisions that training gives it on a device.
 
     Raises:
-        ModelError: the method does not fit the model.
+        ModelError: the method does not fit the model. TrainingError: nor the optimizer what it trains.
     """
     config, method = subject.config, subject.method
     model = loading.skeleton(subject.model_config, head=subject.head, trust_remote_code=subject.trust_remote_code)
@@ -189,7 +189,8 @@ def traced_model(subject: Subject, device: Device) -> TracedModel:
         lambda: method.penalty(tuned),
         config.model.fused,
     )
-    shapes = trained_shapes(tuned)
+    shapes = trained_shapes(tuned, pure_bf16=config.training.pure_bf16)
+    check_fit(config.training.optim, shapes)
     parameters = {id(p): p for p in tuned.parameters()}.values()
     trained_bytes = sum(p.nbytes for p in parameters if p.requires_grad)
     weights = sum(p.nbytes for p in parameters) + sum({id(b): b.nbytes for b in tuned.buffers()}.values())

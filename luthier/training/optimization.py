@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from luthier.config.plugins import OPTIMIZERS
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError
-from luthier.training.trained import Role, TrainedParameter
+from luthier.training.trained import Role, TrainedParameter, check_fit
 
 SEPARATOR = "|"  # between a parameter's name and its state's: neither contains it
 
@@ -130,8 +130,7 @@ def check_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], 
     """
     optim, parameters = config.training.optim, trained_shapes(model)
     plugin = OPTIMIZERS.load(optim.name)
-    if hasattr(plugin, "check"):
-        plugin.check(optim, parameters)
+    check_fit(optim, parameters)
     make_scheduler(config, make_optimizer(config, model, ratio), total_steps)
     remark = plugin.remark(optim, parameters, total_steps) if hasattr(plugin, "remark") else None
     return [remark] if remark else []

@@ -48,6 +48,17 @@ def total_bytes(parameters: Iterable[TrainedParameter]) -> int:
     return sum(parameter.bytes for parameter in parameters)
 
 
+def check_fit(optim: OptimizerOptions, parameters: Sequence[TrainedParameter]) -> None:
+    """Whether what is trained is what an optimizer is for.
+
+    Raises:
+        TrainingError: nothing of it is.
+    """
+    check = getattr(OPTIMIZERS.load(optim.name), "check", None)
+    if check is not None:
+        check(optim, parameters)
+
+
 def state_bytes(optim: OptimizerOptions, parameters: Sequence[TrainedParameter]) -> int:
     """What an optimizer keeps in memory at its most, beside weights and gradients, on one device that holds it all.
 

@@ -119,6 +119,17 @@ def test_the_example_round_trips() -> None:
     assert (config.stage.name, config.method.name) == ("sft", "lora")
 
 
+def test_the_resolved_config_names_the_rate_that_it_trains_with() -> None:
+    """So that a run that goes on after the default has changed says so."""
+    config = load({"model": "m", "data": {"train": "a"}, "method": "full", "training": {"optim": "lion"}})
+    assert dump(config)["training"]["learning_rate"] == config.learning_rate()
+    assert config.learning_rate_origin() == "default of method full with optim lion"
+    again = load(dump(config))
+    assert again.learning_rate() == config.learning_rate()
+    assert again.learning_rate_origin() == "training.learning_rate"
+    assert dump(again) == dump(config)
+
+
 def test_a_token_is_neither_dumped_nor_shown() -> None:
     config = load({"model": {"name": "m", "token": "secret-token"}, "data": {"train": "a"}})
     assert config.model.token == "secret-token"

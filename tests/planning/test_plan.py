@@ -13,7 +13,7 @@ from luthier.cli import main
 from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import UserError
+from luthier.foundation.errors import TrainingError, UserError
 from luthier.planning.advice import advise
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Memory, Planner, plan
@@ -65,6 +65,15 @@ def test_precisions_of_a_device(tiny_llama: Path, rows: Path, tmp_path: Path) ->
     assert whole.weights == memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full")).weights
     pure = memory_of(planner_for(tiny_llama, rows, tmp_path, "method=full", "training.pure_bf16=true"))
     assert pure.weights < 0.52 * whole.weights and pure.all_gradients == whole.all_gradients // 2
+    assert pure.optimizer_states == pytest.approx(0.5 * whole.optimizer_states, rel=1e-3)
+
+
+def test_an_optimizer_with_nothing_to_do_is_refused_on_a_shape_too() -> None:
+    """Where no run is set up, the planner's own model tells."""
+    from luthier.commands import plan as command
+
+    with pytest.raises(TrainingError, match="galore has nothing to project: its rank is 128"):
+        command.plan(None, ["training.optim=galore"], hardware="1x24GB", model_shape="qwen2.5-0.5b")
 
 
 def test_later_epochs_begin_above_what_does_not_learn(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
