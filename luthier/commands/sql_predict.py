@@ -19,8 +19,8 @@ from luthier.config.generation_section import SAMPLING, GenerationSettings
 from luthier.config.schema import ModelConfig
 from luthier.data.reading import iterate_file
 from luthier.data.records import Message, Rejected, RowError
-from luthier.evaluation.engine import Request
-from luthier.evaluation.journal import open_journal, partial_path
+from luthier.evaluation.engine import Answer, Request
+from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_file, write_text
@@ -47,7 +47,8 @@ class PredictedResult:
     """What was written.
 
     Args:
-        out: the queries, one a line, in the order of the questions. answers: what the model said, as JSON lines.
+        out: the queries, one a line, in the order of the questions. answers: what the model said, as JSON lines; `repairs`
+            of a line holds each failure (query, error) that it was shown, with what it said then.
         resumed: rows that an earlier run, which was stopped, had answered.
         without_query: rows whose answer holds no query; their line is a comment.
         failing: queries that do not run; None where none was run. repaired: those that ran after they were asked anew.
@@ -123,7 +124,7 @@ def predict(
         tokens = answer_into(journal, answerer, prompts, settings, False)
         samples = [_samples(journal.done[row]) for row in range(len(rows))]
         if guided:
-            found = _guided(asked, prompts, samples, answerer, settings, repairs)
+            found = _guided(asked, prompts, samples, answerer, journal, settings, repairs)
         else:
             found = Guided([own[0] for own in samples], None, 0, 0)
         write_text(target, "".join(f"{query}\n" for query in found.queries))
@@ -159,6 +160,7 @@ def _guided(
     prompts: Sequence[Prompt],
     samples: Sequence[Sequence[str]],
     engine: Engine,
+    journal: Journal,
     settings: GenerationSettings,
     repairs: int,
 ) -> Guided:
@@ -171,19 +173,43 @@ def _guided(
         tokens = 0
         conversations = [prompt.request for prompt in prompts]
         latest, left = list(queries), failed
-        for _ in range(repairs):
-            for place in left:
-                error = guide.outcome(ids[place], latest[place]).error
-                conversations[place] = told_again(conversations[place], latest[place], error)
-            for answer in engine.answers([conversations[place] for place in left], single(settings)) if left else ():
+        for attempt in range(repairs):
+            failures = {place: Failure(latest[place], guide.outcome(ids[place], latest[place]).error) for place in left}
+            for place, failure in failures.items():
+                conversations[place] = told_again(conversations[place], failure.query, failure.error)
+            unasked = [place for place in left if _repair(journal, place, attempt, failures[place]) is None]
+            for answer in engine.answers([conversations[row] for row in unasked], single(settings)) if unasked else ():
                 tokens += answer.tokens
-                latest[answer.row] = query_in(answer.text)
+                _keep_repair(journal, attempt, failures[answer.row], answer)
             for place in left:
+                latest[place] = query_in(str(_repair(journal, place, attempt, failures[place])))
                 if guide.outcome(ids[place], latest[place]).ok:
                     queries[place] = latest[place]
             left = [place for place in left if queries[place] != latest[place]]
         failing = sum(not guide.outcome(db_id, query).ok for db_id, query in zip(ids, queries, strict=True))
     return Guided(queries, failing, len(failed) - failing, tokens)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A query that does not run, and what the database says to it."""
+
+    query: str
+    error: str
+
+
+def _repair(journal: Journal, row: int, attempt: int, failure: Failure) -> str | None:
+    """What was said to a failure when it was shown; None where it was not yet."""
+    kept = journal.done[row].get("repairs", [])[attempt : attempt + 1]
+    return kept[0]["prediction"] if kept and Failure(kept[0]["query"], kept[0]["error"]) == failure else None
+
+
+def _keep_repair(journal: Journal, attempt: int, failure: Failure, answer: Answer) -> None:
+    """The row's line anew, with what was said to a failure: the last line of a row counts."""
+    line = journal.done[answer.row]
+    said = {"prediction": answer.text, "finish_reason": answer.finish_reason, "tokens": answer.tokens}
+    earlier = line.get("repairs", [])[:attempt]
+    journal.add(answer.row, {**line, "repairs": [*earlier, {**asdict(failure), **said}]})
 
 
 def told_again(request: Request, query: str, error: str) -> Request:

@@ -1,7 +1,7 @@
 """Answers on disk while they come in, so that a killed run goes on where it stopped, and the file that is made of them.
 
-`OUT.partial` has a first line that says what run it is of, then a line for each finished row, in the order they finished. It
-goes when OUT is written. The last line may be torn by a kill; it is cut off and its row answered again.
+`OUT.partial` has a first line that says what run it is of, then a line for each finished row, in the order they finished; where a
+row has several, the last counts. It goes when OUT is written. The last line may be torn by a kill; it is cut off and its row answered again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Journal:
         self._stream = stream
 
     def add(self, row: int, line: Mapping[str, Any]) -> None:
-        """Keep a finished row."""
+        """Keep a finished row, in place of what was kept of it before."""
         self.done[row] = dict(line)
         self._stream.write(_line({"row": row, "line": line}))
         self._stream.flush()  # a killed process loses nothing that the system has

@@ -17,7 +17,7 @@ class Options(PluginOptions):
 
     Args:
         answers: by row, the answers to its prompts: the first prompt's samples, then the next prompt's.
-        stop_after: raise KeyboardInterrupt after so many rows.
+        stop_after: raise KeyboardInterrupt after so many prompts.
     """
 
     answers: list[list[str]]
@@ -41,8 +41,8 @@ class ScriptedEngine:
         """It takes any."""
 
     def answers(self, requests: Sequence[Request], settings: GenerationSettings) -> Iterator[Answer]:
-        for done, request in enumerate(requests):
-            if done == self._options.stop_after:
+        for request in requests:
+            if len(ASKED) == self._options.stop_after:
                 raise KeyboardInterrupt
             ASKED.append((request, settings))
             for number in range(settings.num_return_sequences):

@@ -85,6 +85,36 @@ def test_what_can_not_be_repaired_stays(spider: Path, tmp_path: Path, capsys: py
     assert "1 queries do not run; 1 did after they were asked anew" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stop_after", range(1, 6))
+def test_a_run_stopped_anywhere_asks_nothing_twice(spider: Path, tmp_path: Path, stop_after: int) -> None:
+    """Two rows and four repairs, stopped after some of them; the second run answers the rest, and ends as an unbroken one."""
+    answers = [[BROKEN, "SELECT nam FROM head", OLD], [BROKEN, "SELECT na FROM head", "SELECT n FROM head"]]
+    whole, out = tmp_path / "whole.sql", tmp_path / "pred.sql"
+    assert predict(spider, whole, answers, "--repairs", 2) == 0
+    everything = list(ASKED)
+    assert predict(spider, out, answers, "--repairs", 2, stop_after=stop_after) == 130
+    first = list(ASKED)
+    assert not out.exists() and len(first) == stop_after
+    given = [sum(request.row == row for request, _ in first) for row in range(2)]
+    assert predict(spider, out, [own[count:] for own, count in zip(answers, given, strict=True)], "--repairs", 2) == 0
+    assert [*first, *ASKED] == everything
+    assert out.read_bytes() == whole.read_bytes()
+    said = [tmp_path / f"{name}.answers.jsonl" for name in ("pred", "whole")]
+    assert said[0].read_bytes() == said[1].read_bytes()
+
+
+def test_the_answers_tell_what_was_said_to_each_failure(spider: Path, tmp_path: Path) -> None:
+    answers = [[BROKEN, "SELECT nam FROM head", OLD], [YOUNG]]
+    assert predict(spider, tmp_path / "pred.sql", answers, "--repairs", 2) == 0
+    lines = [json.loads(line) for line in (tmp_path / "pred.answers.jsonl").read_text().splitlines()]
+    said = {"finish_reason": "stop", "tokens": 5}
+    assert lines[0]["repairs"] == [
+        {"query": BROKEN, "error": "no such column: nome", "prediction": "SELECT nam FROM head", **said},
+        {"query": "SELECT nam FROM head", "error": "no such column: nam", "prediction": OLD, **said},
+    ]
+    assert "repairs" not in lines[1]
+
+
 def test_samples_and_repairs_together(spider: Path, tmp_path: Path) -> None:
     out = tmp_path / "pred.sql"
     answers = [[BROKEN, BROKEN, OLD], [YOUNG, OLD]]
