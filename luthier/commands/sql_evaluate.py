@@ -16,8 +16,8 @@ from luthier.text2sql.evaluation.files import read_pairs
 from luthier.text2sql.evaluation.judging import Benchmark
 from luthier.text2sql.evaluation.page import queries_page
 from luthier.text2sql.evaluation.summary import print_summary, summarize
-from luthier.text2sql.layouts._tables_json import read_tables
 from luthier.text2sql.schema import Schema
+from luthier.text2sql.tables_json import read_tables
 
 if TYPE_CHECKING:
     from rich.console import Console

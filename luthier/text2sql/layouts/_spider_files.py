@@ -10,9 +10,9 @@ from pydantic import Field
 
 from luthier.data.records import RawRow
 from luthier.text2sql.layout import Dataset, LayoutOptions, Question
+from luthier.text2sql.layouts._assembling import assembled
 from luthier.text2sql.layouts._places import need_folder, placed, question_files
 from luthier.text2sql.layouts._questions import read_questions
-from luthier.text2sql.layouts._tables_json import assembled
 
 
 class SplitOptions(LayoutOptions):
