@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
@@ -17,12 +18,14 @@ def _whole_or_share(value: float) -> float:
     return value
 
 
-def _no_is_a_word(value: Any) -> Any:
-    """YAML reads a bare `no` as false."""
-    return "no" if value is False else value
+def _words(words: Mapping[bool, str]) -> BeforeValidator:
+    """YAML reads a bare `no` or `off` as false, and `on` as true."""
+    return BeforeValidator(lambda value: words.get(value, value) if isinstance(value, bool) else value)
 
 
-Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no_is_a_word)]
+Strategy = Annotated[Literal["no", "steps", "epoch"], _words({False: "no"})]
+Sharing = Annotated[Literal["auto", "on", "off"], _words({False: "off", True: "on"})]
+Grouping = Annotated[Literal["off", "within_step", "within_buffer"], _words({False: "off"})]
 
 
 def optimizer_options(value: Any = "adamw") -> Any:
@@ -48,13 +51,13 @@ class TrainingConfig(Section):
     per_device_train_batch_size: int = Field(4, ge=1, description="Examples per batch and device.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="Examples per evaluation batch and device.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
-    prefix_sharing: Literal["auto", "on", "off"] = Field(
+    prefix_sharing: Sharing = Field(
         "auto",
         description="Lay down, and compute, once what several sequences of a batch begin with. auto: on the segmented route, "
         "where nothing is dropped out and no router's loss counts tokens; on: also with dropout, which then drops the same "
         "for all of them.",
     )
-    grouping: Literal["off", "within_step", "within_buffer"] = Field(
+    grouping: Grouping = Field(
         "within_step",
         description="Bring examples that begin alike into the same batch. within_step: which examples form a step does not "
         "change; within_buffer: the examples of a step are chosen so too, so its gradient is no independent draw any more.",

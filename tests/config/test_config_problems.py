@@ -195,6 +195,9 @@ def test_shares_and_counts(value: Any, expected: float) -> None:
 def test_a_bare_no_in_yaml_is_a_strategy() -> None:
     config = load(GOOD, ["training.eval_strategy=no", "training.save_strategy=no"])
     assert (config.training.eval_strategy, config.training.save_strategy) == ("no", "no")
+    shared = {word: load(GOOD, [f"training.prefix_sharing={word}"]).training.prefix_sharing for word in ("on", "off")}
+    assert shared == {"on": "on", "off": "off"}
+    assert load(GOOD, ["training.grouping=off"]).training.grouping == "off"
 
 
 @pytest.mark.parametrize(
