@@ -60,12 +60,16 @@ def _run(result: PlanResult) -> Table:
     if counted:
         run.add_row("per epoch", f"{result.tokens_per_epoch:,} tokens, {result.targets_per_epoch:,} of them trained")
     run.add_row("longest batch", f"{plan.batch_tokens:,} tokens, {plan.route} route")
+    if plan.shared >= 0.005:
+        run.add_row("shared beginnings", f"{plan.shared:.0%} of the tokens need not be computed")
     if plan.time is not None:
         time = plan.time
         how = f"{time.measured_share:.0%} of it timed here" if time.measured_share else "reckoned"
         run.add_row("time per step", f"{time.seconds_per_step:.3g} s, {time.tokens_per_second:,.0f} tokens/s ({how})")
         if time.seconds_per_run:
             run.add_row("time of the run", f"{human_seconds(time.seconds_per_run)}, evaluation and saving left out")
+    if plan.trunk_layer:
+        run.add_row("trunk", f"{human_bytes(plan.disk.trunk)} of states below layer {plan.trunk_layer}, computed once")
     run.add_row("disk", f"{human_bytes(plan.disk.checkpoint)} a checkpoint, {human_bytes(plan.disk.total)} in all")
     return run
 

@@ -14,10 +14,9 @@ from luthier.commands import run_folder
 from luthier.commands.setup import Setup
 from luthier.config.loading import dump
 from luthier.data.examples import TokenizedExample
-from luthier.foundation.files import free_bytes, human_bytes
 from luthier.foundation.progress import say
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import bytes_of, make_trunk, trunk_layer
+from luthier.scoring.trunk import bytes_of, make_trunk, no_room, trunk_layer
 from luthier.training.engine import Engine
 from luthier.training.grouping import Packing
 from luthier.training.reference import Reference
@@ -44,24 +43,14 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     There is none of a stream, and where `trunk_layer` says so.
     """
     config, train, model = setup.config, setup.data.train, transformers_model(scorer.model)
-    limit = config.training.trunk_cache_limit_gib * 2**30
+    limit = config.training.trunk_cache_limit_gib
     epochs = setup.schedule.total_epochs if setup.data.stream is None else 1
-    layer = trunk_layer(model, scorer, config.training.trunk_cache_limit_gib, epochs, engine.world_size)
+    layer = trunk_layer(model, scorer, limit, epochs, engine.world_size)
     if not layer:
         return packing
     needed, folder = bytes_of(train.tokens, model), run / run_folder.TRUNK
-    if needed > limit:
-        say(
-            f"trunk: the states below layer {layer} would take {human_bytes(needed)}, more than "
-            f"training.trunk_cache_limit_gib; they are computed in every epoch"
-        )
-        return packing
-    free = free_bytes(run)
-    if needed > free / 2 and not folder.exists():
-        say(
-            f"trunk: the states below layer {layer} would take {human_bytes(needed)} of the {human_bytes(free)} that are "
-            f"free in {run}; they are computed in every epoch"
-        )
+    if reason := no_room(layer, needed, limit, None if folder.exists() else run):
+        say(f"trunk: {reason}")
         return packing
     about = {**_identity(setup, engine), "tokens": train.tokens}
     scorer.trunk = make_trunk(model, layer, train, folder, about, engine, say)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.foundation.devices import resident_bytes
 from luthier.planning.calibration import Rates, calibrate
-from luthier.planning.hardware import GIB, Device, Hardware, this_machine
+from luthier.planning.hardware import Device, Hardware, this_machine
 from luthier.planning.heap import heap_here
 from luthier.planning.rows import Batches, TrunkStandIn, batch_tokens
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
 from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
 from luthier.scoring.scorer import transformers_model
-from luthier.scoring.trunk import bytes_of, trunk_layer
+from luthier.scoring.trunk import bytes_of, no_room, trunk_layer
 
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
@@ -78,9 +79,10 @@ class Time:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Bytes: of one checkpoint, and of all that the run keeps at one time, final model included."""
+    """Bytes: of one checkpoint, of the trunk, and of all that the run keeps at one time, final model included."""
 
     checkpoint: int
+    trunk: int
     total: int
 
 
@@ -90,6 +92,8 @@ class Plan:
 
     Args:
         route: segmented or padded. batch_tokens: of the longest batch.
+        shared: the share of the tokens that is not computed, since the examples of a batch begin alike.
+        trunk_layer: states below it are computed once and kept on disk; 0: none are.
         memory, time: None where the model can't be traced; a remark says why.
         fits: None where memory is None.
         remarks: what a person should know, one sentence each.
@@ -104,6 +108,8 @@ class Plan:
     steps_per_epoch: int | None
     tokens_per_step: float
     batch_tokens: int
+    shared: float
+    trunk_layer: int
     memory: Memory | None
     time: Time | None
     disk: Disk
@@ -138,6 +144,8 @@ class Plan:
             "runs_here": self.strategy.runs_here,
             "route": self.route,
             "longest_batch_tokens": self.batch_tokens,
+            "shared_share": round(self.shared, 4),
+            "trunk_layer": self.trunk_layer,
             "fits": self.fits,
             "memory_bytes": self.memory.as_dict() if self.memory is not None else None,
             "time": asdict(self.time) if self.time is not None else None,
@@ -201,7 +209,8 @@ class Planner:
         subject = self.subject.under(config)
         model = self._model(subject)
         batches = self._batches(subject, model)
-        remarks: list[str] = []
+        layer, trunk_bytes, reason = self._trunk(subject, model)
+        remarks = [f"trunk: {reason}"] if reason else []
         memory = time = None
         try:
             memory = self._memory(subject, model, batches)
@@ -224,9 +233,11 @@ class Planner:
             steps_per_epoch=batches.steps_per_epoch,
             tokens_per_step=batches.tokens_per_step,
             batch_tokens=batch_tokens(batches.longest, model.scorer),
+            shared=batches.shared,
+            trunk_layer=layer,
             memory=memory,
             time=time,
-            disk=_disk(config, model, batches.steps, self._trunk_bytes(subject, model)),
+            disk=_disk(config, model, batches.steps, trunk_bytes),
             remarks=remarks,
         )
 
@@ -272,22 +283,21 @@ class Planner:
         if key not in self._models:
             self._models[key] = traced_model(subject, self.device)
         model = self._models[key]
-        model.scorer.trunk = self._trunk(subject, model)
+        layer, _, _ = self._trunk(subject, model)
+        width = transformers_model(model.scorer.model).config.get_text_config().hidden_size
+        model.scorer.trunk = TrunkStandIn(layer, width) if layer else None
         return model
 
-    def _trunk(self, subject: Subject, model: TracedModel) -> TrunkStandIn | None:
-        """The states below the layers that learn, where a run keeps them."""
-        training, epochs = subject.config.training, subject.rows.epochs(subject.config, self.hardware.count)
-        inner = transformers_model(model.scorer.model)
-        layer = trunk_layer(inner, model.scorer, training.trunk_cache_limit_gib, epochs, self.hardware.count)
-        if not layer or bytes_of(subject.rows.tokens, inner) > training.trunk_cache_limit_gib * GIB:
-            return None
-        return TrunkStandIn(layer, inner.config.get_text_config().hidden_size)
-
-    def _trunk_bytes(self, subject: Subject, model: TracedModel) -> int:
-        if model.scorer.trunk is None:
-            return 0
-        return bytes_of(subject.rows.tokens, transformers_model(model.scorer.model))
+    def _trunk(self, subject: Subject, model: TracedModel) -> tuple[int, int, str]:
+        """The layer below which a run keeps states, and their bytes; without them 0, 0 and why, where there is no room."""
+        config, inner = subject.config, transformers_model(model.scorer.model)
+        epochs, limit = subject.rows.epochs(config, self.hardware.count), config.training.trunk_cache_limit_gib
+        layer = trunk_layer(inner, model.scorer, limit, epochs, self.hardware.count)
+        if not layer:
+            return 0, 0, ""
+        needed = bytes_of(subject.rows.tokens, inner)
+        reason = no_room(layer, needed, limit, Path(config.output_dir) if self.hardware.is_this_machine else None)
+        return (0, 0, reason) if reason else (layer, needed, "")
 
     def _batches(self, subject: Subject, model: TracedModel) -> Batches:
         return subject.rows.batches(subject.config, self.hardware.count, model.scorer, subject.stage)
@@ -377,11 +387,11 @@ def _disk(config: RunConfig, model: TracedModel, steps: int, trunk: int) -> Disk
     training = config.training
     checkpoint = model.saved_bytes + model.optimizer_bytes
     if training.save_strategy == "no":
-        return Disk(checkpoint, model.saved_bytes + trunk)
+        return Disk(checkpoint, trunk, model.saved_bytes + trunk)
     made = max(1, round(training.num_train_epochs)) if training.save_strategy == "epoch" else None
     if training.save_strategy == "steps":
         every = training.save_steps if training.save_steps >= 1 else training.save_steps * max(steps, 1)
         made = int(steps // max(every, 1)) if steps else None
     limit = training.save_total_limit + 1 if training.save_total_limit is not None else None
     kept = min((number for number in (made, limit) if number is not None), default=1)
-    return Disk(checkpoint, kept * checkpoint + model.saved_bytes + trunk)
+    return Disk(checkpoint, trunk, kept * checkpoint + model.saved_bytes + trunk)

@@ -17,13 +17,14 @@ from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 from luthier.scoring.scorer import Scorer
 from luthier.scoring.trunk import Trunk
-from luthier.training.grouping import pack_step, packing_of
+from luthier.training.grouping import Packing, pack_step, packing_of
 from luthier.training.reference import name_of
 from luthier.training.schedule import IndexedSchedule, Schedule
 from luthier.training.stage import Stage
 
 EPOCHS_LOOKED_AT = 3  # their longest batch is near the longest of any shuffle
 STEPS_PACKED = 3  # of those with the most tokens
+STEPS_SHARED = 8  # in which beginnings are looked for, evenly over the epochs looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Batches:
         per_step: batches that a device computes in a step.
         steps: optimizer steps of the run, 0 where nobody knows. steps_per_epoch: None likewise.
         tokens_per_step: on all devices, padding not counted.
+        shared: the share of their tokens that is not laid down, since examples of a batch begin alike.
     """
 
     longest: Batch
@@ -43,6 +45,7 @@ class Batches:
     steps: int
     steps_per_epoch: int | None
     tokens_per_step: float
+    shared: float
 
 
 @dataclass(frozen=True)
@@ -103,16 +106,18 @@ class Rows:
             found = pack_step([rows], packing)
             batch = _completed(max(found, key=_tokens), scorer, stage)
             tokens = float(size * accumulation * ranks * config.data.cutoff_length)
-            return Batches(batch, batch, accumulation * len(found), max(training.max_steps, 0), None, tokens)
+            return Batches(batch, batch, accumulation * len(found), max(training.max_steps, 0), None, tokens, 0.0)
         schedule = self._under(config, ranks)
         cutoff = config.data.cutoff_length
         counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
         steps = _steps(schedule)
         work = np.array([max(_cost(counts[batch], scorer) for batch in step) for step in steps])
 
+        def drawn(index: int) -> list[list[TokenizedExample]]:
+            return [[cut(self.examples[row], cutoff) for row in batch] for batch in steps[index]]
+
         def packed(index: int) -> list[Batch]:
-            drawn = [[cut(self.examples[row], cutoff) for row in batch] for batch in steps[index]]
-            return pack_step(drawn, packing)
+            return pack_step(drawn(index), packing)
 
         longest = [batch for index in np.argsort(-work)[:STEPS_PACKED] for batch in packed(int(index))]
         full = [
@@ -128,6 +133,7 @@ class Rows:
             schedule.total_steps,
             schedule.steps_per_epoch,
             float(counts.mean() * min(schedule.examples_per_step, len(counts))),
+            _shared([drawn(index) for index in full[:: -(-len(full) // STEPS_SHARED)]], packing),
         )
 
 
@@ -165,6 +171,13 @@ def _row(length: int, number: int) -> TokenizedExample:
     """A row of tokens that are all trained, and that begins like no other."""
     tokens = TokenSequence((number,) + (0,) * (length - 1), (0.0,) + (1.0,) * (length - 1))
     return TokenizedExample((tokens,), Origin("", number), length)
+
+
+def _shared(steps: Sequence[Sequence[Sequence[TokenizedExample]]], packing: Packing) -> float:
+    """The share of the steps' tokens that is not laid down."""
+    examples = [example for step in steps for batch in step for example in batch]
+    all_tokens = sum(len(sequence.input_ids) for example in examples for sequence in example.sequences)
+    return 1 - sum(_tokens(batch) for step in steps for batch in pack_step(step, packing)) / all_tokens
 
 
 def _steps(schedule: IndexedSchedule) -> list[list[list[int]]]:

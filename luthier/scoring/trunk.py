@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.data.packing import pack
-from luthier.foundation.files import whole_folder
+from luthier.foundation.files import free_bytes, human_bytes, whole_folder
 from luthier.foundation.progress import progress_bar
 from luthier.scoring.attention import Layout
 from luthier.scoring.dropout import drops_out
@@ -140,6 +140,20 @@ def states_below(model: PreTrainedModel, layer: int, batch: Batch) -> Tensor:
 def bytes_of(tokens: int, model: PreTrainedModel) -> int:
     """What the trunk of so many tokens takes on disk."""
     return 4 * tokens * int(model.config.get_text_config().hidden_size)
+
+
+def no_room(layer: int, needed: int, limit_gib: float, place: Path | None) -> str:
+    """Why so many bytes of states are not kept; empty where they are.
+
+    Args:
+        place: on the disk that they would take, of which half the free part stays free; None: any has room.
+    """
+    states = f"the states below layer {layer} would take {human_bytes(needed)}"
+    if needed > limit_gib * 2**30:
+        return f"{states}, more than training.trunk_cache_limit_gib; they are computed in every epoch"
+    if place is None or needed <= (free := free_bytes(place)) / 2:
+        return ""
+    return f"{states} of the {human_bytes(free)} that are free in {place}; they are computed in every epoch"
 
 
 def make_trunk(

@@ -84,7 +84,30 @@ def test_later_epochs_begin_above_what_does_not_learn(tiny_llama: Path, rows: Pa
     assert found.seconds_per_step is not None and whole.seconds_per_step is not None
     assert found.seconds_per_step < 0.9 * whole.seconds_per_step
     # a float32 number for each of 32 units of each token
-    assert found.disk.total - whole.disk.total == 4 * 32 * kept.subject.rows.tokens
+    assert found.disk.total - whole.disk.total == found.disk.trunk == 4 * 32 * kept.subject.rows.tokens
+    assert (found.trunk_layer, whole.trunk_layer, whole.disk.trunk) == (2, 0, 0)
+    small = planner_for(tiny_llama, rows, tmp_path, *settings, "training.trunk_cache_limit_gib=1e-6").plan()
+    assert (small.trunk_layer, small.seconds_per_step) == (0, pytest.approx(whole.seconds_per_step))
+    assert any("more than training.trunk_cache_limit_gib" in remark for remark in small.remarks)
+
+
+def test_what_examples_begin_with_alike_is_counted(tiny_llama: Path, tmp_path: Path) -> None:
+    """Every step holds two rows of each of two beginnings: those are laid down once where the packing brings them together."""
+    lines = [
+        {"instruction": f"{word * 20}{'q' * (1 + n % 2)}", "output": "yes"}
+        for n in range(8)
+        for word in ("fox ", "dog ")
+    ]
+    data = tmp_path / "alike.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def shared(*settings: str) -> float:
+        found = planner_for(tiny_llama, data, tmp_path, "training.per_device_train_batch_size=4", *settings)
+        return found.plan(with_time=False).shared
+
+    assert shared("training.prefix_sharing=off") == 0
+    together = shared("training.gradient_accumulation_steps=4", "training.grouping=within_step")
+    assert together > shared("training.gradient_accumulation_steps=4", "training.grouping=off") > 0
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero-1", "zero-2", "zero-3", "fsdp", "offload"])
