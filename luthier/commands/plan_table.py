@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import textwrap
 from typing import TYPE_CHECKING
 
 from luthier.foundation.files import human_bytes
@@ -30,15 +31,16 @@ def table(result: PlanResult) -> str:
     if result.plan.memory is not None:
         # not the table's title, which is broken to the table's width
         each = "each of " if result.plan.hardware.count > 1 else ""
-        console.print(
-            f"Memory of {each}{result.plan.hardware}, {result.plan.strategy.name}", markup=False, soft_wrap=True
-        )
+        shared = "" if result.plan.strategy.name == "single" else f", {result.plan.strategy.name}"
+        console.print(f"Memory of {each}{result.plan.hardware}{shared}", markup=False, soft_wrap=True)
         console.print(_memory(result.plan, result.plan.memory))
     verdict = _verdict(result)
-    for line in [verdict] if verdict else []:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for remark in result.remarks:
-        console.print(f"- {remark}", markup=False, highlight=False, soft_wrap=True)
+    for line in [*([verdict] if verdict else []), *(f"- {remark}" for remark in result.remarks)]:
+        # by words, and no path or setting in two
+        folded = textwrap.fill(
+            line, console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        console.print(folded, markup=False, highlight=False, soft_wrap=True)
     text: str = console.file.getvalue().rstrip()  # type: ignore[attr-defined]
     return text
 
@@ -58,7 +60,8 @@ def _run(result: PlanResult) -> Table:
     run.add_row("examples per step", f"{result.examples_per_step:,}{of_all}")
     run.add_row("peak learning rate", f"{result.learning_rate:g}, {result.learning_rate_origin}")
     if counted:
-        run.add_row("per epoch", f"{result.tokens_per_epoch:,} tokens, {result.targets_per_epoch:,} of them trained")
+        trained = f", {result.targets_per_epoch:,} of them trained" if result.targets_per_epoch else ""
+        run.add_row("per epoch", f"{result.tokens_per_epoch:,} tokens{trained}")
     run.add_row("longest batch", f"{plan.batch_tokens:,} tokens, {plan.route} route")
     if plan.shared >= 0.005:
         run.add_row("shared beginnings", f"{plan.shared:.0%} of the tokens need not be computed")

@@ -174,7 +174,9 @@ class DataReport:
         from rich.markup import escape
         from rich.table import Table
 
-        splits = Table("", *self.splits)
+        splits = Table("")
+        for name in self.splits:
+            splits.add_column(name, justify="right")
         numbers = {name: split.as_dict() for name, split in self.splits.items()}
         for key in next(iter(numbers.values()), {}):
             if key != "findings":
@@ -183,23 +185,26 @@ class DataReport:
         return Group(*tables, *map(escape, self.remarks()))
 
     def files_table(self) -> RenderableType:
-        """For the terminal: what was read of each file."""
+        """For the terminal: what was read of each file, and below how the formats were found."""
+        from rich.console import Group
         from rich.markup import escape
         from rich.table import Table
 
-        files = Table(title="Data", title_justify="left")
+        files = Table()
         for column in ("file", "split", "format", "read", "kept", "rejected"):
-            files.add_column(column, overflow="fold")
+            number = column in ("read", "kept", "rejected")
+            files.add_column(column, overflow="fold", justify="right" if number else "left")
         for source in self.sources:
             files.add_row(
                 escape(source.path),
                 source.split,
-                escape(f"{source.format} ({source.reason})"),
+                escape(source.format),
                 f"{source.read:,}" + (f" ({source.sampled:,} taken)" if source.sampled < source.read else ""),
                 f"{source.kept:,}",
                 f"{sum(source.rejected.values()):,}",
             )
-        return files
+        reasons = dict.fromkeys(f"{source.format}: {source.reason}" for source in self.sources)
+        return Group("Data", files, *map(escape, reasons))
 
     def remarks(self) -> list[str]:
         """What a person should know before training, one sentence each."""

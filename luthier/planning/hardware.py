@@ -61,7 +61,7 @@ class Hardware:
     is_this_machine: bool = False
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.device.name}"
+        return self.device.name if self.is_this_machine and self.count == 1 else f"{self.count} x {self.device.name}"
 
 
 def _card(

@@ -293,7 +293,7 @@ def test_report(byte_tokenizer, write) -> None:
     out = StringIO()
     Console(file=out, width=200).print(prepared.report.table())
     for shown in (
-        "alpaca (has the columns instruction and output)",
+        "alpaca: has the columns instruction and output",
         "columns not used: id",
         "1 cut to the cutoff",
         "1 rejected",

@@ -227,3 +227,16 @@ def test_stages_that_must_see_their_rows_are_refused_on_a_shape() -> None:
         from luthier.commands.plan import plan as command
 
         command(None, ["stage=classification"], model_shape="smollm2-135m", hardware="1x24GB")
+
+
+def test_a_plan_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    line = ["plan", "--model-shape", "smollm2-135m", "--hardware", "2x8GB", "data.cutoff_length=1024", "method=full"]
+    assert main(line) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert "Memory of each of 2 x 8GB, ddp" in shown
+    told = " ".join(part.strip() for part in shown[shown.index("It fits.") + 1 :])
+    assert (
+        "- rows are taken to have data.cutoff_length=1024 tokens, all trained: without a tokenizer they can't" in told
+    )

@@ -133,7 +133,9 @@ class CheckReport:
     def _counts(self) -> RenderableType:
         from rich.table import Table
 
-        table = Table("", *self.splits)
+        table = Table("")
+        for name in self.splits:
+            table.add_column(name, justify="right")
         columns = {name: _figures(split) for name, split in self.splits.items()}
         for label in next(iter(columns.values()), {}):
             table.add_row(label, *(figures[label] for figures in columns.values()))
