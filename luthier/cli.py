@@ -24,13 +24,13 @@ from luthier.commands.verb_options import (
     Adapters,
     Combine,
     Config,
-    DeviceMap,
     Json,
-    OffloadFolder,
-    Quantization,
+    OnModel,
+    Placed,
     RemoteCode,
     Settings,
     Template,
+    grouped,
     people,
     print_json,
     split_config,
@@ -191,8 +191,10 @@ def plan(
 
 
 @app.command()
+@grouped
 def chat(
     model: Annotated[str, typer.Argument(help="A model, a run or a checkpoint.")],
+    *,
     prompt: Annotated[str | None, typer.Option(help="Answer this and end; without it the chat is interactive.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     compare_base: Annotated[
@@ -203,11 +205,8 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     template: Template = "auto",
-    adapter: Adapters = None,
-    combine: Combine = "stack",
-    quantization: Quantization = None,
-    device_map: DeviceMap = None,
-    offload_folder: OffloadFolder = None,
+    on_model: OnModel,
+    placed: Placed,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -226,32 +225,33 @@ def chat(
         top_p=top_p,
         seed=seed,
         template=template,
-        adapters=adapter or (),
-        combine=combine,
-        quantization=quantization,
-        device_map=device_map,
-        offload_folder=offload_folder,
+        adapters=on_model.adapter or (),
+        combine=on_model.combine,
+        quantization=on_model.quantization,
+        device_map=placed.device_map,
+        offload_folder=placed.offload_folder,
         trust_remote_code=trust_remote_code,
     )
     if result is not None:
         report(result, as_json)
 
 
-app.command()(predict)
-app.command()(evaluate)
+app.command()(grouped(predict))
+app.command()(grouped(evaluate))
 
 
 @app.command()
+@grouped
 def export(
     model: Annotated[str, typer.Argument(help="A run, a checkpoint or an adapter.")],
     out: Annotated[str, typer.Argument(help="The folder to write.")],
+    *,
     format: Annotated[str, typer.Option(help="merged: a whole model; adapter: peft's format.")] = "merged",
     max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 5GB.")] = "5GB",
     dtype: Annotated[str, typer.Option(help="auto (the base model's own), float32, bfloat16, float16.")] = "auto",
     adapter: Adapters = None,
     combine: Combine = "stack",
-    device_map: DeviceMap = None,
-    offload_folder: OffloadFolder = None,
+    placed: Placed,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
@@ -268,8 +268,8 @@ def export(
         overwrite=overwrite,
         adapters=adapter or (),
         combine=combine,
-        device_map=device_map,
-        offload_folder=offload_folder,
+        device_map=placed.device_map,
+        offload_folder=placed.offload_folder,
         trust_remote_code=trust_remote_code,
     )
     report(result, as_json)

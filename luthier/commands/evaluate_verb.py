@@ -10,13 +10,10 @@ import typer
 
 from luthier.commands.predict_verb import Engine, Generation, generation_settings, mapping_or_text
 from luthier.commands.verb_options import (
-    Adapters,
-    Combine,
     Json,
-    Quantization,
+    OnModel,
     RemoteCode,
     Template,
-    named_model,
     people,
     print_json,
 )
@@ -78,6 +75,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 
 def evaluate(
     models: Models = None,
+    *,
     data: Data = None,
     metric: Metric = None,
     generate: Generate = False,
@@ -101,9 +99,7 @@ def evaluate(
     resamples: Resamples = 2000,
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    adapter: Adapters = None,
-    combine: Combine = "stack",
-    quantization: Quantization = None,
+    on_model: OnModel,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -149,7 +145,11 @@ def _measure(given: SimpleNamespace) -> None:
     )
     _check_named(given.models or [], given.data, given.predictions)
     if given.predictions:
-        unread = {"MODEL": given.models, "--adapter": given.adapter, "--quantization": given.quantization}
+        unread = {
+            "MODEL": given.models,
+            "--adapter": given.on_model.adapter,
+            "--quantization": given.on_model.quantization,
+        }
         unread |= {"--generate": given.generate, "--set": given.generation, "--max-new-tokens": given.max_new_tokens}
         _refuse_with("with --predictions, which reads no model", unread)
     asked = Asked(
@@ -214,7 +214,8 @@ def _ask_questions(given: SimpleNamespace) -> None:
 def _model(given: SimpleNamespace) -> ModelConfig | None:
     if not given.models:
         return None
-    return named_model(given.models[0], given.adapter or (), given.combine, given.quantization)
+    on_model: OnModel = given.on_model
+    return on_model.named(given.models[0])
 
 
 def _compare(given: SimpleNamespace) -> None:
@@ -229,7 +230,7 @@ def _compare(given: SimpleNamespace) -> None:
 
     ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
     ignored |= {"--benchmark": given.benchmark, "--harness": given.harness, "--subject": given.subject}
-    _refuse_with("with --compare", {**ignored, "--generate": given.generate, "--adapter": given.adapter})
+    _refuse_with("with --compare", {**ignored, "--generate": given.generate, "--adapter": given.on_model.adapter})
     if given.how is None:
         raise UserError("--resamples 0 leaves a comparison nothing to test with.", "Leave it out.")
     out, html = given.out, given.html

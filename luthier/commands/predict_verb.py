@@ -7,15 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from luthier.commands.verb_options import (
-    Adapters,
-    Combine,
-    DeviceMap,
     Json,
-    OffloadFolder,
-    Quantization,
+    OnModel,
+    Placed,
     RemoteCode,
     Template,
-    named_model,
     people,
     print_json,
 )
@@ -59,6 +55,7 @@ def predict(
     model: Annotated[str, typer.Argument(help="A model, a run, a checkpoint or an adapter.")],
     data: Data,
     out: Out,
+    *,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens (256).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest prompt and answer together, in tokens.")] = None,
     temperature: Temperature = 0.0,
@@ -74,23 +71,19 @@ def predict(
     engine: Engine = "transformers",
     keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Write each row's prompt too.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")] = False,
-    adapter: Adapters = None,
-    combine: Combine = "stack",
-    quantization: Quantization = None,
-    device_map: DeviceMap = None,
-    offload_folder: OffloadFolder = None,
+    on_model: OnModel,
+    placed: Placed,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Answer every row of files, one row out for each, in order."""
     from luthier.commands.predict import predict as command
-    from luthier.model.placement import parse
 
     given = {"max_new_tokens": max_new_tokens, "max_length": max_length, "top_p": top_p, "top_k": top_k, "seed": seed}
     given |= {"num_beams": num_beams, "length_penalty": length_penalty, "repetition_penalty": repetition_penalty}
     given |= {"do_sample": True, "temperature": temperature} if temperature else {}
     result = command(
-        named_model(model, adapter or (), combine, quantization),
+        on_model.named(model),
         [mapping_or_text(entry, "--data") for entry in data],
         out,
         generation_settings({**given, "stop_strings": stop}, generation or ()),
@@ -98,7 +91,7 @@ def predict(
         template=template,
         keep_prompts=keep_prompts,
         overwrite=overwrite,
-        placement=parse(device_map, offload_folder),
+        placement=placed.placement(),
         trust_remote_code=trust_remote_code,
     )
     print(result.text(), file=people(as_json))

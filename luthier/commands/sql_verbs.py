@@ -5,22 +5,20 @@ Each verb returns its result and whether --json was given; the command line prin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from luthier.commands.predict_verb import Engine, Generation, generation_settings, mapping_or_text
 from luthier.commands.verb_options import (
-    Adapters,
-    Combine,
-    DeviceMap,
     Ended,
     Json,
-    OffloadFolder,
-    Quantization,
+    OnModel,
+    Placed,
     RemoteCode,
     Template,
-    named_model,
+    grouped,
     people,
 )
 from luthier.config.plugins import PROMPT_STYLES, SQL_LAYOUTS
@@ -57,6 +55,7 @@ ShotsFrom = Annotated[
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Cut a schema to what the question is about, down to so many tokens a row.")
 ]
+OF_LAYOUT = ("split", "questions", "tables", "database", "db_id", "evidence")
 
 
 Model = Annotated[str, typer.Argument(help="A model, a run, a checkpoint or an adapter.")]
@@ -81,34 +80,34 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in token
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")]
 
 
-def _settings(
-    split: str | None,
-    questions: list[str] | None,
-    tables: str | None,
-    database: str | None,
-    db_id: str | None,
-    evidence: bool | None,
-) -> dict[str, Any]:
-    """What a layout is told."""
-    return {
-        "split": split,
-        "questions": questions,
-        "tables": tables,
-        "database": database,
-        "db_id": db_id,
-        "evidence": evidence,
-    }
+@dataclass(frozen=True)
+class Asking:
+    """Which questions of a data set, and what a prompt tells of its databases."""
 
+    layout: Layout = "auto"
+    split: Split = None
+    questions: Questions = None
+    tables: Tables = None
+    database: Databases = None
+    db_id: DbId = None
+    evidence: Evidence = None
+    style: StyleName = "schema_sentences"
+    sample_rows: SampleRows = 0
+    column_values: ColumnValues = 0
+    meanings: Meanings = False
+    shots: Shots = 0
+    shots_from: ShotsFrom = None
+    max_length: MaxLength = None
 
-def _told(sample_rows: int, column_values: int, meanings: bool, shots: int, max_length: int | None) -> dict[str, Any]:
-    """What a prompt tells beside names and keys."""
-    return {
-        "sample_rows": sample_rows,
-        "column_values": column_values,
-        "meanings": meanings,
-        "shots": shots,
-        "max_length": max_length,
-    }
+    def reading(self, path: str, texts: list[str] | None = None) -> Reading:
+        """What to read, from the options that were given (None: was not)."""
+        from luthier.commands.sql_reading import Reading
+        from luthier.text2sql.preparing import Told
+
+        of_layout = {name: getattr(self, name) for name in OF_LAYOUT}
+        given = {"path": path, **{name: value for name, value in of_layout.items() if value is not None}}
+        told = Told(self.sample_rows, self.column_values, self.shots, self.meanings, self.max_length)
+        return Reading(given, self.layout, self.style, told, self.shots_from or (), texts or ())
 
 
 def _drawn(samples: int, temperature: float | None, seed: int | None, max_new_tokens: int) -> dict[str, Any]:
@@ -119,43 +118,15 @@ def _drawn(samples: int, temperature: float | None, seed: int | None, max_new_to
     return drawn
 
 
-def _reading(
-    path: str,
-    layout: str,
-    settings: dict[str, Any],
-    style: str,
-    told: dict[str, Any],
-    shots_from: list[str] | None,
-    texts: list[str] | None = None,
-) -> Reading:
-    """What to read, from the options that were given (None: was not)."""
-    from luthier.commands.sql_reading import Reading
-    from luthier.text2sql.preparing import Told
-
-    given = {"path": path, **{key: value for key, value in settings.items() if value is not None}}
-    return Reading(given, layout, style, Told(**told), shots_from or (), texts or ())
-
-
 @sql_app.command("prepare")
+@grouped
 def sql_prepare(
     path: Annotated[
         str, typer.Argument(help="The data set's folder, an SQLite file, a database's URL, or env:VARIABLE with one.")
     ],
     out: Annotated[str, typer.Option(metavar="FILE", help="The rows to write: a .json or .jsonl file.")],
-    layout: Layout = "auto",
-    split: Split = None,
-    questions: Questions = None,
-    tables: Tables = None,
-    database: Databases = None,
-    db_id: DbId = None,
-    evidence: Evidence = None,
-    style: StyleName = "schema_sentences",
-    sample_rows: SampleRows = 0,
-    column_values: ColumnValues = 0,
-    meanings: Meanings = False,
-    shots: Shots = 0,
-    shots_from: ShotsFrom = None,
-    max_length: MaxLength = None,
+    *,
+    asking: Asking,
     tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Whose tokens --max-length counts.")] = None,
     template: Annotated[str, typer.Option(help="Chat template of that count: auto is the tokenizer's own.")] = "auto",
     without_queries: Annotated[
@@ -169,11 +140,9 @@ def sql_prepare(
     """Make training rows {db_id, instruction, input, output, history} of a text-to-SQL data set."""
     from luthier.commands.sql_prepare import prepare
 
-    settings = _settings(split, questions, tables, database, db_id, evidence)
-    told = _told(sample_rows, column_values, meanings, shots, max_length)
     result = prepare(
         out,
-        _reading(path, layout, settings, style, told, shots_from),
+        asking.reading(path),
         tokenizer=tokenizer,
         template=template,
         queries=not without_queries,
@@ -184,25 +153,14 @@ def sql_prepare(
 
 
 @sql_app.command("predict")
+@grouped
 def sql_predict(
     model: Model,
     data: Asked,
     out: QueriesOut,
+    *,
     question: Texts = None,
-    layout: Layout = "auto",
-    split: Split = None,
-    questions: Questions = None,
-    tables: Tables = None,
-    database: Databases = None,
-    db_id: DbId = None,
-    evidence: Evidence = None,
-    style: StyleName = "schema_sentences",
-    sample_rows: SampleRows = 0,
-    column_values: ColumnValues = 0,
-    meanings: Meanings = False,
-    shots: Shots = 0,
-    shots_from: ShotsFrom = None,
-    max_length: MaxLength = None,
+    asking: Asking,
     tokenizer: Tokenizer = None,
     samples: Samples = 1,
     temperature: Temperature = None,
@@ -213,23 +171,17 @@ def sql_predict(
     template: Template = "auto",
     engine: Engine = "transformers",
     overwrite: Overwrite = False,
-    adapter: Adapters = None,
-    combine: Combine = "stack",
-    quantization: Quantization = None,
-    device_map: DeviceMap = None,
-    offload_folder: OffloadFolder = None,
+    on_model: OnModel,
+    placed: Placed,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> Ended:
     """Write a query for every question, one a line, in order."""
     from luthier.commands.sql_predict import predict
-    from luthier.model.placement import parse
 
-    settings = _settings(split, questions, tables, database, db_id, evidence)
-    told = _told(sample_rows, column_values, meanings, shots, max_length)
     result = predict(
-        named_model(model, adapter or (), combine, quantization),
-        _reading(data, layout, settings, style, told, shots_from, question),
+        on_model.named(model),
+        asking.reading(data, question),
         out,
         generation_settings(_drawn(samples, temperature, seed, max_new_tokens), generation or ()),
         engine=mapping_or_text(engine, "--engine"),
@@ -237,7 +189,7 @@ def sql_predict(
         tokenizer=tokenizer,
         repairs=repairs,
         overwrite=overwrite,
-        placement=parse(device_map, offload_folder),
+        placement=placed.placement(),
         trust_remote_code=trust_remote_code,
     )
     print(result.text(), file=people(as_json))

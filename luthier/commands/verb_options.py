@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 
 import typer
 
@@ -14,6 +16,7 @@ from luthier.foundation.errors import UserError
 
 if TYPE_CHECKING:
     from luthier.config.schema import ModelConfig
+    from luthier.model.placement import Placement
 
 Config = Annotated[
     str | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file; may be left out where settings say all.")
@@ -42,6 +45,60 @@ DeviceMap = Annotated[
 OffloadFolder = Annotated[str | None, typer.Option(help="Where --device-map puts modules that lie on the disk.")]
 Ended = tuple[Any, bool]
 """A verb's result, and whether --json was given: the command line prints the object."""
+
+
+def grouped(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb for typer, whose parameters that are of a dataclass are options: the fields, in the parameter's place."""
+    hints = get_type_hints(verb, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
+    parameters = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            default = parameter.empty if field.default is MISSING else field.default
+            parameters.append(
+                inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=default, annotation=kinds[field.name])
+            )
+
+    def called(**given: Any) -> Any:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        return verb(**given)
+
+    called.__name__, called.__doc__ = verb.__name__, verb.__doc__
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return called
+
+
+@dataclass(frozen=True)
+class OnModel:
+    """What is put on a model, and how its base is read."""
+
+    adapter: Adapters = None
+    combine: Combine = "stack"
+    quantization: Quantization = None
+
+    def named(self, model: str) -> ModelConfig:
+        """The model by its name, with all that."""
+        return named_model(model, self.adapter or (), self.combine, self.quantization)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a model's modules lie."""
+
+    device_map: DeviceMap = None
+    offload_folder: OffloadFolder = None
+
+    def placement(self) -> Placement | None:
+        """That, parsed."""
+        from luthier.model.placement import parse
+
+        return parse(self.device_map, self.offload_folder)
 
 
 def people(as_json: bool) -> TextIO:
