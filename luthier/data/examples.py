@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,7 +88,27 @@ class Encoded:
     findings: Counter[str] = field(default_factory=Counter)
 
 
-class ExamplesWith(Sequence[TokenizedExample]):
+class Examples(Sequence[TokenizedExample]):
+    """Examples that are made when they are asked for; a slice of them is a list."""
+
+    @abstractmethod
+    def example(self, place: int) -> TokenizedExample:
+        """The example of a number from 0 to len - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self.example(place) for place in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.example(place)
+
+
+class ExamplesWith(Examples):
     """Examples with further numbers among their extras.
 
     Args:
@@ -101,13 +122,7 @@ class ExamplesWith(Sequence[TokenizedExample]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenizedExample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
-    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        example = self._examples[index]
-        more = {name: float(values[index]) for name, values in self._numbers.items()}
-        return replace(example, extras={**example.extras, **more})
+    def example(self, place: int) -> TokenizedExample:
+        found = self._examples[place]
+        more = {name: float(values[place]) for name, values in self._numbers.items()}
+        return replace(found, extras={**found.extras, **more})

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.examples import Examples, TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 
 RUN = np.dtype([("length", "<i4"), ("weight", "<f8")])
@@ -141,7 +141,7 @@ class TokenJoiner:
         return arrays
 
 
-class StoredExamples(Sequence[TokenizedExample]):
+class StoredExamples(Examples):
     """Examples made from arrays when they are asked for.
 
     Args:
@@ -190,19 +190,7 @@ class StoredExamples(Sequence[TokenizedExample]):
     def __len__(self) -> int:
         return len(self._arrays.examples)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenizedExample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
-    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
-        if isinstance(index, slice):
-            return [self._example(place) for place in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        return self._example(place)
-
-    def _example(self, place: int) -> TokenizedExample:
+    def example(self, place: int) -> TokenizedExample:
         row = self._arrays.examples[place]
         before = self._arrays.examples[place - 1] if place else np.zeros((), EXAMPLE)
         sequences = tuple(self._sequence(index) for index in range(before["sequences_end"], row["sequences_end"]))
@@ -271,7 +259,7 @@ def _mapped(path: Path, dtype: Any) -> Array:
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-class ExamplesPart(Sequence[TokenizedExample]):
+class ExamplesPart(Examples):
     """Consecutive examples of a set."""
 
     def __init__(self, examples: StoredExamples, part: range) -> None:
@@ -281,14 +269,8 @@ class ExamplesPart(Sequence[TokenizedExample]):
     def __len__(self) -> int:
         return len(self._part)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenizedExample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
-    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
-        if isinstance(index, slice):
-            return [self._examples[place] for place in self._part[index]]
-        return self._examples[self._part[index]]
+    def example(self, place: int) -> TokenizedExample:
+        return self._examples.example(self._part[place])
 
 
 class MemorySet:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.examples import ExamplesWith, TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 from luthier.data.token_arrays import (
+    ExamplesPart,
     MemorySet,
     Numbering,
     StoredExamples,
@@ -70,3 +72,22 @@ def test_a_set_mapped_from_files_travels_by_its_place(tmp_path) -> None:
 
 def test_ids_take_two_bytes_where_they_fit() -> None:
     assert (token_dtype(49_152), token_dtype(65_536), token_dtype(65_537)) == ("<u2", "<u2", "<u4")
+
+
+def test_sets_are_indexed_as_lists_are() -> None:
+    made = [TokenizedExample((sequence([1, row], [1.0]),), Origin("a", row), 2) for row in range(7)]
+    kept = MemorySet(TokenJoiner(Numbering()), "<u2")
+    kept.add(TokenBlock.of(made, token_dtype(100)))
+    whole = kept.finish()
+    assert list(whole) == made
+    for found, expected in (
+        (whole, made),
+        (ExamplesPart(whole, range(2, 6)), made[2:6]),
+        (ExamplesWith(made, {}), made),
+    ):
+        assert list(found) == expected
+        for index in (0, -1, slice(1, 3), slice(None, None, -2), slice(4, 1)):
+            assert found[index] == expected[index]
+        for outside in (len(expected), -len(expected) - 1):
+            with pytest.raises(IndexError):
+                found[outside]
