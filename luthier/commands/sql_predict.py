@@ -293,7 +293,7 @@ def _check_databases(asked: Asked, guided: bool, given: bool) -> None:
     if missing:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10:,} more" if len(missing) > 10 else "")
         raise UserError(
-            f"--samples and --repairs run queries on SQLite files, and those of {len(missing):,} databases are not there: {shown}.",
+            f"--samples and --repairs run queries on SQLite files, which are missing for {len(missing):,} of the databases: {shown}.",
             "Name their folder, which holds DB_ID/DB_ID.sqlite: --database DIR.",
         )
 

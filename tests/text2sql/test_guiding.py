@@ -131,7 +131,7 @@ def test_prepared_rows_need_the_folder_of_databases(
     assert prepare(spider, "--out", rows) == 0
     answers = [[BROKEN, OLD], [YOUNG]]
     assert predict(rows, out, answers, "--repairs", 1) == 2
-    assert "those of 1 databases are not there: department_management" in capsys.readouterr().err
+    assert "missing for 1 of the databases: department_management" in capsys.readouterr().err
     assert predict(rows, out, answers, "--repairs", 1, "--database", spider / "database") == 0
     assert out.read_text().splitlines() == [OLD, YOUNG]
     assert predict(rows, out, answers, "--database", spider / "database", "--overwrite") == 2
