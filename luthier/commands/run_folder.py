@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from luthier.config.files import read_file
 from luthier.config.loading import dump, dump_yaml
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import read_json, write_json, write_text
+from luthier.foundation.files import read_json, unwritable, write_json, write_text
 
 FORMAT_VERSION = 1
 RUN_FILE = "run.json"
@@ -63,12 +62,8 @@ def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: 
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.", "Go on with the run, or start it anew.")
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        what = "is no folder" if not existing.is_dir() else "can't be written to"
-        raise UserError(f"output_dir {str(folder)!r} can't be used: {existing} {what}.", "Choose another output_dir.")
+    if problem := unwritable(folder):
+        raise UserError(f"output_dir {str(folder)!r} can't be used: {problem}.", "Choose another output_dir.")
     held = holds(folder)
     if not held:
         return

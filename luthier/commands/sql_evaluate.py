@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import need_file, write_json, write_text
+from luthier.foundation.files import need_file, need_place, write_json, write_text
 from luthier.foundation.progress import progress_bar
 from luthier.text2sql.evaluation.evaluating import Item
 from luthier.text2sql.evaluation.evaluating import evaluate as judge_all
@@ -75,6 +75,9 @@ def evaluate(
     folder = Path(database)
     if not folder.is_dir():
         raise UserError(f"--database {str(folder)!r} is no folder.", "It holds the databases as DB_ID/DB_ID.sqlite.")
+    for place, what in ((out, "--out"), (html, "--html")):
+        if place is not None:
+            need_place(Path(place), what)
     stated, faults = _schemas(tables, benchmark)
     pairs = read_pairs(Path(gold), Path(predicted))
     for note in pairs.notes:

@@ -11,7 +11,7 @@ from typing import Any
 from luthier.commands.sql_reading import Reading, counter, read, refuse
 from luthier.data.rejecting import write_rejected
 from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import write_json, write_text
+from luthier.foundation.files import need_place, write_json, write_text
 from luthier.text2sql.preparing import Row
 
 
@@ -114,7 +114,7 @@ def _target(out: str) -> Path:
     path = Path(out).expanduser()
     if path.suffix not in (".json", ".jsonl"):
         raise UserError(f"--out is {out!r}.", "Name a .json file (a list of rows) or a .jsonl file (one row a line).")
-    return path
+    return need_place(path, "--out")
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -200,3 +200,26 @@ def need_file(path: Path, what: str) -> Path:
     if not os.access(path, os.R_OK):
         raise UserError(f"{what} {str(path)!r} may not be read by this user.", "Its permissions must allow reading.")
     return path
+
+
+def need_place(path: Path, what: str) -> Path:
+    """`path` if a file can be written there, be it in a folder that is still to be made.
+
+    Raises:
+        UserError: it is a folder, or the one it would stand in is none or may not be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{what} {str(path)!r} is a folder.", "Name a file in it.")
+    if problem := unwritable(path.parent):
+        raise UserError(f"{what} {str(path)!r} can't be written: {problem}.", "Name another place.")
+    return path
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written to a folder, which may be still to be made; empty where it can be."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        return f"{existing} is no folder"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} can't be written to"

@@ -13,7 +13,15 @@ import pytest
 
 from luthier.foundation import files
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import human_bytes, is_disk_full, need_file, whole_folder, write_json, write_text
+from luthier.foundation.files import (
+    human_bytes,
+    is_disk_full,
+    need_file,
+    need_place,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 FILL_AND_WAIT = """
 import sys, time
@@ -159,3 +167,14 @@ def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.home() == Path.home() / "elsewhere"
     monkeypatch.delenv("LUTHIER_HOME")
     assert files.home() == Path.home() / ".cache" / "luthier"
+
+
+def test_need_place(tmp_path: Path) -> None:
+    place = tmp_path / "still" / "to" / "be made.json"
+    assert need_place(place, "--out") == place and not place.parent.exists()
+    (tmp_path / "file").write_text("x")
+    assert need_place(tmp_path / "file", "--out") == tmp_path / "file"
+    with pytest.raises(UserError, match=r"--out '.*' is a folder"):
+        need_place(tmp_path, "--out")
+    with pytest.raises(UserError, match=r"can't be written: .*file is no folder"):
+        need_place(tmp_path / "file" / "under" / "it.json", "--out")

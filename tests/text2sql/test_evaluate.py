@@ -342,6 +342,8 @@ def test_other_files_that_are_of_no_use(files: Path) -> None:
         run(files, "SELECT 1", gold=files / "database")
     with pytest.raises(UserError, match="is no folder"):
         evaluate(files / "gold.sql", files / "gold.sql", files / "absent", files / "tables.json")
+    with pytest.raises(UserError, match=r"--html '.*' is a folder"):
+        run(files, "SELECT 1", gold=files / "gold.sql", html=files)
     with pytest.raises(UserError, match="--tables is missing"):
         evaluate(files / "gold.sql", files / "gold.sql", files / "database")
 
