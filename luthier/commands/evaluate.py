@@ -26,6 +26,7 @@ from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
 from luthier.evaluation.statistics import Drawing, scipy_stats
 from luthier.foundation.errors import DataError, UserError
+from luthier.foundation.files import need_place
 from luthier.foundation.progress import say
 from luthier.metrics._text import TextRow
 
@@ -127,13 +128,14 @@ def evaluate(
 
 
 def _claim(asked: Asked) -> None:
-    """Raise UserError where what would be written is there already."""
+    """Raise UserError where what would be written is there already, or can't be written."""
     if asked.out is None:
         return
     made = [asked.out, rows_path(asked.out)]
     if asked.predictions is None and asked.writes:
         made.append(predictions_path(asked.out))
     for path in made:
+        need_place(path, "--out")
         if path.exists() and not asked.overwrite:
             remedy = "Name another file with --out, or replace it with --overwrite."
             if path == predictions_path(asked.out):

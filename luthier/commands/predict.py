@@ -18,6 +18,7 @@ from luthier.evaluation.engine import Answer, Engine, Opening
 from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, load_prompts
 from luthier.foundation.errors import UserError
+from luthier.foundation.files import need_place
 from luthier.foundation.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ def checked(section: Any, given: Mapping[str, Any], where: str) -> Any:
 
 
 def _claim(out: Path, overwrite: bool) -> None:
-    """Raise UserError where the file is there, or remove what an earlier run left."""
+    """Raise UserError where the file is there or can't be, or remove what an earlier run left."""
+    need_place(out, "--out")
     if overwrite:
         out.unlink(missing_ok=True)
         partial_path(out).unlink(missing_ok=True)

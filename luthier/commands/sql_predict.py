@@ -23,7 +23,7 @@ from luthier.evaluation.engine import Answer, Request
 from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import need_file, write_text
+from luthier.foundation.files import need_file, need_place, write_text
 from luthier.foundation.progress import say
 from luthier.sandbox.limits import Limits
 from luthier.sandbox.sandbox import Sandbox
@@ -312,8 +312,9 @@ def _prompts(rows: Sequence[Row]) -> list[Prompt]:
 
 
 def _claim(files: Sequence[Path], overwrite: bool) -> None:
-    """Raise UserError where a file is there, or remove what an earlier run left."""
+    """Raise UserError where a file is there or can't be, or remove what an earlier run left."""
     for file in files:
+        need_place(file, "--out")
         if overwrite:
             file.unlink(missing_ok=True)
             partial_path(file).unlink(missing_ok=True)

@@ -94,6 +94,8 @@ def test_a_file_that_is_there(spider: Path, tmp_path: Path, capsys: pytest.Captu
     assert predict(spider, out, [["SELECT 1"], ["SELECT 2"]]) == 0
     assert predict(spider, out, [["SELECT 3"], ["SELECT 4"]]) == 2
     assert "is there already" in capsys.readouterr().err
+    assert predict(spider, tmp_path, [["SELECT 1"]], "--overwrite") == 2
+    assert "is a folder" in capsys.readouterr().err and not ASKED
     assert predict(spider, out, [["SELECT 3"], ["SELECT 4"]], "--overwrite") == 0
     assert out.read_text() == "SELECT 3\nSELECT 4\n"
 
