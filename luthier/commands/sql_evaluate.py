@@ -73,11 +73,7 @@ def evaluate(
         UserError: a file is missing or of no use as a whole; a single item that is of no use scores 0 and has its reason.
     """
     folder = Path(database)
-    if not folder.is_dir():
-        raise UserError(f"--database {str(folder)!r} is no folder.", "It holds the databases as DB_ID/DB_ID.sqlite.")
-    for place, what in ((out, "--out"), (html, "--html")):
-        if place is not None:
-            need_place(Path(place), what)
+    _check_places(folder, {"--out": out, "--html": html})
     stated, faults = _schemas(tables, benchmark)
     pairs = read_pairs(Path(gold), Path(predicted))
     for note in pairs.notes:
@@ -118,6 +114,15 @@ def known_benchmark(name: str) -> Benchmark:
     if name not in known:
         raise UserError(f"--benchmark {name!r} is not known.", "It is spider or bird.")
     return known[name]
+
+
+def _check_places(folder: Path, written: Mapping[str, str | Path | None]) -> None:
+    """Raise UserError where there is no folder of databases, or a file can't be written."""
+    if not folder.is_dir():
+        raise UserError(f"--database {str(folder)!r} is no folder.", "It holds the databases as DB_ID/DB_ID.sqlite.")
+    for option, place in written.items():
+        if place is not None:
+            need_place(Path(place), option)
 
 
 def _schemas(tables: str | Path | None, benchmark: Benchmark) -> tuple[Mapping[str, Schema], Mapping[str, str]]:
