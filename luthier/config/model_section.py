@@ -197,7 +197,7 @@ class ModelConfig(Section):
     )
     fused: bool = Field(
         True,
-        description="Compute LoRA layers, norms and gated feed-forward blocks in fewer passes wherever that gives the same, "
+        description="Compute LoRA layers, norms, rotations and gated feed-forward blocks in fewer passes where that gives the same, "
         "on the segmented route; false: module by module.",
     )
 

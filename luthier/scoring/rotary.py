@@ -1,0 +1,91 @@
+"""Rotary position embeddings in two passes over memory each way.
+
+    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)        (Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34)
+
+with x1 and x2 the two halves of a head. transformers writes it as x cos + rotate_half(x) sin, which makes five tensors
+of the size of x in forward, and autograd eight in backward; here x cos is added to in place. The gradient is turned the
+other way round, by the other half's sines.
+
+Shapes: T row length, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from luthier.scoring.fused.formulas import formula
+
+_NAME = "apply_rotary_pos_emb"
+
+
+class Rotation(torch.autograd.Function):
+    """x turned by its positions' angles: [1, H, T, D] for x of that shape and cos, sin [1, T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos.unsqueeze(1), sin.unsqueeze(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = (angles.unsqueeze(1) for angles in ctx.saved_tensors)
+        return _turned(gradient, cos, -sin.roll(sin.shape[-1] // 2, -1)), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = x * cos
+    (x1, x2), (first, second), (sin1, sin2) = (part.chunk(2, dim=-1) for part in (x, turned, sin))
+    first.addcmul_(x2, sin1, value=-1)
+    second.addcmul_(x1, sin2)
+    return turned
+
+
+def fuse_rotations(model: nn.Module) -> int:
+    """Let the attention layers of a transformers model turn queries and keys by `Rotation`; how many do.
+
+    A layer computes on by its family's own forward, in which that one function is another: whatever else a family's
+    attention does (norms of heads, windows) stays as it is.
+    """
+    found = 0
+    for module in model.modules():
+        forward = None if "forward" in vars(module) else _turning(type(module).forward)
+        if forward is not None:
+            module.forward = MethodType(forward, module)
+            found += 1
+    return found
+
+
+def _turning(forward: Any) -> Callable[..., Any] | None:
+    """A layer's forward with `Rotation` in it, or None where it turns nothing, or otherwise than Llama."""
+    from transformers.models.llama import modeling_llama
+
+    if not isinstance(forward, FunctionType) or forward.__closure__ or _NAME not in forward.__code__.co_names:
+        return None
+    own = forward.__globals__.get(_NAME)
+    if not isinstance(own, FunctionType) or formula(own) != formula(modeling_llama.apply_rotary_pos_emb):
+        return None
+    halves = own.__globals__.get("rotate_half")
+    if not isinstance(halves, FunctionType) or formula(halves) != formula(modeling_llama.rotate_half):
+        return None
+
+    def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if others or named or not _takes(query, cos, sin) or not _takes(key, cos, sin):
+            turned: tuple[Tensor, Tensor] = own(query, key, cos, sin, *others, **named)
+            return turned
+        return Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)  # type: ignore[no-untyped-call]
+
+    copy = FunctionType(forward.__code__, {**forward.__globals__, _NAME: turn}, forward.__name__, forward.__defaults__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
+
+
+def _takes(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether x is turned in whole and in one precision, on a CPU, where passes over memory are what costs."""
+    return x.device.type == "cpu" and x.shape[-1] == cos.shape[-1] and x.dtype == cos.dtype == sin.dtype
