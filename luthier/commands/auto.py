@@ -15,7 +15,7 @@ from luthier.foundation.errors import UserError
 from luthier.foundation.files import human_bytes, write_text
 from luthier.foundation.progress import say
 from luthier.planning.auto import Choice, Prediction, choose, tokens_of_a_step
-from luthier.planning.budget import Budget, minutes_of, run_seconds, scoring_after, within
+from luthier.planning.budget import Budget, evaluations_after, minutes_of, run_seconds, scoring_steps, within
 from luthier.planning.fitting import fit
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def auto(
             f"{file} is there already.",
             f"Train it as it is with `luthier train {shlex.quote(str(file))}`, go on with --resume, or choose anew with --overwrite.",
         )
-    result, scoring = _chosen(model, data, folder, file, budget, trust_remote_code)
+    result, after = _chosen(model, data, folder, file, budget, trust_remote_code)
     if dry_run:
         return result
     if budget is None and result.seconds > 60 * LONG_MINUTES:
@@ -113,7 +113,7 @@ def auto(
         return _trained(result, resume, overwrite, trust_remote_code)
     from luthier.training.deadline import Deadline
 
-    deadline = Deadline(time.monotonic() + 60 * budget - _gone(), scoring, WRITING_SECONDS)
+    deadline = Deadline(time.monotonic() + 60 * budget - _gone(), *after, WRITING_SECONDS)
     result = _trained(result, resume, overwrite, trust_remote_code, [deadline])
     if deadline.stopped_after is not None:
         say(
@@ -132,8 +132,9 @@ def _gone() -> float:
 
 def _chosen(
     model: str, data: str, folder: Path, file: Path, budget: float | None, trust_remote_code: bool
-) -> tuple[AutoResult, float]:
-    """Look, choose, and write the config; also what is scored after the last step, in steps that take as long."""
+) -> tuple[AutoResult, tuple[float, int]]:
+    """Look, choose, and write the config; also how many steps take as long as an evaluation, and how many of these come
+    after the last one."""
     from luthier.commands.looking import look
 
     facts = look(model, data, trust_remote_code=trust_remote_code)
@@ -166,7 +167,8 @@ def _chosen(
     write_text(file, text)
     say(text.rstrip())
     say(f"Written to {file}.")
-    return AutoResult(str(file), choices, found.peak_bytes, seconds, None), scoring_after(facts, choices)
+    after = scoring_steps(facts, choices), evaluations_after(facts, choices)
+    return AutoResult(str(file), choices, found.peak_bytes, seconds, None), after
 
 
 def _trained(

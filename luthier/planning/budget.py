@@ -95,10 +95,9 @@ def predictions(facts: Facts) -> int:
     return int(facts.kind in ("classes", "numbers"))
 
 
-def scoring_after(facts: Facts, choices: tuple[Choice, ...]) -> float:
-    """What is scored after the last step, in steps of training that take as long."""
-    scored = 1 + predictions(facts) if value_of(choices, "training.eval_strategy") else 0
-    return scored * scoring_steps(facts, choices)
+def evaluations_after(facts: Facts, choices: tuple[Choice, ...]) -> int:
+    """How many come after the last step."""
+    return 1 + predictions(facts) if value_of(choices, "training.eval_strategy") else 0
 
 
 def within(facts: Facts, choices: tuple[Choice, ...], seconds_per_token: float, budget: Budget) -> tuple[Choice, ...]:

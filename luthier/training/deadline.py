@@ -13,31 +13,41 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
 
     Args:
         at: when all should be over, by `time.monotonic()`.
-        scoring_steps: what is scored after the last step, in steps of training that take as long.
+        scoring_steps: how many steps of training take as long as one evaluation, until one was seen.
+        evaluations_after: made once training has stopped.
         seconds_after: for writing the model.
 
     Attributes:
         stopped_after: the step after which it stopped the run; None where it did not.
     """
 
-    def __init__(self, at: float, scoring_steps: float, seconds_after: float) -> None:
-        self.at, self.scoring_steps, self.seconds_after = at, scoring_steps, seconds_after
+    def __init__(self, at: float, scoring_steps: float, evaluations_after: int, seconds_after: float) -> None:
+        self.at, self.scoring_steps = at, scoring_steps
+        self.evaluations_after, self.seconds_after = evaluations_after, seconds_after
         self.stopped_after: int | None = None
-        self._began = self._seconds = 0.0
+        self._moment = self._seconds = 0.0
         self._steps = 0
+        self._evaluating = False
+        self._evaluation = 0.0  # seconds of the longest one that was seen, with its checkpoint
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the clock."""
-        self._began = time.monotonic()
+        now = time.monotonic()
+        if self._evaluating:
+            self._evaluation = max(self._evaluation, now - self._moment)
+        self._moment = now
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop where another step would be one too many."""
         now = time.monotonic()
-        self._seconds += now - self._began
+        self._seconds += now - self._moment
         self._steps += 1
-        still = self._seconds / self._steps * (1 + self.scoring_steps) + self.seconds_after
+        self._moment, self._evaluating = now, control.should_evaluate
+        step = self._seconds / self._steps
+        evaluation = max(self._evaluation, step * self.scoring_steps)
+        still = step + (self._evaluating + self.evaluations_after) * evaluation + self.seconds_after
         if now + still <= self.at or state.global_step >= state.max_steps:
             return
         self.stopped_after = state.global_step

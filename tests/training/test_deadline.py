@@ -28,7 +28,7 @@ def test_it_stops_after_a_step_with_an_evaluation_and_a_checkpoint(
     monkeypatch.setattr("luthier.training.metrics_log.plot_losses", lambda *arguments: None)
     config = config_for(tiny_llama, write_rows(tmp_path / "rows.jsonl"), tmp_path / "run", **often)
     config["data"]["validation"] = 4
-    deadline = Deadline(time.monotonic(), 1.0, 0.0)
+    deadline = Deadline(time.monotonic(), 1.0, 1, 0.0)
     result = train(config, callbacks=[deadline])
     assert result.steps == deadline.stopped_after == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -41,7 +41,7 @@ def test_it_leaves_time_for_what_comes_after(monkeypatch: pytest.MonkeyPatch) ->
     """Steps of 10 seconds; scoring takes as long as half of one, writing 3 seconds: 50 seconds have room for four steps."""
     now = [100.0]
     monkeypatch.setattr("luthier.training.deadline.time.monotonic", lambda: now[0])
-    deadline = Deadline(150.0, 0.5, 3.0)
+    deadline = Deadline(150.0, 0.5, 1, 3.0)
     state, control = TrainerState(max_steps=20), TrainerControl()
 
     class Arguments:
@@ -57,8 +57,29 @@ def test_it_leaves_time_for_what_comes_after(monkeypatch: pytest.MonkeyPatch) ->
     assert control.should_evaluate and not control.should_save
 
 
+def test_an_evaluation_that_took_longer_than_thought_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 10 seconds, and an evaluation of 40 after the second, thought to take 5."""
+    now = [0.0]
+    monkeypatch.setattr("luthier.training.deadline.time.monotonic", lambda: now[0])
+    deadline = Deadline(130.0, 0.5, 1, 0.0)
+    state, control = TrainerState(max_steps=20), TrainerControl()
+
+    class Arguments:
+        eval_strategy, save_strategy = "steps", "no"
+
+    while not control.should_training_stop:
+        deadline.on_step_begin(Arguments(), state, control)
+        now[0] += 10
+        state.global_step += 1
+        control.should_evaluate = state.global_step == 2
+        deadline.on_step_end(Arguments(), state, control)
+        now[0] += 40 if control.should_evaluate and not control.should_training_stop else 0
+    # the third ends at 70; a fourth at 80, and the evaluation after it at 120; a fifth would be over at 130, a sixth at 140
+    assert deadline.stopped_after == 5
+
+
 def test_the_last_step_is_no_early_stop() -> None:
-    deadline = Deadline(0.0, 0.0, 0.0)
+    deadline = Deadline(0.0, 0.0, 0, 0.0)
     control = TrainerControl()
     state = TrainerState(max_steps=1, global_step=1)
     deadline.on_step_begin(None, state, control)
