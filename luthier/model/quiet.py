@@ -13,6 +13,9 @@ NOISE = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
     "accelerate.big_modeling": "Some parameters are on the meta device",  # which was asked for
+    # an encoder is looked at as a language model once, to find out that it is none
+    "transformers.models.bert.modeling_bert": "If you want to use `BertLMHeadModel` as a standalone",
+    "transformers.models.roberta.modeling_roberta": "If you want to use `RobertaLMHeadModel` as a standalone",
 }
 
 
