@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.checking.masking import excerpt
-from luthier.data.records import Origin
 from luthier.foundation.errors import UserError
 from luthier.foundation.registry import nearest
+
+if TYPE_CHECKING:  # the command line names the findings in its help, which should be instant
+    from luthier.data.records import Origin
 
 FINDINGS: Mapping[str, str] = MappingProxyType(
     {
