@@ -123,6 +123,21 @@ def test_slots_and_shared_beginnings_change_nothing(seed: int, count: int, slots
         assert_same(model, prompts[one.row], list(one.token_ids), expected(model, prompts[one.row], how))
 
 
+def test_what_memory_held_before_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots that grow are masked where nothing is written yet; what stands there must be a number all the same."""
+
+    def poisoned(like: torch.Tensor, *shape: Any, **named: Any) -> torch.Tensor:
+        return like.new_full(shape, math.nan, **named)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    how = GenerationSettings(max_new_tokens=40)
+    prompts = prompts_with_beginnings(random.Random(7), 8)
+    for one in fast(MODELS["gemma"], prompts, how, slots=3):
+        assert_same(
+            MODELS["gemma"], prompts[one.row], list(one.token_ids), expected(MODELS["gemma"], prompts[one.row], how)
+        )
+
+
 @pytest.mark.parametrize("how", [{"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}])
 def test_penalties_equal_those_of_transformers(how: dict[str, Any]) -> None:
     model, wanted = MODELS["llama"], GenerationSettings(max_new_tokens=16, **how)

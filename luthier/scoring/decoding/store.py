@@ -91,7 +91,8 @@ class Slots:
         longer = max(tokens, self.capacity + self.capacity // 2)
         for store in (self._keys, self._values):
             for layer, old in store.items():
-                new = old.new_empty(old.shape[0], old.shape[1], longer, old.shape[3])
+                # zeros: what is not yet written is masked, but must be a number
+                new = old.new_zeros(old.shape[0], old.shape[1], longer, old.shape[3])
                 new[:, :, : self.capacity] = old
                 store[layer] = new
         self.capacity = longer
@@ -124,6 +125,5 @@ class Slots:
     def _of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._keys:
             for store, like in ((self._keys, key), (self._values, value)):
-                # zeros: what is not yet written is masked, but must be a number
                 store[layer] = like.new_zeros(len(self), like.shape[1], self.capacity, like.shape[3])
         return self._keys[layer], self._values[layer]
