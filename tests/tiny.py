@@ -61,6 +61,13 @@ def tiny_model(kind: str, vocab_size: int = 300, seed: int = 0, **settings: Any)
     made = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, llama),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {**llama, "tie_word_embeddings": True}),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {**llama, "head_dim": 8}),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {**llama, "sliding_window": 6}),
+        "smollm3": (
+            transformers.SmolLM3Config,
+            transformers.SmolLM3ForCausalLM,
+            {**llama, "no_rope_layers": [1, 0, 1]},
+        ),
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, gpt2),
     }
     config_class, model_class, defaults = made[kind]

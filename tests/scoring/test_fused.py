@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 import luthier
 from luthier.data.packing import pack
+from luthier.scoring.fused.attention_block import Rotation
 from luthier.scoring.fused.choosing import fuse, low_rank
 from luthier.scoring.fused.gated_mlp import GatedMlp
-from luthier.scoring.fused.low_rank import LowRankLinear
+from luthier.scoring.fused.low_rank import LowRankLinears
 from luthier.scoring.fused.norm import RootMeanSquareNorm
-from luthier.scoring.scorer import Scorer
+from luthier.scoring.scorer import Scorer, transformers_model
 from tests.scoring.test_routes import gradients, random_examples, relative
 from tests.tiny import config_for, tiny_model
 
@@ -43,18 +44,27 @@ class Packed:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("input_learns", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
-def test_low_rank_linear_passes_gradcheck(bias: bool, input_learns: bool, packed: bool) -> None:
+@pytest.mark.parametrize("ranks", [(2,), (2, 3, 1), (2, 0, 1), (0, 2)])
+def test_low_rank_maps_pass_gradcheck(bias: bool, input_learns: bool, packed: bool, ranks: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    weight_OI = double(6, 4)
-    tensors = (
-        double(5, 4, learns=input_learns),
-        Packed(weight_OI) if packed else None,
-        None if packed else weight_OI,
-        double(6) if bias else None,
-        double(2, 4, learns=True),
-        double(6, 2, learns=True),
-    )
-    assert torch.autograd.gradcheck(LowRankLinear.apply, (*tensors, 1.7))
+    constants: list[tuple[Packed | None, float]] = []
+    tensors: list[Tensor | None] = []
+    for number, rank in enumerate(ranks):
+        weight_OI = double(6 + number, 4)
+        constants.append((Packed(weight_OI) if packed else None, 1.7 + number))
+        tensors += [None if packed else weight_OI, double(6 + number) if bias else None]
+        tensors += [double(rank, 4, learns=True), double(6 + number, rank, learns=True)] if rank else [None, None]
+    assert torch.autograd.gradcheck(LowRankLinears.apply, (double(5, 4, learns=input_learns), constants, *tensors))
+
+
+def test_a_rotation_passes_gradcheck_and_is_llamas() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    torch.manual_seed(0)
+    x_TND, cos_TD, sin_TD = double(5, 3, 4, learns=True), double(5, 4), double(5, 4)
+    assert torch.autograd.gradcheck(Rotation.apply, (x_TND, cos_TD, sin_TD))
+    expected, _ = apply_rotary_pos_emb(x_TND, x_TND, cos_TD, sin_TD)
+    assert torch.allclose(Rotation.apply(x_TND, cos_TD, sin_TD), expected)
 
 
 @pytest.mark.parametrize("weight_learns", [True, False])
@@ -70,13 +80,13 @@ def test_the_norm_passes_gradcheck(weight_learns: bool) -> None:
 def test_the_gated_mlp_passes_gradcheck(updated: tuple[bool, bool, bool], packed: bool) -> None:
     torch.manual_seed(0)
     tensors: list[Tensor | None] = []
-    weights: list[Packed | None] = []
+    constants: list[tuple[Packed | None, float]] = []
     for has_update, (inner, outer) in zip(updated, ((4, 6), (4, 6), (6, 4)), strict=True):
         weight_OI = double(outer, inner)
-        weights.append(Packed(weight_OI) if packed else None)
+        constants.append((Packed(weight_OI) if packed else None, 0.5 + len(constants)))
         tensors += [None if packed else weight_OI, double(outer)]
         tensors += [double(2, inner, learns=True), double(outer, 2, learns=True)] if has_update else [None, None]
-    assert torch.autograd.gradcheck(GatedMlp.apply, (double(5, 4, learns=True), weights, (0.5, 1.5, 2.0), *tensors))
+    assert torch.autograd.gradcheck(GatedMlp.apply, (double(5, 4, learns=True), constants, *tensors))
 
 
 def lora_model(kind: str = "llama", **settings: Any) -> Any:
@@ -91,12 +101,14 @@ def lora_model(kind: str = "llama", **settings: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "qwen3", "smollm3"])
 def test_fused_models_equal_the_reference_in_value_and_gradient(kind: str) -> None:
     batch = pack(random_examples([9, 4, 15]))
     found = {}
     for route in ("segmented", "padded"):
         scorer = Scorer(lora_model(kind), route=route)  # type: ignore[arg-type]
+        attention = transformers_model(scorer.model).get_decoder().layers[0].self_attn
+        assert ("forward" in vars(attention)) == (route == "segmented")
         scorer.train()
         logp_N = scorer(batch).logp_N
         (logp_N * batch.weights_N).sum().backward()
@@ -125,7 +137,9 @@ def test_a_base_in_four_bits_equals_the_reference_in_value_and_gradient() -> Non
         scorer = Scorer(model, route=route)  # type: ignore[arg-type]
         scorer.train()
         fused = [low_rank(module, torch.zeros(1)) for module in base.modules()]
-        assert sum(part is not None and part.packed is not None for part in fused) == (2 * 21)  # and the layers beneath
+        assert (
+            sum(part is not None and not isinstance(part.weight, Tensor) for part in fused) == 2 * 21
+        )  # and the layers beneath
         logp_N = scorer(batch).logp_N
         (logp_N * batch.weights_N).sum().backward()
         found[route] = (logp_N.detach(), gradients(scorer))
@@ -138,6 +152,7 @@ def test_a_base_in_four_bits_equals_the_reference_in_value_and_gradient() -> Non
 def test_every_lora_layer_norm_and_feed_forward_block_of_llama_is_fused() -> None:
     assert fuse(lora_model().get_base_model()) == {
         "Linear": 21,
+        "LlamaAttention": 3,
         "LlamaRMSNorm": 7,
         "LlamaMLP": 3,
         "LlamaDecoderLayer": 1,
@@ -180,7 +195,16 @@ def test_a_family_computes_the_same_fused_or_is_left_alone(kind: str) -> None:
             (output * direction).sum().backward()
         assert relative(outputs[0].detach(), outputs[1].detach()) < 1e-6
         assert relative(values[0].grad, values[1].grad) < 1e-6  # type: ignore[arg-type]
-    expected = {"qwen2": 8, "mistral": 8, "mixtral": 5, "qwen3": 12, "gemma": 1, "granite": 7, "cohere": 2, "olmo2": 2}
+    expected = {
+        "qwen2": 10,
+        "mistral": 10,
+        "mixtral": 7,
+        "qwen3": 14,
+        "gemma": 3,
+        "granite": 9,
+        "cohere": 2,
+        "olmo2": 2,
+    }
     assert sum(found.values()) == expected.get(kind, 0), found
 
 
@@ -307,8 +331,8 @@ def test_the_setting_reaches_the_run(
 ) -> None:
     """Both ways train the same curve, and only one of them calls the fused functions."""
     calls = []
-    own = LowRankLinear.apply
-    monkeypatch.setattr(LowRankLinear, "apply", lambda *a: calls.append(1) or own(*a))
+    own = LowRankLinears.apply
+    monkeypatch.setattr(LowRankLinears, "apply", lambda *a: calls.append(1) or own(*a))
     curves = {}
     for fused in (True, False):
         config = config_for(tiny_llama, rows, tmp_path / str(fused), max_steps=3, logging_steps=1)

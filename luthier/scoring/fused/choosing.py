@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.scoring.fused.attention_block import attention_forward, is_known
 from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
-from luthier.scoring.fused.low_rank import LowRank, LowRankLinear, frozen_weight, has_hooks
+from luthier.scoring.fused.low_rank import LowRank, LowRankLinears, LowRankMaps, frozen_weight, has_hooks
 from luthier.scoring.fused.narrowing import narrow
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 
@@ -42,7 +43,7 @@ def fuse(model: PreTrainedModel) -> Counter[str]:
     return found
 
 
-def _forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
+def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
     if "forward" in vars(module):  # something else stands there already: accelerate's hooks, another kernel
@@ -56,6 +57,8 @@ def _forward_of(module: nn.Module) -> Callable[..., Tensor] | None:
         return _norm
     if own == formula(LlamaMLP.forward) and _is_silu(module.act_fn):
         return _gated_mlp
+    if is_known(module):
+        return _attention
     return None
 
 
@@ -63,19 +66,25 @@ def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     part = low_rank(self, x) if not arguments and not named else None
     if part is None:
         return type(self).forward(self, x, *arguments, **named)  # type: ignore[no-any-return]
-    rows_TI = x.reshape(-1, x.shape[-1])
-    y_TO: Tensor = LowRankLinear.apply(rows_TI, part.packed, *part.tensors, part.scaling)  # type: ignore[no-untyped-call]
-    return y_TO.view(*x.shape[:-1], -1)
+    maps = LowRankMaps([part])
+    (y_TO,) = LowRankLinears.apply(x.reshape(-1, x.shape[-1]), maps.constants, *maps.tensors)  # type: ignore[no-untyped-call]
+    return y_TO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     parts = [part for part in (low_rank(getattr(self, name), x) for name in PARTS) if part is not None]
     if len(parts) < len(PARTS):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
-    packed, scalings = [part.packed for part in parts], [part.scaling for part in parts]
-    tensors = [tensor for part in parts for tensor in part.tensors]
-    y_TH: Tensor = GatedMlp.apply(x.reshape(-1, x.shape[-1]), packed, scalings, *tensors)  # type: ignore[no-untyped-call]
+    maps = LowRankMaps(parts)
+    y_TH: Tensor = GatedMlp.apply(x.reshape(-1, x.shape[-1]), maps.constants, *maps.tensors)  # type: ignore[no-untyped-call]
     return y_TH.view(x.shape)
+
+
+def _attention(self: Any, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
+    found = None if arguments else attention_forward(self, low_rank, hidden_states, dict(named))
+    if found is None:
+        return type(self).forward(self, hidden_states, *arguments, **named)  # type: ignore[no-any-return]
+    return found
 
 
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:

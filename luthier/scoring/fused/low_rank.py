@@ -1,15 +1,17 @@
-"""A linear map with an optional low-rank update, as plain tensors, and its forward and backward products.
+"""Linear maps of one input, each with an optional low-rank update, and their forward and backward products.
 
     y = x W^T + b + s (x A^T) B^T        (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3)
 
 Module by module this makes six tensors of the size of y in forward and backward; here the update is added to the
-product in place (`addmm_`), and its gradient to that of x.
+product in place (`addmm_`), and its gradient to that of x. Maps of the same input (queries, keys and values; gate and up)
+read it once for all their factors A, which lie one under the other.
 
-Shapes: T tokens, I input width, O output width, R rank.
+Shapes: T tokens, I input width, O output width, R rank (S, of all maps together).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.scoring.fused.packed import PackedWeight, packed_weight
+
+Factors = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,89 +40,133 @@ class LowRank:
     up_OR: Tensor | None
     scaling: float
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What an autograd function takes as arguments, in this order; None in the place of a packed weight."""
-        return self.weight if isinstance(self.weight, Tensor) else None, self.bias_O, self.down_RI, self.up_OR
-
-    @property
-    def packed(self) -> PackedWeight | None:
-        """The weight where it is no tensor."""
-        return None if isinstance(self.weight, Tensor) else self.weight
-
     def weight_OI(self) -> Tensor:
         """The whole weight."""
         return self.weight if isinstance(self.weight, Tensor) else self.weight.unpacked()
 
-    def forward(self, x_TI: Tensor) -> tuple[Tensor, Tensor | None]:
-        """y [T, O], and x A^T [T, R], which backward needs."""
-        y_TO = F.linear(x_TI, self.weight_OI(), self.bias_O)
-        if self.down_RI is None or self.up_OR is None:
-            return y_TO, None
-        low_TR = x_TI @ self.down_RI.t()
-        y_TO.addmm_(low_TR, self.up_OR.t(), alpha=self.scaling)
-        return y_TO, low_TR
+    @property
+    def rank(self) -> int:
+        """Of the update; 0: there is none."""
+        return 0 if self.down_RI is None else self.down_RI.shape[0]
 
-    def low_gradient(self, gradient_TO: Tensor) -> Tensor | None:
-        """The gradient of x A^T, [T, R]."""
-        return None if self.up_OR is None else (gradient_TO @ self.up_OR).mul_(self.scaling)
+
+@dataclass(frozen=True, slots=True)
+class LowRankMaps:
+    """Maps of the same input."""
+
+    maps: Sequence[LowRank]
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """What an autograd function takes as arguments, four of each map; None in the place of a packed weight."""
+        return [
+            tensor
+            for part in self.maps
+            for tensor in (
+                part.weight if isinstance(part.weight, Tensor) else None, part.bias_O, part.down_RI, part.up_OR
+            )
+        ]  # fmt: skip
+
+    @property
+    def constants(self) -> list[tuple[PackedWeight | None, float]]:
+        """The rest of each map: its weight where that is no tensor, and its scaling."""
+        return [(None if isinstance(part.weight, Tensor) else part.weight, part.scaling) for part in self.maps]
+
+    @classmethod
+    def of(
+        cls, tensors: Sequence[Tensor | None], constants: Sequence[tuple[PackedWeight | None, float]]
+    ) -> LowRankMaps:
+        """The maps again, from both."""
+        maps = []
+        for number, (packed, scaling) in enumerate(constants):
+            weight, bias_O, down_RI, up_OR = tensors[4 * number : 4 * number + 4]
+            found = weight if packed is None else packed
+            assert found is not None
+            maps.append(LowRank(found, bias_O, down_RI, up_OR, scaling))
+        return cls(maps)
+
+    def forward(self, x_TI: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """y [T, O] of each map, and x A^T [T, S], which backward needs."""
+        outputs = [F.linear(x_TI, part.weight_OI(), part.bias_O) for part in self.maps]
+        down_SI = self._down()
+        if down_SI is None:
+            return outputs, None
+        low_TS = x_TI @ down_SI.t()
+        for part, y_TO, low_TR in zip(self.maps, outputs, self._of_each(low_TS), strict=True):
+            if part.up_OR is not None:
+                y_TO.addmm_(low_TR, part.up_OR.t(), alpha=part.scaling)
+        return outputs, low_TS
+
+    def low_gradient(self, gradients: Sequence[Tensor]) -> Tensor | None:
+        """The gradient of x A^T, [T, S]."""
+        found = [
+            (gradient_TO @ part.up_OR).mul_(part.scaling)
+            for part, gradient_TO in zip(self.maps, gradients, strict=True)
+            if part.up_OR is not None
+        ]
+        return torch.cat(found, dim=1) if len(found) > 1 else found[0] if found else None
 
     def factor_gradients(
-        self, gradient_TO: Tensor, low_gradient_TR: Tensor | None, low_TR: Tensor | None, x_TI: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of both factors."""
-        if low_gradient_TR is None or low_TR is None:
-            return None, None
-        # R x O and turned: MKL makes O x R two and a half times slower
-        return low_gradient_TR.t() @ x_TI, (low_TR.t() @ gradient_TO).mul_(self.scaling).t()
+        self, gradients: Sequence[Tensor], low_gradient_TS: Tensor | None, low_TS: Tensor | None, x_TI: Tensor
+    ) -> list[Factors]:
+        """Gradients of both factors of each map."""
+        if low_gradient_TS is None or low_TS is None:
+            return [(None, None) for _ in self.maps]
+        down_SI = low_gradient_TS.t() @ x_TI
+        found: list[Factors] = []
+        for part, gradient_TO, low_TR, down_RI in zip(
+            self.maps, gradients, self._of_each(low_TS), self._of_each(down_SI, dim=0), strict=True
+        ):
+            # R x O and turned: MKL makes O x R two and a half times slower
+            up_OR = (low_TR.t() @ gradient_TO).mul_(part.scaling).t() if part.rank else None
+            found.append((down_RI if part.rank else None, up_OR))
+        return found
 
-    def input_gradient(
-        self, gradient_TO: Tensor, low_gradient_TR: Tensor | None, into_TI: Tensor | None = None
-    ) -> Tensor:
-        """The gradient of x, [T, I]; added to `into_TI` in place where that is given."""
-        into_TI = gradient_TO @ self.weight_OI() if into_TI is None else into_TI.addmm_(gradient_TO, self.weight_OI())
-        if low_gradient_TR is not None:
-            assert self.down_RI is not None
-            into_TI.addmm_(low_gradient_TR, self.down_RI)
+    def input_gradient(self, gradients: Sequence[Tensor], low_gradient_TS: Tensor | None) -> Tensor:
+        """The gradient of x, [T, I]."""
+        into_TI = gradients[0] @ self.maps[0].weight_OI()
+        for part, gradient_TO in zip(self.maps[1:], gradients[1:], strict=True):
+            into_TI.addmm_(gradient_TO, part.weight_OI())
+        down_SI = self._down()
+        if low_gradient_TS is not None and down_SI is not None:
+            into_TI.addmm_(low_gradient_TS, down_SI)
         return into_TI
 
+    def _down(self) -> Tensor | None:
+        """All factors A, one under the other [S, I]."""
+        found = [part.down_RI for part in self.maps if part.down_RI is not None]
+        return torch.cat(found) if len(found) > 1 else found[0] if found else None
 
-class LowRankLinear(torch.autograd.Function):
-    """y = x W^T + b + s (x A^T) B^T for a frozen W and b."""
+    def _of_each(self, together: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = together.split([part.rank for part in self.maps], dim=dim)
+        return parts
+
+
+class LowRankLinears(torch.autograd.Function):
+    """y = x W^T + b + s (x A^T) B^T of maps of one input, for frozen W and b: `LowRankMaps.constants`, then `tensors`."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_TI: Tensor,
-        packed: PackedWeight | None,
-        weight_OI: Tensor | None,
-        bias_O: Tensor | None,
-        down_RI: Tensor,
-        up_OR: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        part = LowRank(either(weight_OI, packed), bias_O, down_RI, up_OR, scaling)
-        y_TO, low_TR = part.forward(x_TI)
-        ctx.save_for_backward(x_TI, weight_OI, down_RI, up_OR, low_TR)
-        ctx.packed, ctx.scaling = packed, scaling
-        return y_TO
+        ctx: Any, x_TI: Tensor, constants: Sequence[tuple[PackedWeight | None, float]], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        outputs, low_TS = LowRankMaps.of(tensors, constants).forward(x_TI)
+        ctx.save_for_backward(x_TI, low_TS, *tensors)
+        ctx.constants = constants
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_TO,) = gradients
-        x_TI, weight_OI, down_RI, up_OR, low_TR = ctx.saved_tensors
-        part = LowRank(either(weight_OI, ctx.packed), None, down_RI, up_OR, ctx.scaling)
-        low_gradient_TR = part.low_gradient(gradient_TO)
-        down, up = part.factor_gradients(gradient_TO, low_gradient_TR, low_TR, x_TI)
-        into_TI = part.input_gradient(gradient_TO, low_gradient_TR) if ctx.needs_input_grad[0] else None
-        return into_TI, None, None, None, down, up, None
+        x_TI, low_TS, *tensors = ctx.saved_tensors
+        maps = LowRankMaps.of(tensors, ctx.constants)
+        low_gradient_TS = maps.low_gradient(gradients)
+        factors = maps.factor_gradients(gradients, low_gradient_TS, low_TS, x_TI)
+        into_TI = maps.input_gradient(gradients, low_gradient_TS) if ctx.needs_input_grad[0] else None
+        return into_TI, None, *in_place(factors)
 
 
-def either(weight_OI: Tensor | None, packed: PackedWeight | None) -> Tensor | PackedWeight:
-    """The one of two that is there."""
-    found = weight_OI if packed is None else packed
-    assert found is not None
-    return found
+def in_place(factors: Sequence[Factors]) -> list[Tensor | None]:
+    """Gradients in the order of `LowRankMaps.tensors`."""
+    return [gradient for down, up in factors for gradient in (None, None, down, up)]
 
 
 def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor | PackedWeight | None:
