@@ -25,7 +25,6 @@ from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.readouts import HeadAt
-from luthier.scoring.rotary import fuse_rotations
 from luthier.scoring.segmented import hidden_at
 
 TOLERANCE = 1e-5  # relative, float32, dropout off
@@ -265,7 +264,6 @@ def _difference(model: PreTrainedModel, batch: Batch, read: Callable[[Tensor], T
         model.set_attn_implementation(attention.NAME if segmented else own_attention)
         if segmented:
             fuse(model)
-            fuse_rotations(model)
             _, hidden_UH, of_place_N = hidden_at(model, batch, batch.source_positions_N)
             hidden_NH = hidden_UH[of_place_N]
         else:

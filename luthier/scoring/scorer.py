@@ -33,7 +33,6 @@ from luthier.scoring.readouts import (
     own_logits,
 )
 from luthier.scoring.readouts import Scores as Scores
-from luthier.scoring.rotary import fuse_rotations
 from luthier.scoring.router import RouterLoss
 from luthier.scoring.segmented import hidden_at
 from luthier.scoring.trunk import Trunk
@@ -64,7 +63,7 @@ class Scorer(nn.Module):
         router_aux_loss_coef: see `luthier.scoring.router.RouterLoss`.
         penalty: what a training method adds to the loss, see `luthier.model.method.Method.penalty`.
         fused: whether modules compute in fewer passes where that gives the same, on the segmented route (see
-            `luthier.scoring.fused` and `rotary`); the padded route, the reference, computes module by module.
+            `luthier.scoring.fused`); the padded route, the reference, computes module by module.
 
     Raises:
         luthier.foundation.errors.ModelError: the segmented route or a router's loss was asked for, and the model can't
@@ -101,7 +100,6 @@ class Scorer(nn.Module):
             inner.set_attn_implementation(attention.NAME)
             if fused:
                 fuse(inner)
-                fuse_rotations(inner)
 
     def may_share(self, training: bool) -> bool:
         """Whether sequences that begin alike may be laid down once: the segmented route computes a token once, nothing

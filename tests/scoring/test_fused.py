@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import luthier
 from luthier.data.packing import pack
-from luthier.scoring.fused.attention_block import Rotation
 from luthier.scoring.fused.choosing import fuse, low_rank
 from luthier.scoring.fused.gated_mlp import GatedMlp
 from luthier.scoring.fused.low_rank import LowRankLinears
@@ -55,16 +54,6 @@ def test_low_rank_maps_pass_gradcheck(bias: bool, input_learns: bool, packed: bo
         tensors += [None if packed else weight_OI, double(6 + number) if bias else None]
         tensors += [double(rank, 4, learns=True), double(6 + number, rank, learns=True)] if rank else [None, None]
     assert torch.autograd.gradcheck(LowRankLinears.apply, (double(5, 4, learns=input_learns), constants, *tensors))
-
-
-def test_a_rotation_passes_gradcheck_and_is_llamas() -> None:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    torch.manual_seed(0)
-    x_TND, cos_TD, sin_TD = double(5, 3, 4, learns=True), double(5, 4), double(5, 4)
-    assert torch.autograd.gradcheck(Rotation.apply, (x_TND, cos_TD, sin_TD))
-    expected, _ = apply_rotary_pos_emb(x_TND, x_TND, cos_TD, sin_TD)
-    assert torch.allclose(Rotation.apply(x_TND, cos_TD, sin_TD), expected)
 
 
 @pytest.mark.parametrize("weight_learns", [True, False])

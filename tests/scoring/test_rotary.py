@@ -10,7 +10,8 @@ import transformers
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from luthier.scoring.rotary import Rotation, fuse_rotations
+from luthier.scoring.fused.choosing import fuse
+from luthier.scoring.fused.rotary import Rotation
 from tests.tiny import tiny_model
 
 
@@ -51,7 +52,7 @@ def test_a_family_computes_the_same_with_it(family: str, settings: dict[str, int
     found: list[tuple[Tensor, ...]] = []
     for fused in (False, True):
         if fused:
-            assert fuse_rotations(model) == 2
+            assert fuse(model)[f"{family}Attention"] == 2
         logits = model(input_ids=ids, use_cache=False).logits
         found.append((logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
     for value, reference in zip(found[1], found[0], strict=True):
@@ -71,8 +72,8 @@ def passes(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_a_layer_steps_back_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     layers = model.config.num_hidden_layers
-    assert fuse_rotations(model) == layers
-    assert fuse_rotations(model) == 0, "a forward that stands there already is left alone"
+    assert fuse(model)["LlamaAttention"] == layers
+    assert fuse(model)["LlamaAttention"] == 0, "a forward that stands there already is left alone"
     assert passes(model, monkeypatch) == 2 * layers
     with torch.autocast("cpu", dtype=torch.bfloat16):  # queries of 16 bits, angles of 32
         assert passes(model, monkeypatch) == 0
@@ -83,5 +84,5 @@ def test_other_rotations_are_left_alone() -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
     with torch.device("meta"):
         model = transformers.CohereForCausalLM(transformers.CohereConfig(vocab_size=20, pad_token_id=0, **small))
-    assert fuse_rotations(model) == 0
-    assert fuse_rotations(tiny_model("gpt2")) == 0
+    assert fuse(model)["CohereAttention"] == 0
+    assert fuse(tiny_model("gpt2"))["GPT2Attention"] == 0

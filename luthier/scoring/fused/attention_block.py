@@ -1,8 +1,7 @@
-"""The attention of Llama's kin with its queries, keys and values made by one function and turned by another.
+"""The attention of Llama's kin with its queries, keys and values made by one function.
 
-The three maps read the same input, so their factors A do it at once and their gradients of it come together without
-additions between; a rotation (Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34) takes two and a half passes
-forward and backward where module by module it takes five.
+The three maps read the same input, so their factors A do it at once, and their gradients of it come together without
+additions between.
 
 Shapes: T tokens, N heads (H of queries, K of keys and values), D head width.
 """
@@ -10,16 +9,15 @@ Shapes: T tokens, N heads (H of queries, K of keys and values), D head width.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from luthier.scoring import attention
 from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.low_rank import LowRank, LowRankLinears, LowRankMaps
+from luthier.scoring.fused.rotary import Rotation, turning
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 
@@ -48,13 +46,7 @@ def _windows() -> dict[str, Callable[[Any], int | None]]:
 
 def is_known(module: nn.Module) -> bool:
     """Whether a module's forward is one of those computed here, with Llama's rotation."""
-    from transformers.models.llama import modeling_llama as llama
-
-    source: Any = sys.modules[type(module).__module__]
-    return formula(type(module).forward) in _windows() and all(
-        name in vars(source) and formula(getattr(source, name)) == formula(getattr(llama, name))
-        for name in ("apply_rotary_pos_emb", "rotate_half")
-    )
+    return formula(type(module).forward) in _windows() and turning(type(module).forward) is not None
 
 
 def attention_forward(
@@ -79,14 +71,14 @@ def attention_forward(
     query_THD, key_TKD, value_TKD = (part.view(part.shape[0], -1, self.head_dim) for part in found)
     if hasattr(self, "q_norm"):
         query_THD, key_TKD = self.q_norm(query_THD), self.k_norm(key_TKD)
+    query, key, value = (part[None].transpose(1, 2) for part in (query_THD, key_TKD, value_TKD))
     if getattr(self, "use_rope", True):
-        cos_TD, sin_TD = (part[0] for part in embeddings)
-        query_THD, key_TKD = (Rotation.apply(part, cos_TD, sin_TD) for part in (query_THD, key_TKD))  # type: ignore[no-untyped-call]
+        query, key = (Rotation.apply(part, *embeddings) for part in (query, key))  # type: ignore[no-untyped-call]
     output, _ = attention.segmented_attention(
         self,
-        query_THD[None].transpose(1, 2),
-        key_TKD[None].transpose(1, 2),
-        value_TKD[None].transpose(1, 2),
+        query,
+        key,
+        value,
         mask,
         dropout=self.attention_dropout if self.training else 0.0,
         scaling=self.scaling,
@@ -94,28 +86,3 @@ def attention_forward(
         **named,
     )
     return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
-
-
-class Rotation(torch.autograd.Function):
-    """Positions turned into queries or keys [T, N, D]:  x cos + (-x2, x1) sin,  x1 and x2 the halves of a head."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_TD, sin_TD)
-        y_TND = x_TND * cos_TD[:, None]
-        (x1, x2), (y1, y2), (sin1, sin2) = (part.chunk(2, dim=-1) for part in (x_TND, y_TND, sin_TD[:, None]))
-        y1.addcmul_(x2, sin1, value=-1)
-        y2.addcmul_(x1, sin2)
-        return y_TND
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient_TND,) = gradients
-        cos_TD, sin_TD = ctx.saved_tensors
-        into_TND = gradient_TND * cos_TD[:, None]
-        (g1, g2), (into1, into2), (sin1, sin2) = (
-            part.chunk(2, dim=-1) for part in (gradient_TND, into_TND, sin_TD[:, None])
-        )
-        into1.addcmul_(g2, sin2)
-        into2.addcmul_(g1, sin1, value=-1)
-        return into_TND, None, None

@@ -22,6 +22,7 @@ from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
 from luthier.scoring.fused.low_rank import LowRank, LowRankLinears, LowRankMaps, frozen_weight, has_hooks
 from luthier.scoring.fused.narrowing import narrow
 from luthier.scoring.fused.norm import RootMeanSquareNorm
+from luthier.scoring.fused.rotary import turning
 
 _LORA_LAYERS = (("peft.tuners.lora.layer", "Linear"), ("peft.tuners.lora.bnb", "Linear4bit"))
 
@@ -57,9 +58,7 @@ def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
         return _norm
     if own == formula(LlamaMLP.forward) and _is_silu(module.act_fn):
         return _gated_mlp
-    if is_known(module):
-        return _attention
-    return None
+    return _attention if is_known(module) else turning(type(module).forward)
 
 
 def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
@@ -83,7 +82,9 @@ def _gated_mlp(self: Any, x: Tensor) -> Tensor:
 def _attention(self: Any, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
     found = None if arguments else attention_forward(self, low_rank, hidden_states, dict(named))
     if found is None:
-        return type(self).forward(self, hidden_states, *arguments, **named)  # type: ignore[no-any-return]
+        otherwise = turning(type(self).forward)
+        assert otherwise is not None  # else the module were not known
+        return otherwise(self, hidden_states, *arguments, **named)  # type: ignore[no-any-return]
     return found
 
 

@@ -11,12 +11,13 @@ Shapes: T row length, H heads, D head width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.scoring.fused.formulas import formula
@@ -47,23 +48,13 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-def fuse_rotations(model: nn.Module) -> int:
-    """Let the attention layers of a transformers model turn queries and keys by `Rotation`; how many do.
+@functools.cache
+def turning(forward: Any) -> Callable[..., Any] | None:
+    """An attention layer's forward with `Rotation` in it, or None where it turns nothing, or otherwise than Llama.
 
-    A layer computes on by its family's own forward, in which that one function is another: whatever else a family's
-    attention does (norms of heads, windows) stays as it is.
+    It computes on by its family's own text, in which that one function is another: whatever else a family's attention
+    does (norms of heads, windows) stays as it is.
     """
-    found = 0
-    for module in model.modules():
-        forward = None if "forward" in vars(module) else _turning(type(module).forward)
-        if forward is not None:
-            module.forward = MethodType(forward, module)
-            found += 1
-    return found
-
-
-def _turning(forward: Any) -> Callable[..., Any] | None:
-    """A layer's forward with `Rotation` in it, or None where it turns nothing, or otherwise than Llama."""
     from transformers.models.llama import modeling_llama
 
     if not isinstance(forward, FunctionType) or forward.__closure__ or _NAME not in forward.__code__.co_names:
