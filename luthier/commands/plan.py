@@ -109,12 +109,17 @@ def plan(
 
 
 def _planned(subject: Subject, hardware: Hardware | None, strategy: str | None) -> tuple[Plan, Advice | None]:
-    from luthier.planning.advice import advise
+    from luthier.planning.advice import advise, shared_out
     from luthier.planning.planner import Planner
 
     planner = Planner(subject, hardware, strategy)
     found = planner.plan()
-    return found, advise(planner) if found.fits is False else None
+    if found.fits is not False:
+        return found, None
+    advice = advise(planner)
+    if sentence := shared_out(planner):
+        found.remarks.insert(0, sentence)
+    return found, advice
 
 
 def _result(setup: Setup, plan: Plan, advice: Advice | None, remarks: list[str]) -> PlanResult:

@@ -15,8 +15,10 @@ from luthier.config.model_section import QuantizationConfig
 from luthier.config.plugins import METHODS
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ModelError, TrainingError
+from luthier.foundation.files import human_bytes
 from luthier.planning.planner import Planner
 from luthier.planning.step_trace import UntraceableError
+from luthier.planning.strategies import STRATEGIES
 
 SHORTEST_CUTOFF = 64
 
@@ -73,6 +75,24 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
         smallest = _with_batch(hopeless, 1)
         least = Advice(_settings(start, smallest), planner.memory(smallest).peak, False, smallest)
     return least
+
+
+def shared_out(planner: Planner) -> str | None:
+    """Where each of several devices holds all weights, and they do not fit: that they do where they are shared out, if so."""
+    strategy = STRATEGIES["fsdp"]
+    if planner.hardware.count == 1 or planner.strategy.shards_weights:
+        return None
+    start, other = planner.subject.config, planner.under(strategy)
+    for config in (start, _changed(start, "training", gradient_checkpointing=True)):
+        try:
+            peak = other.memory(config).peak
+        except (ModelError, UntraceableError):
+            continue
+        if peak <= planner.device.usable_bytes:
+            flags = " ".join((f"--strategy {strategy.name}", *_settings(start, config)))
+            engine = "" if strategy.runs_here else f", but luthier has no engine for {strategy.name} yet"
+            return f"with {flags} each device would hold {human_bytes(peak)}{engine}"
+    return None
 
 
 def _smallest_batch_change(planner: Planner, config: RunConfig, room: int) -> tuple[RunConfig, int]:

@@ -14,9 +14,10 @@ from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
-from luthier.planning.advice import advise
+from luthier.planning.advice import advise, shared_out
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Memory, Planner, plan
+from luthier.planning.strategies import STRATEGIES
 from luthier.planning.subject import Subject
 from tests.tiny import config_for
 
@@ -191,6 +192,24 @@ def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, 
     advice = advise(room_for(planner, 1000))
     assert advice is not None and not advice.fits
     assert "data.cutoff_length=64" in advice.settings
+
+
+def test_several_devices_may_share_the_weights_out(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    one = planner_for(tiny_llama, rows, tmp_path, "method=full")
+
+    def on(devices: int, bytes_left: int) -> Planner:
+        small = replace(CARD, memory_bytes=round((one.fixed_bytes + bytes_left) / 0.95) + 1)
+        return Planner(one.subject, Hardware(small, devices))
+
+    whole = need(on(4, 0), one.subject.config)
+    shared = need(on(4, 0).under(STRATEGIES["fsdp"]), one.subject.config)
+    assert shared < whole
+    assert shared_out(on(1, shared)) is None
+    assert shared_out(on(4, shared // 4)) is None
+    sentence = shared_out(on(4, shared))
+    assert sentence is not None and sentence.startswith("with --strategy fsdp each device would hold ")
+    assert ("no engine" in sentence) == (not STRATEGIES["fsdp"].runs_here)
+    assert on(4, shared).strategy.name == "ddp"  # the plan's own is left as it is
 
 
 SHAPE = ["plan", "--model-shape", "smollm2-135m", "--hardware", "1x24GB", "method=lora", "data.cutoff_length=128"]
