@@ -45,6 +45,11 @@ def refusal(target: str, value: Any, chosen: Mapping[str, str]) -> str | None:
     return _misfit(section, name, target, value)
 
 
+def lacks(target: str, chosen: Mapping[str, str]) -> bool:
+    """Whether luthier has no such key at all."""
+    return isinstance(_place(target, chosen)[0], str)
+
+
 def default_of(target: str, chosen: Mapping[str, str]) -> Any:
     """Luthier's own default of a key it has; None for one that its section can't be without, which is absent then."""
     if target in (OPTIMIZER, ENGINE):

@@ -24,7 +24,7 @@ SCRIPTS: Mapping[str, Work] = {
     "api.py": "serve", "webchat.py": "chat", "webui.py": "webui", "train_web.py": "webui", "evaluate.py": "evaluate",
 }  # fmt: skip
 STAGE_OF = {"train_pt.py": "pt", "train_rm.py": "rm", "rm_train.py": "rm", "train_ppo.py": "ppo", "train_dpo.py": "dpo"}
-PROCESSES = ("num_gpus", "nproc_per_node", "nproc-per-node", "num_processes")
+PROCESSES = ("num_gpus", "nproc_per_node", "num_processes")
 LAUNCHERS = ("deepspeed", "torchrun", "accelerate")
 ENDS = re.compile(r"^(?:\d?>>?|\d?>&\d|\||\|\||&&|&|;|<)")  # where the shell's command ends
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
@@ -136,7 +136,7 @@ def _launcher(words: Sequence[str]) -> dict[str, str]:
             following = words[position + 1] if position + 1 < len(words) else "--"
             if not sign and not following.startswith("--"):
                 value, position = following, position + 1
-            found[key] = value
+            found[key.replace("-", "_")] = value
         elif _name(word) in LAUNCHERS:
             found["launcher"] = _name(word)
         position += 1

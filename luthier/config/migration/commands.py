@@ -19,6 +19,13 @@ from luthier.config.yaml_text import flow
 Verbs = Mapping[str, frozenset[str]]
 """Luthier's verbs, each with its options."""
 FOR_TORCHRUN = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# torchrun's options with the names that DeepSpeed's launcher and accelerate's have for them
+TORCHRUN = {
+    "nnodes": ("nnodes", "num_nodes", "num_machines"),
+    "node_rank": ("node_rank", "machine_rank"),
+    "master_addr": ("master_addr", "main_process_ip"),
+    "master_port": ("master_port", "main_process_port"),
+}
 CUDA = "CUDA_VISIBLE_DEVICES"
 CONFIG = "CONFIG"
 """Stands in a command for the file that is written."""
@@ -109,20 +116,24 @@ def _launched(line: CommandLine, case: Case) -> list[str]:
     if nodes in ("1", "1:1"):
         return ["--nproc-per-node", str(line.processes)] if line.processes is not None and line.processes > 1 else []
     words = ["torchrun", "--nnodes", nodes]
-    for option, variable in (
-        ("node_rank", "NODE_RANK"),
-        ("master_addr", "MASTER_ADDR"),
-        ("master_port", "MASTER_PORT"),
-    ):
-        value = line.launcher.get(option) or line.launcher.get(option.replace("_", "-")) or _variable(line, variable)
-        if value:
+    for option in ("node_rank", "master_addr", "master_port"):
+        if value := _said(line, option):
             words += [f"--{option.replace('_', '-')}", value]
-    return [*words, "--nproc-per-node", str(line.processes or 1)]
+    processes = line.processes or 1
+    if line.launcher.get("launcher") == "accelerate" and nodes.isdigit():  # which counts those of all machines
+        processes = max(1, processes // int(nodes))
+    return [*words, "--nproc-per-node", str(processes)]
+
+
+def _said(line: CommandLine, option: str) -> str:
+    """What the launcher or a variable says of an option of torchrun's; empty where neither does."""
+    given = (line.launcher[name] for name in TORCHRUN[option] if name in line.launcher)
+    return next(given, "") or _variable(line, option.upper())
 
 
 def _nodes(line: CommandLine) -> str:
     """How many machines, as torchrun writes it."""
-    return line.launcher.get("nnodes") or _variable(line, "NNODES") or "1"
+    return _said(line, "nnodes") or "1"
 
 
 def _devices(line: CommandLine) -> str:
@@ -167,10 +178,19 @@ def _of_variable(line: CommandLine, item: str) -> Outcome:
 
 
 def _of_option(line: CommandLine, name: str, option: str, value: Any) -> Outcome:
-    if option.replace("-", "_").upper() in FOR_TORCHRUN and _nodes(line) in ("1", "1:1"):
+    of_torchrun = any(option in names for names in TORCHRUN.values())
+    if option == "standalone" or (of_torchrun and _nodes(line) in ("1", "1:1")):
         return Outcome(name, value, "mapped", {}, ALONE)
-    if option in PROCESSES or option.replace("-", "_").upper() in FOR_TORCHRUN:
+    if option in PROCESSES or of_torchrun:
         return Outcome(name, value, "mapped", {}, "in the command")
+    if option == "hostfile":
+        return Outcome(
+            name,
+            value,
+            "refused",
+            {},
+            "start the command on every machine, each with its own --node-rank, and --master-addr",
+        )
     if option == "include" and (devices := _devices(line)):
         return Outcome(name, value, "mapped", {}, f"{CUDA}={_variable(line, CUDA) or devices} before the command")
     if option == "config_file":

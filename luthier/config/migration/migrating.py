@@ -207,11 +207,18 @@ def _carried(case: Case, target: str, row: Key, value: Any) -> Answer:
     """A value that goes to luthier's key of the same meaning."""
     if isinstance(value, Hashable) and value in row.values:
         value = row.values[value]
-    elif (not value or (value == row.default and not row.needs)) and asking.refusal(target, value, _chosen(case)):
+    elif _is_off(case, target, row, value) and asking.refusal(target, value, _chosen(case)):
         return mapped(note="as luthier does without it")
     if value is None and (row.default is not None or asking.default_of(target, _chosen(case)) is None):
         return mapped()
     return changed({target: value}, row.changed) if row.changed else mapped({target: value})
+
+
+def _is_off(case: Case, target: str, row: Key, value: Any) -> bool:
+    """Whether a value asks for nothing: the default, or an empty one of what luthier does not have."""
+    if value is None or (value == row.default and not row.needs):
+        return True
+    return not value and asking.lacks(target, _chosen(case))
 
 
 def _chosen(case: Case) -> dict[str, str]:
@@ -237,6 +244,8 @@ def _for_a_command(case: Case, key: str, row: Key, value: Any, verbs: Verbs) -> 
             return mapped(note="the default")
         if row.option not in verbs.get(case.work, ()):
             return refused(f"`luthier {case.work}` has no {row.option}")
+        if row.values and value not in row.values:
+            return refused(f"{row.option} of `luthier {case.work}` takes {', '.join(sorted(set(row.values.values())))}")
         return mapped(note=f"the option {row.option}", flags=(row.option, str(row.values.get(value, value))))
     if row.rule in (
         "model",

@@ -41,9 +41,11 @@ def from_words(words: Sequence[str]) -> Source:
     Raises:
         UserError: it is none of LLaMA-Factory's, or its config file can't be read.
     """
-    if len(words) == 1 and re.search(r"\s", words[0]):
-        words = split(words[0])
-    return _of_command(parse(words), "the command line")
+    if len(words) > 1 or not re.search(r"\s", words[0]):
+        return _of_command(parse(words), "the command line")  # the shell has filled in what it fills in
+    command = parse(split(words[0]))
+    _refuse_unfilled(command, "the command line")
+    return _of_command(command, "the command line")
 
 
 def from_file(path: Path, wanted: str | None = None) -> Source:
@@ -96,10 +98,14 @@ def _of_script(path: Path) -> Source:
             "Give the one you mean: luthier config migrate -- COMMAND",
         )
     command = parse(split(commands[0]))
-    for key, value in command.settings.items():
-        if "$" in str(value):
-            raise UserError(f"{path}: --{key} is {value}, which the shell would fill in.", "Write the value itself.")
+    _refuse_unfilled(command, str(path))
     return _of_command(command, str(path))
+
+
+def _refuse_unfilled(command: CommandLine, name: str) -> None:
+    for key, value in command.settings.items():
+        if "$" in str(value) or "`" in str(value):
+            raise UserError(f"{name}: --{key} is {value}, which the shell would fill in.", "Write the value itself.")
 
 
 def _filled(text: str, variables: Mapping[str, str]) -> str:

@@ -120,6 +120,27 @@ def test_rows_that_are_never_evaluated_on_are_the_test_set() -> None:
     assert config(of(val_size=50, eval_strategy="epoch"))["data"]["validation"] == 50
 
 
+def test_a_number_that_luthier_does_not_take_is_no_default() -> None:
+    found = of(per_device_train_batch_size=0, neftune_noise_alpha=0, num_mtp_layers=0)
+    assert note(found, "per_device_train_batch_size").startswith(
+        "refused: training.per_device_train_batch_size: must be"
+    )
+    assert not [outcome for outcome in found.having("refused") if outcome.key != "per_device_train_batch_size"]
+
+
+def test_an_engine_that_luthier_does_not_have() -> None:
+    keys = {
+        "model_name_or_path": "m",
+        "do_predict": True,
+        "eval_dataset": "a",
+        "output_dir": "o",
+        "infer_backend": "sglang",
+    }
+    found = migrate(Source("a test", keys), {"predict": frozenset({"--engine"})})
+    assert note(found, "infer_backend") == "refused: --engine of `luthier predict` takes transformers, vllm"
+    assert "sglang" not in found.command
+
+
 def test_old_names_mean_the_same() -> None:
     old = of(finetuning_type="freeze", num_layer_trainable=4, evaluation_strategy="no", per_gpu_train_batch_size=3)
     new = of(finetuning_type="freeze", freeze_trainable_layers=4, eval_strategy="no", per_device_train_batch_size=3)
@@ -354,6 +375,33 @@ def test_gpus_that_deepspeed_includes_stand_before_the_command(variables: str, g
     assert found.command == f"CUDA_VISIBLE_DEVICES={gpus} luthier train CONFIG"
     assert note(found, "deepspeed --include") == f"mapped: CUDA_VISIBLE_DEVICES={gpus} before the command"
     assert note(found, "deepspeed --master_port").startswith("mapped: on one machine")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "command"),
+    [
+        ("torchrun --standalone --nproc-per-node=8", "luthier train CONFIG --nproc-per-node 8"),
+        ("deepspeed --hostfile h --num_nodes 2 --num_gpus 8", "torchrun --nnodes 2 --nproc-per-node 8 -m luthier.cli train CONFIG"),
+        (
+            "accelerate launch --num_machines 2 --num_processes 16 --machine_rank 1 --main_process_ip h",
+            "torchrun --nnodes 2 --node-rank 1 --master-addr h --nproc-per-node 8 -m luthier.cli train CONFIG",
+        ),
+    ],
+)  # fmt: skip
+def test_launchers_name_machines_in_their_own_ways(launcher: str, command: str) -> None:
+    found = of_line(f"{launcher} src/train.py --model_name_or_path m --dataset a")
+    assert found.command == command
+    assert {outcome.key for outcome in found.having("refused")} <= {"deepspeed --hostfile"}
+
+
+def test_what_the_shell_would_fill_in_is_refused_in_text() -> None:
+    text = "python src/train.py --model_name_or_path $(pwd)/m --dataset a"
+    with pytest.raises(UserError, match=r"--model_name_or_path is \$\(pwd\)/m, which the shell would fill in"):
+        from_words([text])
+    assert (
+        from_words(["python", "src/train.py", "--default_system", "it costs $5"]).args["default_system"]
+        == "it costs $5"
+    )
 
 
 ALL_OPTIONS = {
