@@ -97,6 +97,9 @@ def _put(place: dict[str, Any] | list[Any], part: str, value: Any, key: str) -> 
         place[int(part)] = value
 
 
+SCRIPTS = (".py", ".sh", ".bash")
+
+
 def load(
     source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = (), *, for_training: bool = True
 ) -> RunConfig:
@@ -115,7 +118,10 @@ def load(
     elif isinstance(source, Mapping):
         raw = json.loads(json.dumps(source, default=str))  # a deep copy: overrides must not reach the caller's dict
     else:
-        raw = read_file(Path(source))
+        if (path := Path(source)).suffix.lower() in SCRIPTS and path.is_file():
+            remedy = "The run of LLaMA-Factory's or DB-GPT-Hub's that it starts becomes one by:"
+            raise UserError(f"{source} is a script, not a config.", f"{remedy} {_migration_of(str(source))}")
+        raw = read_file(path)
     for setting in overrides:
         apply_override(raw, setting)
     where = str(source) if isinstance(source, (str, Path)) else "the config"
@@ -157,13 +163,16 @@ def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bo
 
 def _to_migrate(where: str) -> UserError:
     """What to say of a config of LLaMA-Factory's: nobody mends it key by key."""
+    return UserError(f"{where} is a config of LLaMA-Factory's.", f"Migrate it first: {_migration_of(where)}")
+
+
+def _migration_of(where: str) -> str:
+    """The command that migrates a file."""
     path = Path(where)
     if not path.suffix:
-        command = "luthier config migrate FILE --out luthier.yaml"
-    else:
-        out = path.with_name(f"{path.stem}.luthier.yaml")
-        command = shlex.join(["luthier", "config", "migrate", where, "--out", str(out)])
-    return UserError(f"{where} is a config of LLaMA-Factory's.", f"Migrate it first: {command}")
+        return "luthier config migrate FILE --out luthier.yaml"
+    out = path.with_name(f"{path.stem}.luthier.yaml")
+    return shlex.join(["luthier", "config", "migrate", where, "--out", str(out)])
 
 
 def _without(filled: dict[str, Any], places: Iterable[Sequence[int | str]]) -> RunConfig | None:

@@ -519,6 +519,17 @@ def test_train_says_to_migrate(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert load(file.with_name("my sft.luthier.yaml")).method.name == "lora"
 
 
+def test_train_says_to_migrate_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text("llamafactory-cli train --model_name_or_path m --dataset a --output_dir o\n")
+    assert cli.main(["train", str(file)]) == 2
+    out = tmp_path / "run.luthier.yaml"
+    assert f"{file} is a script, not a config." in (told := capsys.readouterr().err)
+    assert f"luthier config migrate {file} --out {out}" in told
+    assert cli.main(["config", "migrate", str(file), "--out", str(out)]) == 0
+    assert load(out).method.name == "lora"
+
+
 @pytest.mark.parametrize(
     "raw",
     [{"model": "m", "data": {"train": "a"}, "lora_rank": 3, "cutoff_len": 4, "template": "x"}, {"stage": "sft"}, {}],
