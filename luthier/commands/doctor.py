@@ -171,7 +171,7 @@ def precision_findings() -> list[Finding]:
 
 def quantization_findings() -> list[Finding]:
     """Bases in 4 and 8 bits on the device that training would use: a tiny layer of each type, forward and backward; and
-    formats of other tools, as far as transformers can load them."""
+    formats of other tools: GPTQ and AWQ as far as transformers can load them, GGUF by luthier itself."""
     from luthier.config.model_section import QUANTIZED_TYPES, QuantizationConfig
     from luthier.foundation.errors import UserError
     from luthier.model import quantization
@@ -200,7 +200,8 @@ def quantization_findings() -> list[Finding]:
         found.append(
             Finding(f"quantization.{name}", "works" if works else "absent", why, "good" if works else "note", works)
         )
-    return found
+    meaning = "a GGUF file is read once into plain weights; any method trains on them, quantized anew where asked"
+    return [*found, Finding("quantization.gguf", "works", meaning, "good", True)]
 
 
 def disk_finding(topic: str, path: Path, purpose: str) -> Finding:

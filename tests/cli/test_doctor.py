@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,3 +126,25 @@ def test_little_disk_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     finding = disk_finding("disk.here", tmp_path / "to" / "come", "runs are written here")
     assert finding.level == "note"
     assert "1.0 KiB free" in finding.found
+
+
+def test_what_bases_can_be_quantized_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a format is what loading it would say."""
+    from luthier.foundation.errors import ModelError
+    from luthier.model import quantization
+
+    def only_nf4(how: Any, device: Any) -> None:
+        if how.type != "nf4":
+            raise ModelError(f"{how} is not done here.", "Use nf4.")
+
+    def only_awq(folder: Path, saved: Any, device: Any, *, training: bool) -> None:
+        if saved["quant_method"] != "awq":
+            raise ModelError("it is quantized with gptq, which needs optimum.", "Install it.")
+
+    monkeypatch.setattr(quantization, "check_backend", only_nf4)
+    monkeypatch.setattr(quantization, "check_saved", only_awq)
+    found = {finding.topic.removeprefix("quantization."): finding for finding in module.quantization_findings()}
+    assert {name for name, finding in found.items() if finding.value} == {"nf4", "awq", "gguf"}
+    assert {finding.level for finding in found.values() if not finding.value} == {"note"}
+    assert found["int8"].meaning == "int8 is not done here. Use nf4."
+    assert found["gptq"].meaning == "needs optimum."
