@@ -7,6 +7,7 @@ adapter learns, an adapter in place of the whole model, shorter rows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -82,11 +83,12 @@ def shared_out(planner: Planner) -> str | None:
     strategy = STRATEGIES["fsdp"]
     if planner.hardware.count == 1 or planner.strategy.shards_weights:
         return None
-    start, other = planner.subject.config, planner.under(strategy)
+    start, other = planner.subject.config, copy.copy(planner)  # which shares what was traced
+    other.strategy = strategy
     for config in (start, _changed(start, "training", gradient_checkpointing=True)):
         try:
             peak = other.memory(config).peak
-        except (ModelError, UntraceableError):
+        except (ModelError, TrainingError, UntraceableError):
             continue
         if peak <= planner.device.usable_bytes:
             flags = " ".join((f"--strategy {strategy.name}", *_settings(start, config)))

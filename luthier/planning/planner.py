@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,12 +240,6 @@ class Planner:
             disk=_disk(config, model, batches.steps, trunk_bytes),
             remarks=remarks,
         )
-
-    def under(self, strategy: Strategy) -> Planner:
-        """The same run, its devices sharing it in another way; what was traced is not traced again."""
-        other = copy.copy(self)
-        other.strategy = strategy
-        return other
 
     def memory(self, config: RunConfig) -> Memory:
         """What one device holds at the peak, under a config.

@@ -197,19 +197,20 @@ def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, 
 def test_several_devices_may_share_the_weights_out(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     one = planner_for(tiny_llama, rows, tmp_path, "method=full")
 
-    def on(devices: int, bytes_left: int) -> Planner:
+    def on(devices: int, bytes_left: int, strategy: str | None = None) -> Planner:
         small = replace(CARD, memory_bytes=round((one.fixed_bytes + bytes_left) / 0.95) + 1)
-        return Planner(one.subject, Hardware(small, devices))
+        return Planner(one.subject, Hardware(small, devices), strategy)
 
     whole = need(on(4, 0), one.subject.config)
-    shared = need(on(4, 0).under(STRATEGIES["fsdp"]), one.subject.config)
+    shared = need(on(4, 0, "fsdp"), one.subject.config)
     assert shared < whole
     assert shared_out(on(1, shared)) is None
     assert shared_out(on(4, shared // 4)) is None
     sentence = shared_out(on(4, shared))
     assert sentence is not None and sentence.startswith("with --strategy fsdp each device would hold ")
     assert ("no engine" in sentence) == (not STRATEGIES["fsdp"].runs_here)
-    assert on(4, shared).strategy.name == "ddp"  # the plan's own is left as it is
+    planner = on(4, shared)
+    assert shared_out(planner) and planner.strategy.name == "ddp"  # the plan's own is left as it is
 
 
 SHAPE = ["plan", "--model-shape", "smollm2-135m", "--hardware", "1x24GB", "method=lora", "data.cutoff_length=128"]
