@@ -35,10 +35,16 @@ class Options(OptimizerOptions):
         None, ge=0, lt=1, description="Decay of a first moment, which costs a number for each weight; unset: none."
     )
     scale_parameter: bool = Field(
-        False, description="Multiply the rate by the weights' root mean square; it is then given far larger (1e-2)."
+        False,
+        description="Multiply the rate by the weights' root mean square; it is then given far larger (1e-3 for full).",
     )
 
     transformers_name = "adafactor"
+
+    @property
+    def learning_rate_ratio(self) -> float:
+        # T5 was fine-tuned so, at 1e-3 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.2); full's is 2e-5
+        return 50.0 if self.scale_parameter else 1.0
 
 
 def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int:

@@ -52,6 +52,11 @@ class Options(OptimizerOptions):
     reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
     transformers_name: ClassVar[str | None] = "apollo_adamw"
 
+    @property
+    def learning_rate_ratio(self) -> float:
+        # its steps are sqrt(rank / m) of AdamW's (section 4 of the paper): at rank 128 about half for m = 576
+        return 2.0
+
 
 def check(options: Options, parameters: Sequence[TrainedParameter]) -> None:
     """Refuse a run in which nothing would be projected."""

@@ -3,7 +3,8 @@
     D = sign(beta1 m + (1 - beta1) g),   then   m <- beta2 m + (1 - beta2) g
 
 Every weight moves by the whole learning rate in every step, so the rate must be smaller than AdamW's (the paper: three to
-ten times), and the weight decay as many times larger. It keeps half of what AdamW keeps.
+ten times), and the weight decay as many times larger. By default it is a third: in short runs that is still slower than AdamW
+(docs/optimizers.md). It keeps half of what AdamW keeps.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Options(OptimizerOptions):
 
     @property
     def learning_rate_ratio(self) -> float:
-        return 0.2
+        return 1 / 3
 
 
 def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int:

@@ -3,9 +3,11 @@
     B <- momentum B + (1 - momentum) g,   M = momentum B + (1 - momentum) g  (nesterov; else M = B)
     D = 0.2 sqrt(max(m, n)) * NewtonSchulz(M)
 
-The factor gives the update the size that AdamW's has, so AdamW's rate and decay can be used (Liu et al. 2025,
-https://arxiv.org/abs/2502.16982, section 2.2). Of a stack of experts each is made orthogonal by itself, as that paper
-does. Embeddings, the head, vectors and matrices of a single row or column are trained by AdamW, as the authors advise.
+The factor gives an update the size that AdamW's has in a long pretraining, so that AdamW's rate and decay can be used there
+(Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2). In short fine-tunings that is too little: with 1 / 0.2 of
+AdamW's rate, where an update is as large as the rate, it learns as AdamW does (docs/optimizers.md); so that is its default.
+Of a stack of experts each is made orthogonal by itself, as in that paper. Embeddings, the head, vectors and matrices of a
+single row or column are trained by AdamW at the same rate, as the authors advise.
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ class Options(OptimizerOptions):
     ns_steps: int = Field(5, ge=1, le=20, description="Iterations that make the momentum orthogonal.")
 
     reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
+
+    @property
+    def learning_rate_ratio(self) -> float:
+        return 1 / ADAMW_RMS
 
 
 def _is_ours(role: Role, shape: Sequence[int]) -> bool:

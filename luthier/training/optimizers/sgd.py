@@ -37,7 +37,7 @@ class Options(OptimizerOptions):
 
     @property
     def learning_rate_ratio(self) -> float:
-        return 100.0
+        return 300.0
 
 
 def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int:
