@@ -37,11 +37,12 @@ def test_it_stops_after_a_step_with_an_evaluation_and_a_checkpoint(
     assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
 
 
-def test_it_leaves_time_for_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 10 seconds; scoring takes as long as half of one, writing 3 seconds: 50 seconds have room for four steps."""
-    now = [100.0]
+def steps_of_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, deadline: Deadline, began: float, evaluation_after: int | None = None
+) -> TrainerControl:
+    """Train until the deadline stops it; one evaluation takes 40 seconds."""
+    now = [began]
     monkeypatch.setattr("luthier.training.deadline.time.monotonic", lambda: now[0])
-    deadline = Deadline(150.0, 0.5, 1, 3.0)
     state, control = TrainerState(max_steps=20), TrainerControl()
 
     class Arguments:
@@ -51,29 +52,25 @@ def test_it_leaves_time_for_what_comes_after(monkeypatch: pytest.MonkeyPatch) ->
         deadline.on_step_begin(Arguments(), state, control)
         now[0] += 10
         state.global_step += 1
+        control.should_evaluate = state.global_step == evaluation_after
         deadline.on_step_end(Arguments(), state, control)
+        now[0] += 40 if control.should_evaluate and not control.should_training_stop else 0
+    return control
+
+
+def test_it_leaves_time_for_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring takes as long as half of a step, writing 3 seconds: 50 seconds have room for four steps."""
+    deadline = Deadline(150.0, 0.5, 1, 3.0)
+    control = steps_of_ten_seconds(monkeypatch, deadline, began=100.0)
     # a fourth would end at 140, and what follows at 148; a fifth at 158
     assert deadline.stopped_after == 4
     assert control.should_evaluate and not control.should_save
 
 
 def test_an_evaluation_that_took_longer_than_thought_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 10 seconds, and an evaluation of 40 after the second, thought to take 5."""
-    now = [0.0]
-    monkeypatch.setattr("luthier.training.deadline.time.monotonic", lambda: now[0])
+    """An evaluation after the second step, thought to take 5 seconds."""
     deadline = Deadline(130.0, 0.5, 1, 0.0)
-    state, control = TrainerState(max_steps=20), TrainerControl()
-
-    class Arguments:
-        eval_strategy, save_strategy = "steps", "no"
-
-    while not control.should_training_stop:
-        deadline.on_step_begin(Arguments(), state, control)
-        now[0] += 10
-        state.global_step += 1
-        control.should_evaluate = state.global_step == 2
-        deadline.on_step_end(Arguments(), state, control)
-        now[0] += 40 if control.should_evaluate and not control.should_training_stop else 0
+    steps_of_ten_seconds(monkeypatch, deadline, began=0.0, evaluation_after=2)
     # the third ends at 70; a fourth at 80, and the evaluation after it at 120; a fifth would be over at 130, a sixth at 140
     assert deadline.stopped_after == 5
 

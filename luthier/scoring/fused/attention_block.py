@@ -63,6 +63,8 @@ def attention_forward(
     )
     if self.config._attn_implementation != attention.NAME or cache is not None or embeddings is None:
         return None
+    if any(part.dtype != hidden_states.dtype or part.shape[-1] != self.head_dim for part in embeddings):
+        return None
     maps = [maps_of(getattr(self, name), hidden_states) for name in PARTS]
     if hidden_states.shape[0] != 1 or any(part is None for part in maps):
         return None
