@@ -87,16 +87,17 @@ def auto(
     Args:
         output: the run's folder; the config is written beside it, as `FOLDER.yaml`.
         budget: minutes that the run may take.
-        resume: go on with the config that is there, as it is, edited or not.
+        resume: go on with the config that is there, as it is, edited or not; a budget then only says when to stop.
 
     Raises:
         UserError: rows that auto does not choose for, a model that does not fit, a folder in use.
     """
+    if resume and dry_run:
+        raise UserError("--resume and --dry-run exclude each other.", "Go on with the run, or only choose.")
     folder = Path(output or f"runs/auto-{_stem(data)}").expanduser()
     file = folder.with_name(f"{folder.name}.yaml")
     if resume and file.exists():
-        say(f"Going on with {file}.")
-        return _trained(AutoResult(str(file), (), 0, 0.0, None), resume, overwrite, trust_remote_code)
+        return _gone_on_with(file, budget, overwrite, trust_remote_code)
     if file.exists() and not overwrite:
         raise UserError(
             f"{file} is there already.",
@@ -111,14 +112,46 @@ def auto(
         )
     if budget is None:
         return _trained(result, resume, overwrite, trust_remote_code)
+    return _in_time(result, budget, after, resume, overwrite, trust_remote_code)
+
+
+def _gone_on_with(file: Path, budget: float | None, overwrite: bool, trust_remote_code: bool) -> AutoResult:
+    """The run of a config that was chosen before."""
+    chosen = AutoResult(str(file), (), 0, 0.0, None)
+    if budget is None:
+        say(f"Going on with {file} as it is.")
+        return _trained(chosen, True, overwrite, trust_remote_code)
+    config = load(file)
+    say(
+        f"Going on with {file} as it is: its rows, steps and learning rates stay as they were chosen, and --budget only says "
+        "when to stop; --overwrite chooses anew."
+    )
+    scored = config.training.eval_strategy != "no"
+    again = scored and config.stage.name in ("classification", "regression")  # which predict once more at the end
+    return _in_time(chosen, budget, (None, scored + again), True, overwrite, trust_remote_code)
+
+
+def _in_time(
+    chosen: AutoResult,
+    budget: float,
+    after: tuple[float | None, int],
+    resume: bool,
+    overwrite: bool,
+    trust_remote_code: bool,
+) -> AutoResult:
+    """Train for so many minutes of this command at the most.
+
+    Args:
+        after: how many steps take as long as an evaluation, None if nobody knows; how many of these come after the last step.
+    """
     from luthier.training.deadline import Deadline
 
     deadline = Deadline(time.monotonic() + 60 * budget - _gone(), *after, WRITING_SECONDS)
-    result = _trained(result, resume, overwrite, trust_remote_code, [deadline])
+    result = _trained(chosen, resume, overwrite, trust_remote_code, [deadline])
     if deadline.stopped_after is not None:
         say(
             f"The budget was used up after step {deadline.stopped_after}, sooner than predicted: final/ is what was learnt "
-            f"until then. `luthier train {shlex.quote(str(file))} --overwrite` trains the whole of it."
+            f"until then. `luthier train {shlex.quote(chosen.config)} --resume` goes on to the end."
         )
     return result
 

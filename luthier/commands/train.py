@@ -193,7 +193,8 @@ def _go_on_from(
     Raises:
         UserError: the checkpoint is of another run, or past this one's end; or the model would be removed.
     """
-    from luthier.training.saving import check_steps
+    from luthier.training.deadline import time_was_up
+    from luthier.training.saving import TRAINER_STATE, check_steps
 
     folder = claim.folder
     if checkpoint is None:
@@ -210,10 +211,11 @@ def _go_on_from(
     saved = checkpoint.manifest["fingerprints"]
     changes = run_folder.check_same_run(folder, setup.config, fingerprints, saved, hardware, say)
     results = run_folder.finished_results(folder, checkpoint.step)
-    if changes or results is None:
+    history = checkpoint.read_json(TRAINER_STATE)
+    if changes or results is None or time_was_up(history, checkpoint.step):
         return None
     say(f"{folder} is finished: nothing is left to do.")
-    return TrainResult(**results, history=checkpoint.read_json("trainer_state.json")["log_history"])
+    return TrainResult(**results, history=history["log_history"])
 
 
 def identity(setup: Setup, engine: Engine) -> tuple[dict[str, str], dict[str, Any]]:

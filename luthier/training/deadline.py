@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 
-class Deadline(TrainerCallback):  # type: ignore[misc]
+class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Stops training, with an evaluation and a checkpoint, while there is time for what comes after the last step.
+
+    Its state says to a run that is resumed that time ended the run, and nothing else did: see `time_was_up`.
 
     Args:
         at: when all should be over, by `time.monotonic()`.
-        scoring_steps: how many steps of training take as long as one evaluation, until one was seen.
+        scoring_steps: how many steps of training take as long as one evaluation, until one was seen (a resumed run has
+            seen those before it); None: a twelfth of an epoch's, for a fifth of the rows, each in a third of the time
+            that it is trained in.
         evaluations_after: made once training has stopped.
         seconds_after: for writing the model.
 
@@ -21,7 +27,7 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
         stopped_after: the step after which it stopped the run; None where it did not.
     """
 
-    def __init__(self, at: float, scoring_steps: float, evaluations_after: int, seconds_after: float) -> None:
+    def __init__(self, at: float, scoring_steps: float | None, evaluations_after: int, seconds_after: float) -> None:
         self.at, self.scoring_steps = at, scoring_steps
         self.evaluations_after, self.seconds_after = evaluations_after, seconds_after
         self.stopped_after: int | None = None
@@ -29,6 +35,19 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
         self._steps = 0
         self._evaluating = False
         self._evaluation = 0.0  # seconds of the longest one that was seen, with its checkpoint
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"args": {}, "attributes": {"stopped_after": self.stopped_after}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the deadline before this one, but not how long evaluations took."""
+        self.stopped_after = None
+        self._evaluation = max((line.get("eval_runtime", 0.0) for line in state.log_history), default=0.0)
+        if self.scoring_steps is None:
+            self.scoring_steps = state.max_steps / max(state.num_train_epochs, 1) / 12
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -46,12 +65,22 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
         self._steps += 1
         self._moment, self._evaluating = now, control.should_evaluate
         step = self._seconds / self._steps
-        evaluation = max(self._evaluation, step * self.scoring_steps)
+        evaluation = max(self._evaluation, step * (self.scoring_steps or 0.0))
         still = step + (self._evaluating + self.evaluations_after) * evaluation + self.seconds_after
-        if now + still <= self.at or state.global_step >= state.max_steps:
+        if now + still <= self.at or state.global_step >= state.max_steps or control.should_training_stop:
             return
         self.stopped_after = state.global_step
         control.should_training_stop = True
         # under the strategy epoch both come at the epoch's end, which this is now
         control.should_evaluate |= args.eval_strategy == "steps"
         control.should_save |= args.save_strategy == "steps"
+
+
+def time_was_up(trainer_state: Mapping[str, Any], step: int) -> bool:
+    """Whether a run ended after a step because its time was up, so that there is more to learn.
+
+    Args:
+        trainer_state: a checkpoint's. step: the checkpoint's.
+    """
+    kept = (trainer_state.get("stateful_callbacks") or {}).get(Deadline.__name__) or {}
+    return (kept.get("attributes") or {}).get("stopped_after") == step

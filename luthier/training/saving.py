@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from luthier.foundation.errors import TrainingError
 from luthier.foundation.files import write_json
 from luthier.training.checkpoints import Checkpoint
+from luthier.training.deadline import time_was_up
 from luthier.training.metrics_log import Window
 from luthier.training.optimization import optimizer_state, restore_optimizer, restore_scheduler, to_evaluation
 from luthier.training.run import Fit, Position
@@ -97,7 +98,7 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])
     kept = checkpoint.read_json(TRAINER_STATE)
     run.bridge.restore(kept)
-    # early stopping holds; having reached the end of a schedule that is now longer does not
+    # early stopping holds; that time was up does not, nor having reached the end of a schedule that is now longer
     early = (kept.get("stateful_callbacks") or {}).get("EarlyStoppingCallback", {}).get("args")
     training = run.config.training
     now = {
@@ -105,7 +106,13 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
         "early_stopping_threshold": training.early_stopping_threshold,
     }
     ended = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
-    run.stopped_before = ended and (early is None or early == now)
+    out_of_time = time_was_up(kept, checkpoint.step)
+    run.stopped_before = ended and not out_of_time and (early is None or early == now)
+    if out_of_time:
+        run.say(
+            f"The run's time was up after step {checkpoint.step}: it goes on to step {run.schedule.total_steps}, at the learning "
+            "rates laid out for all of them."
+        )
     if run.stopped_before:
         run.say(f"The run was stopped by a callback after step {checkpoint.step}: nothing is left to do.")
     run.position = Position(**loop["position"])

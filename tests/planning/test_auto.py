@@ -294,7 +294,19 @@ def test_a_run_that_takes_longer_than_predicted_ends_in_time(
     assert result.training is not None and result.training["steps"] == 1
     assert [line["step"] for line in result.evaluations] == [1]
     assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
-    assert "The budget was used up after step 1, sooner than predicted" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        "The budget was used up after step 1, sooner than predicted" in told and "--resume` goes on to the end" in told
+    )
+    again = {"output": str(tmp_path / "run"), "resume": True}
+    words = str(place / "model"), str(place / "rows.jsonl")
+    with pytest.raises(UserError, match="--resume and --dry-run exclude each other"):
+        auto(*words, dry_run=True, **again)
+    later = auto(*words, budget=60, **again)
+    assert later.training is not None and later.training["steps"] == 2
+    assert "--budget only says when to stop" in capsys.readouterr().err
+    whole = auto(*words, **again)
+    assert whole.training is not None and whole.training["steps"] == 36
 
 
 # the verb

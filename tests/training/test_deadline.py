@@ -11,8 +11,10 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from luthier.commands.train import train
-from luthier.training.deadline import Deadline
+from luthier.foundation.errors import UserError
+from luthier.training.deadline import Deadline, time_was_up
 from tests.tiny import config_for, write_rows
+from tests.training.whole_runs import traces
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,65 @@ def test_it_stops_after_a_step_with_an_evaluation_and_a_checkpoint(
     assert [line["step"] for line in lines if "eval_loss" in line] == [1]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
     assert (tmp_path / "run" / "final" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_with_more_time_the_run_goes_on_to_the_same_bits(
+    strategy: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ended by the clock in the middle of an epoch, twice, then given all the time: as if it had never been stopped."""
+    monkeypatch.setattr("luthier.training.metrics_log.plot_losses", lambda *arguments: None)
+    rows = write_rows(tmp_path / "rows.jsonl")
+
+    def config(name: str) -> dict[str, Any]:
+        often = {"eval_strategy": strategy, "save_strategy": strategy, "lr_scheduler_type": "cosine"}
+        often |= {"eval_steps": 3, "save_steps": 3} if strategy == "steps" else {}
+        found = config_for(tiny_llama, rows, tmp_path / name, max_steps=-1, num_train_epochs=2, **often)
+        found["data"]["validation"] = 4
+        found["method"]["dropout"] = 0.1
+        return found
+
+    whole = train(config("whole"))
+    assert whole.steps > 4
+    for steps in (1, 2):
+        deadline = Deadline(time.monotonic(), 1.0, 1, 0.0)
+        result = train(config("run"), resume=True, callbacks=[deadline])
+        assert result.steps == deadline.stopped_after == steps
+    capsys.readouterr()
+    last = train(config("run"), resume=True)
+    assert last.steps == whole.steps
+    told = capsys.readouterr().err
+    assert f"The run's time was up after step 2: it goes on to step {whole.steps}, at the learning rates" in told
+    assert "nothing is left to do" not in told
+    runs = (traces(tmp_path / "whole"), traces(tmp_path / "run"))
+    for key in ("weights", "optimizer", "optimizer_rest", "step"):
+        assert runs[0][key] == runs[1][key], key
+    assert train(config("run"), resume=True).steps == whole.steps
+    assert "is finished: nothing is left to do" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_there_is_no_going_on(tiny_llama: Path, tmp_path: Path) -> None:
+    config = config_for(tiny_llama, write_rows(tmp_path / "rows.jsonl"), tmp_path / "run", save_strategy="no")
+    assert train(config, callbacks=[Deadline(time.monotonic(), 1.0, 1, 0.0)]).steps == 1
+    with pytest.raises(UserError, match="without checkpoints, so there is nothing to go on from") as caught:
+        train(config, resume=True)
+    assert "start anew with --overwrite" in caught.value.remedy
+
+
+def test_who_else_stops_a_run_has_the_last_word() -> None:
+    """Early stopping at the moment at which time is up: there is nothing to go on with."""
+    deadline = Deadline(0.0, 0.0, 0, 0.0)
+    control, state = TrainerControl(should_training_stop=True), TrainerState(max_steps=9, global_step=1)
+    deadline.on_step_begin(None, state, control)
+    deadline.on_step_end(None, state, control)
+    assert deadline.stopped_after is None and not time_was_up({}, 1)
+
+
+def test_a_resumed_run_knows_how_long_evaluations_took() -> None:
+    deadline = Deadline(100.0, None, 1, 0.0)
+    history = [{"loss": 1.0, "step": 1}, {"eval_loss": 1.0, "eval_runtime": 7.5, "step": 1}]
+    deadline.on_train_begin(None, TrainerState(max_steps=48, num_train_epochs=2, log_history=history), None)
+    assert deadline._evaluation == 7.5 and deadline.scoring_steps == 2.0
 
 
 def steps_of_ten_seconds(
