@@ -221,6 +221,7 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
         "tokens": tokens,
         "targets": sum(line["targets"] for line in lines[1:]),
         "losses": [line["loss"] for line in lines],
+        "step_tokens": [line["tokens"] for line in lines],
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 

@@ -6,7 +6,6 @@ https://arxiv.org/abs/2208.07339). A folder may also hold weights that are quant
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.model_section import QuantizationConfig
 from luthier.foundation.errors import ModelError, import_extra
 from luthier.foundation.files import read_json
+from luthier.foundation.heap import return_freed_memory
 from luthier.model.heads import head_modules
 from luthier.model.inspection import MODEL_CONFIG
 
@@ -250,9 +250,7 @@ def leave_the_file(model: nn.Module) -> None:
         for weight in model.parameters():
             if weight.device.type == "cpu" and weight.is_floating_point():
                 weight.data = weight.data.clone()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    return_freed_memory()
 
 
 @functools.cache

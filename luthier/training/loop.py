@@ -10,6 +10,7 @@ import math
 import time
 
 from luthier.foundation.errors import Interrupted, LuthierError, TrainingError
+from luthier.foundation.heap import keep_freed_memory
 from luthier.foundation.seeding import seed_step
 from luthier.training.feeds import Step
 from luthier.training.metrics_log import Window
@@ -32,6 +33,7 @@ def fit(run: Fit) -> dict[str, float]:
         Interrupted: a signal asked to stop; the state is saved. TrainingError: a loss or gradient that is not finite.
     """
     started, first_step = time.perf_counter(), run.bridge.state.global_step
+    keep_freed_memory()
     _begin(run)
     # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
     run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
