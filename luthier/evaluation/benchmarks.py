@@ -126,7 +126,7 @@ def read_questions(path: Path) -> list[Question]:
         if len(row) <= max(columns):
             raise DataError(f"{path}, row {number} has {len(row)} columns, {max(columns) + 1} are needed.", "Mend it.")
         question, *choices, answer = (row[place].strip() for place in columns)
-        if answer not in LETTERS[: len(choices)] or not answer:
+        if answer not in tuple(LETTERS[: len(choices)]):
             raise DataError(
                 f"{path}, row {number} has the answer {answer!r}, which is none of {', '.join(LETTERS[: len(choices)])}.",
                 "Answers are letters. (A published test split may have none: take --split val.)",

@@ -101,12 +101,12 @@ def build(options: Options) -> TextMetric:
     """
 
     def llm_judge(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
-        import httpx
+        import httpx2
 
         key = os.environ.get(options.api_key_env)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with (
-            httpx.Client(headers=headers, timeout=options.timeout_seconds) as client,
+            httpx2.Client(headers=headers, timeout=options.timeout_seconds) as client,
             ThreadPoolExecutor(options.concurrency) as pool,
         ):
             ask = _asking(client, options)
@@ -128,7 +128,7 @@ def build(options: Options) -> TextMetric:
 
 def _asking(client: Any, options: Options) -> Callable[[str, str, str], str]:
     """A function that gives the judge's verdict on two answers."""
-    import httpx
+    import httpx2
 
     address = f"{options.base_url}/chat/completions"
 
@@ -150,7 +150,7 @@ def _asking(client: Any, options: Options) -> Callable[[str, str, str], str]:
                 time.sleep(min(30.0, 0.5 * 2 ** (attempt - 1)))
             try:
                 answer = client.post(address, json=body)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             if answer.status_code in AGAIN:

@@ -45,6 +45,7 @@ DESCRIPTIONS = frozenset(
     {"sqlite_master", "sqlite_schema", "sqlite_temp_master", "sqlite_temp_schema", "sqlite_sequence"}
 )
 TABLE_FUNCTIONS = frozenset({"json_each", "json_tree"})
+HIDDEN = 1  # what PRAGMA table_xinfo says of a virtual table's columns that `*` leaves out; generated ones are 2 and 3
 
 
 class RefusedError(Exception):
@@ -98,7 +99,7 @@ class Guard:
                 return sqlite3.SQLITE_OK
             return self._deny(f"the table {first}")
         if (first or "").lower() in DESCRIPTIONS:
-            return self._deny("a change of the schema, or a table of SQLite's own")
+            return self._deny("a change of the schema, a virtual table, or a table of SQLite's own")
         return self._deny(ACTIONS.get(action, f"action {action}"))
 
     def _deny(self, what: str) -> int:
@@ -162,14 +163,22 @@ def open_database(path: str, limits: dict[str, Any], guard: Guard) -> sqlite3.Co
 
 
 def columns_of(connection: sqlite3.Connection, guard: Guard) -> list[tuple[str, str]]:
-    """(table, column), in order; views are left out."""
+    """(table, column), in order; left out are views, the tables in which a virtual one keeps what it holds, and virtual
+    ones whose module is not there, so that nothing can read them."""
     connection.set_authorizer(None)
     guard.deadline = float("inf")
     try:
+        inner = {row[1] for row in connection.execute("PRAGMA table_list") if row[2] == "shadow"}
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         found = []
         for table in tables:
-            found += [(table, row[1]) for row in connection.execute(f"PRAGMA table_info({quoted(table)})")]
+            try:
+                columns = connection.execute(f"PRAGMA table_xinfo({quoted(table)})").fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such module" not in str(error):
+                    raise
+            else:
+                found += [(table, row[1]) for row in columns if row[6] != HIDDEN and table not in inner]
         return found
     finally:
         connection.set_authorizer(guard.authorize)

@@ -44,6 +44,9 @@ class Database(Protocol):
         ...
 
 
+HIDDEN = 1  # what PRAGMA table_xinfo says of a virtual table's columns that `*` leaves out; generated ones are 2 and 3
+
+
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -69,21 +72,24 @@ class SqliteDatabase:
             ) from error
 
     def schema(self) -> Schema:
-        """Its tables and keys, as SQLite's own catalogue gives them.
+        """Its tables and keys, as SQLite's own catalogue gives them; without the tables in which a virtual one keeps what
+        it holds, and virtual ones whose module is not there, so that nothing can read them.
 
         Raises:
             DataError: the file is no SQLite database, or damaged.
         """
         with self._opened() as opened:
+            inner = {row[1] for row in opened.execute("PRAGMA table_list") if row[2] == "shadow"}
             names = [
                 str(name)
                 for (name,) in opened.execute(
                     "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' "
                     "ORDER BY rowid"
                 )
+                if name not in inner
             ]
-            tables = {name: _table(opened, name) for name in names}
-            keys = [key for name in names for key in _foreign_keys(opened, name, tables)]
+            tables = {name: table for name in names if (table := _table(opened, name)) is not None}
+            keys = [key for name in tables for key in _foreign_keys(opened, name, tables)]
         return Schema(self.db_id, tuple(tables.values()), tuple(keys))
 
     def rows(self, table: Table, count: int) -> list[tuple[Any, ...]]:
@@ -100,8 +106,15 @@ class SqliteDatabase:
             return [str(value) for (value,) in opened.execute(query, (most,))]
 
 
-def _table(opened: sqlite3.Connection, name: str) -> Table:
-    rows = opened.execute(f"PRAGMA table_info({quoted(name)})").fetchall()
+def _table(opened: sqlite3.Connection, name: str) -> Table | None:
+    """A table with its columns, generated ones too; None where its module is not there."""
+    try:
+        found = opened.execute(f"PRAGMA table_xinfo({quoted(name)})").fetchall()
+    except sqlite3.OperationalError as error:
+        if "no such module" in str(error):
+            return None
+        raise
+    rows = [row for row in found if row[6] != HIDDEN]
     key = tuple(str(row[1]) for row in sorted((row for row in rows if row[5]), key=lambda row: int(row[5])))
     return Table(name, tuple(Column(str(row[1]), str(row[2])) for row in rows), (key,) if key else ())
 

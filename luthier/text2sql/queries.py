@@ -6,7 +6,9 @@ import re
 
 from luthier.text2sql.evaluation.execution import STATEMENT
 
-NO_QUERY = "-- no query"  # stands for an empty answer: in files of queries a blank line is a separator to other tools
+# stands for an empty answer: in files of queries a blank line is a separator to other tools, and a comment a query without
+# rows, which would be right where the gold query has none
+NO_QUERY = "(no query)"
 # a fence's first line may name a language; on one line with the query it is sql if it is any
 _FENCED = re.compile(
     r"```(?:[ \t]*(?!(?:select|with)\b)\w*[ \t]*\n|[ \t]*sql(?:ite)?\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE

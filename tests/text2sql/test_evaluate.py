@@ -179,10 +179,10 @@ def test_databases_and_tables_that_are_of_no_use(files: Path) -> None:
     for name in ("renamed", "broken", "unknown"):
         shutil.copytree(files / "database" / DB, files / "database" / name)
         (files / "database" / name / f"{DB}.sqlite").rename(files / "database" / name / f"{name}.sqlite")
-    names = ["missing", "corrupt", "renamed", "broken", "unknown", "../database", DB]
+    names = ["missing", "corrupt", "renamed", "broken", "unknown", "../database", "x" * 300, DB]
     (files / "gold.sql").write_text("".join(f"{GOLD[0]}\t{name}\n" for name in names))
     result = run(files, "\n".join([GOLD[0]] * len(names)))
-    assert verdicts(result) == [(0, 0)] * 6 + [(1, 1)]
+    assert verdicts(result) == [(0, 0)] * 7 + [(1, 1)]
     said = reasons(result)
     assert said[0].startswith("there is no database ") and "is no SQLite database" in said[1]
     assert said[2] == (
@@ -190,11 +190,13 @@ def test_databases_and_tables_that_are_of_no_use(files: Path) -> None:
     )
     assert "foreign_keys[0] is [99, 1]" in said[3]
     assert said[4] == "tables.json has no database 'unknown'" and "is no name of a database" in said[5]
+    assert said[6].startswith("there is no database ")
     # the gold query is read with what is known of its tables
     assert [item.verdict.hardness for item in result.items] == ["easy"] * 2 + [
         "easy",
         "easy",
         "easy",
+        "unknown",
         "unknown",
         "easy",
     ]
@@ -275,6 +277,23 @@ def test_half_a_character_is_no_text(files: Path) -> None:
     result = run(files, '["SELECT \\ud800", null]', name="pred.json", html=page)
     assert verdicts(result) == [(0, 0)] * 4 and "half a character" in reasons(result)[0]
     assert "half a character" in page.read_text()
+
+
+def test_half_a_character_in_a_gold_file_ends_no_run(files: Path) -> None:
+    rows = [
+        {"db_id": "\\ud800", "query": "SELECT 1"},
+        {"db_id": DB, "query": "SELECT '\\ud800'", "question": "\\udfff?"},
+    ]
+    (files / "gold.json").write_text(json.dumps(rows).replace("\\\\", "\\"))
+    out, html = files / "scores.json", files / "wrong.html"
+    result = run(files, "SELECT 1\nSELECT '?'\n", gold=files / "gold.json", out=out, html=html)
+    assert verdicts(result) == [(0, 0), (0, 1)]
+    assert json.loads(out.read_text())["items"][0]["db_id"] == "?"
+
+
+def test_an_empty_file_of_any_kind_holds_no_prediction(files: Path) -> None:
+    for name in ("pred.sql", "pred.json", "pred.jsonl"):
+        assert verdicts(run(files, "", name=name)) == [(0, 0)] * 4
 
 
 def test_numbered_predictions_keep_their_numbers(files: Path) -> None:

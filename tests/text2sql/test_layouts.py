@@ -12,6 +12,7 @@ import pytest
 
 from luthier.config.plugins import SQL_LAYOUTS
 from luthier.data.records import RowError
+from luthier.sandbox.sandbox import Sandbox
 from luthier.text2sql.databases import SqliteDatabase
 from luthier.text2sql.layout import LayoutOptions, chosen_layout
 from luthier.text2sql.layouts.wikisql import query_of
@@ -240,6 +241,28 @@ def test_the_schema_of_an_sqlite_file(workshop: Path) -> None:
         ForeignKey("instrument", "maker_id", "maker", "id"),  # it names no column: the primary key is meant
         ForeignKey("repair", "instrument_id", "instrument", "id"),
     )
+
+
+def test_tables_of_every_kind(tmp_path: Path) -> None:
+    """Columns that are computed are told; what serves a virtual table is not, nor one that nothing can read."""
+    script = """
+    CREATE TABLE song (id INTEGER PRIMARY KEY, title TEXT, loud TEXT AS (upper(title)), kept TEXT AS (title || '!') STORED);
+    CREATE TABLE code (code TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID;
+    CREATE VIEW short AS SELECT title FROM song;
+    CREATE TRIGGER counted AFTER INSERT ON song BEGIN SELECT 1; END;
+    CREATE VIRTUAL TABLE notes USING fts5(body);
+    PRAGMA writable_schema = ON;
+    INSERT INTO sqlite_master VALUES ('table', 'place', 'place', 0, 'CREATE VIRTUAL TABLE place USING absent(x)');
+    """
+    schema = SqliteDatabase("odd", make_database(tmp_path / "odd.sqlite", script)).schema()
+    assert {table.name: [column.name for column in table.columns] for table in schema.tables} == {
+        "song": ["id", "title", "loud", "kept"],
+        "code": ["code", "body"],
+        "notes": ["body"],
+    }
+    with Sandbox() as sandbox:
+        told = sandbox.columns(tmp_path / "odd.sqlite")
+    assert told.rows == tuple((table.name, column.name) for table in schema.tables for column in table.columns)
 
 
 def test_an_sqlite_file_with_questions(workshop: Path, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ OFFICIAL: dict[tuple[str, str], list[tuple[int, int, str]]] = {
         (0, 1, "SELECT 4"),
         (0, 0, "```sql SELECT count(*) FROM head WHERE age > 56```"),
         (0, 0, "Here it is: SELECT count(*) FROM head WHERE age > 56"),
+        (0, 0, "-- SELECT count(*) FROM head WHERE age > 56"),
+        (0, 1, "/* count them */ SELECT count(*) FROM head WHERE age > 56"),
     ],
     ('easy', "SELECT DISTINCT name FROM head ORDER BY age DESC"): [
         (1, 1, "SELECT name FROM head ORDER BY age DESC"),
@@ -102,6 +104,13 @@ OFFICIAL: dict[tuple[str, str], list[tuple[int, int, str]]] = {
         (0, 1, "SELECT age, name FROM head WHERE age > 100"),
         (0, 1, "SELECT name FROM head WHERE born_state = 'Alaska'"),
         (0, 0, "SELECT nothing FROM head"),
+        (0, 1, "-- there are none"),
+        (0, 1, "/* there are none"),
+        (0, 1, ";"),
+        (0, 1, "-- value; SELECT count(*) FROM head"),
+        (0, 0, "# there are none"),
+        (0, 0, "EXPLAIN SELECT 1"),
+        (0, 0, "(no query)"),
     ],
 }  # fmt: skip
 

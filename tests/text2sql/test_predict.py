@@ -89,6 +89,15 @@ def test_a_stopped_run_goes_on(spider: Path, tmp_path: Path, capsys: pytest.Capt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pred.answers.jsonl", "pred.sql", "spider"]
 
 
+def test_a_run_killed_between_its_two_files_goes_on(spider: Path, tmp_path: Path) -> None:
+    out, answers = tmp_path / "pred.sql", [["SELECT 1"], ["SELECT 2"]]
+    assert predict(spider, out, answers, stop_after=1) == 130
+    out.write_text("SELECT 1\nSELECT 2\n")  # the answers are written after the queries
+    assert predict(spider, out, answers) == 0
+    assert out.read_text() == "SELECT 1\nSELECT 2\n"
+    assert (tmp_path / "pred.answers.jsonl").exists()
+
+
 def test_a_file_that_is_there(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pred.sql"
     assert predict(spider, out, [["SELECT 1"], ["SELECT 2"]]) == 0

@@ -67,6 +67,11 @@ def several_statements(query: str) -> bool:
     return STATEMENT.match("".join(lexemes[len(first_statement(lexemes)) :])) is not None
 
 
+def holds_statement(query: str) -> bool:
+    """Whether anything but comments, semicolons and white space is in a query."""
+    return any(not lexeme.startswith(("--", "/*")) and lexeme.strip(" \t\n\f\r;") for lexeme in _lexemes(query))
+
+
 def _lexemes(query: str) -> list[str]:
     return [match[0] for match in _LEXEME.finditer(query)]
 

@@ -130,8 +130,10 @@ def _gold_row(row: Any, place: str, session: int = 0, turn: int = 1) -> GoldQuer
             f"{place} is no gold query: it has {', '.join(values) or 'no fields'}.",
             f"A row needs db_id and one of {', '.join(QUERY_KEYS)}.",
         )
-    question = values.get("question") or values.get("utterance") or ""
-    return GoldQuery(query.strip(), db_id, session, turn, str(question), str(values.get("difficulty") or ""))
+    question = str(values.get("question") or values.get("utterance") or "")
+    texts = (query.strip(), db_id, question, str(values.get("difficulty") or ""))
+    query, db_id, question, difficulty = (text.encode("utf-8", errors="replace").decode("utf-8") for text in texts)
+    return GoldQuery(query, db_id, session, turn, question, difficulty)
 
 
 def _json_rows(path: Path) -> Sequence[Any]:
@@ -167,7 +169,7 @@ def _lines(path: Path) -> list[bytes]:
 def _predictions(path: Path, rows: Sequence[GoldQuery | None]) -> tuple[list[Prediction], list[str]]:
     """One for each gold query."""
     count = sum(row is not None for row in rows)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and path.stat().st_size:
         return _predictions_of_json(_json(path.read_bytes(), str(path)), count, path)
     lines = _lines(path)
     while lines and not lines[-1].strip():

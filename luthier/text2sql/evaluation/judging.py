@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from luthier.sandbox.sandbox import Outcome, Row, Sandbox
 from luthier.text2sql.evaluation.efficiency import time_ratio
 from luthier.text2sql.evaluation.exact_match import ExactMatch, PartMatch, compare
 from luthier.text2sql.evaluation.execution import (
+    holds_statement,
     orders,
     runnable,
     same_result,
@@ -85,7 +87,7 @@ def find_target(
     if db_id in ("", ".", "..") or "/" in db_id or "\0" in db_id:
         return Target((), tables, same, f"{db_id!r} is no name of a database")
     path = folder / db_id / f"{db_id}.sqlite"
-    if not path.is_file():
+    if not os.path.isfile(path):  # the method of a path raises where a name is longer than the system's longest
         return Target((), tables, same, f"there is no database {path}")
     found = sandbox.columns(path)
     if not found.ok:
@@ -162,7 +164,7 @@ class Judge:
         text, ordered = runnable(query), orders(gold_text)
         result, gold_result, fault = Outcome(), wanted[0], ""
         for path, gold_result in zip(target.files, wanted, strict=True):
-            result = self.sandbox.run(path, text, first_rows=max(len(gold_result.rows) + 1, SHOWN_ROWS))
+            result = self._result(path, text, max(len(gold_result.rows) + 1, SHOWN_ROWS))
             fault = _difference(gold_result, result, ordered)
             if fault:
                 break
@@ -189,10 +191,16 @@ class Judge:
         except (TypeError, RecursionError) as error:
             return compare(Query(), gold, target.same), f"not in Spider's subset of SQL: {error}"
 
+    def _result(self, path: Path, query: str, first_rows: int | None = None) -> Outcome:
+        """What comes of a prediction; of one without a statement no row, as the scripts have it, and no fault."""
+        if not holds_statement(query):
+            return Outcome()
+        return self.sandbox.run(path, query, first_rows=first_rows)
+
     def _bird(self, prediction: Prediction, target: Target, level: str, gold_text: str, wanted: Outcome) -> Verdict:
         if prediction.problem:
             return Verdict(level, None, 0, prediction.problem, {}, _shown(wanted), None, 0.0 if self.runs else None)
-        result = self.sandbox.run(target.files[0], prediction.query)
+        result = self._result(target.files[0], prediction.query)
         fault = _failure(wanted, result)
         if not fault and not same_set(wanted.rows, result.rows):
             fault = _counts(wanted, result) or "the rows differ"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def databases_in(folder: Path, schemas: Mapping[str, Schema]) -> tuple[dict[str,
     """The SQLite files DB_ID/DB_ID.sqlite of a folder by db_id, and the db_ids that have none."""
     places = {db_id: folder / db_id / f"{db_id}.sqlite" for db_id in schemas}
     found: dict[str, Database] = {
-        db_id: SqliteDatabase(db_id, place) for db_id, place in places.items() if place.is_file()
+        db_id: SqliteDatabase(db_id, place) for db_id, place in places.items() if os.path.isfile(place)
     }
     return found, [db_id for db_id in schemas if db_id not in found]
 
