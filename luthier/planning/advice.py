@@ -1,8 +1,9 @@
 """What to change where a run does not fit: the smallest sacrifice that makes it fit, in the config's own words.
 
 In this order, each also with the ones before it: smaller batches with as many examples in a step (the same gradients, a
-little slower), gradient checkpointing (the same gradients, about a third slower), a base in 4 bits beside which an
-adapter learns, an adapter in place of the whole model, shorter rows.
+little slower), gradient checkpointing (the same gradients, about a third slower), an optimizer that keeps less where the
+model's own weights are trained, a base in 4 bits beside which an adapter learns, an adapter in place of the whole model
+(with the optimizer that was asked for), shorter rows.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+from torch import nn
+
 from luthier.config.model_section import QuantizationConfig
-from luthier.config.plugins import METHODS
+from luthier.config.plugins import METHODS, OPTIMIZERS
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import ModelError, TrainingError
+from luthier.config.training_section import TrainingConfig
+from luthier.foundation.errors import MissingExtraError, ModelError, TrainingError
 from luthier.foundation.files import human_bytes
 from luthier.planning.planner import Planner
 from luthier.planning.step_trace import UntraceableError
 from luthier.planning.strategies import STRATEGIES
+from luthier.training.optimization import make_optimizer
 
 SHORTEST_CUTOFF = 64
+# in docs/optimizers.md's order: nearly AdamW's path; no mean of the gradients; one layer at a time
+LIGHTER_OPTIMIZERS = ("adamw8bit", "adafactor", "badam")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +107,7 @@ def shared_out(planner: Planner) -> str | None:
 
 def _smallest_batch_change(planner: Planner, config: RunConfig, room: int) -> tuple[RunConfig, int]:
     """The largest batch that fits, or a batch of one: its config and its peak."""
-    sizes = [config.training.per_device_train_batch_size]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
+    sizes = _sizes(config)
     smallest = _with_batch(config, sizes[-1])
     peak = planner.memory(smallest).peak
     if peak > room:
@@ -114,13 +120,24 @@ def _smallest_batch_change(planner: Planner, config: RunConfig, room: int) -> tu
     return smallest, peak
 
 
+def _sizes(config: RunConfig) -> list[int]:
+    """Batches from the config's own down to one row, halves or less, that a step's rows can be divided into."""
+    examples = _examples(config)
+    sizes = [config.training.per_device_train_batch_size]
+    while sizes[-1] > 1:
+        sizes.append(max(size for size in range(1, sizes[-1] // 2 + 1) if examples % size == 0))
+    return sizes
+
+
+def _examples(config: RunConfig) -> int:
+    """Rows of a step on one device."""
+    return config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+
+
 def _with_batch(config: RunConfig, size: int) -> RunConfig:
     """The config with another batch size, and as many examples in a step."""
-    training = config.training
-    examples = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return _changed(
-        config, "training", per_device_train_batch_size=size, gradient_accumulation_steps=max(1, examples // size)
-    )
+    pieces = _examples(config) // size
+    return _changed(config, "training", per_device_train_batch_size=size, gradient_accumulation_steps=pieces)
 
 
 def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
@@ -131,6 +148,10 @@ def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
     yield from with_and_without
     methods = [start.method]
     if METHODS.load(start.method.name).build(start.method).saves == "model":
+        for name in LIGHTER_OPTIMIZERS:
+            yield from (
+                lighter for config in with_and_without if (lighter := _with_optimizer(config, name)) is not None
+            )
         methods.append(METHODS.load("lora").Options(name="lora"))
     smallest = with_and_without[-1]
     for method in methods:
@@ -147,6 +168,24 @@ def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
         cutoff //= 2
 
 
+def _with_optimizer(config: RunConfig, name: str) -> RunConfig | None:
+    """The config with another optimizer; None where it can't take the place of the config's own.
+
+    That is: it is not installed, a setting of the config would not act on it, or the rate that was set is no rate for it.
+    """
+    training, options = config.training, OPTIMIZERS.load(name).Options(name=name)
+    if training.learning_rate is not None and options.learning_rate_ratio != training.optim.learning_rate_ratio:
+        return None
+    given = {field: getattr(training, field) for field in training.model_fields_set}
+    try:
+        changed = TrainingConfig.model_validate({**given, "optim": options})
+        found = config.model_copy(update={"training": changed})
+        make_optimizer(found, nn.Linear(1, 1))
+    except (ValidationError, MissingExtraError, TrainingError):
+        return None
+    return found
+
+
 def _changed(config: RunConfig, section: str, **settings: Any) -> RunConfig:
     part = getattr(config, section).model_copy(update=settings)
     return config.model_copy(update={section: part})
@@ -159,6 +198,8 @@ def _settings(start: RunConfig, end: RunConfig) -> tuple[str, ...]:
         found.append(f"method={end.method.name}")
     if end.model.quantization != start.model.quantization and end.model.quantization is not None:
         found.append(f"model.quantization={end.model.quantization.type}")
+    if end.training.optim.name != start.training.optim.name:
+        found.append(f"training.optim={end.training.optim.name}")
     for section, names in (
         ("training", ("gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps")),
         ("data", ("cutoff_length",)),

@@ -277,12 +277,12 @@ class Planner:
         parts = (
             config.model.model_dump_json(),
             config.method.model_dump_json(),
-            str((training.gradient_checkpointing, training.bf16, training.fp16, training.pure_bf16, training.optim)),
+            str((training.gradient_checkpointing, training.bf16, training.fp16, training.pure_bf16)),
         )
         key = "|".join(parts)
         if key not in self._models:
             self._models[key] = traced_model(subject, self.device)
-        model = self._models[key]
+        model = self._models[key].under(training.optim)
         layer, _, _ = self._trunk(subject, model)
         width = transformers_model(model.scorer.model).config.get_text_config().hidden_size
         model.scorer.trunk = TrunkStandIn(layer, width) if layer else None
@@ -306,7 +306,8 @@ class Planner:
         self, subject: Subject, model: TracedModel, batch: Batch, further: bool, *, with_heap: bool
     ) -> tuple[StepTrace, int]:
         """A batch's trace, and what the allocator keeps beyond it; to measure that takes nearly as long as the trace."""
-        of_batch = (id(model), model.scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
+        scorer = model.scorer
+        of_batch = (id(scorer), scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
         key = (of_batch, with_heap or (of_batch, True) in self._traces)
         if key not in self._traces:
             heap = None

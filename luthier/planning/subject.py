@@ -12,6 +12,7 @@ from torch import nn
 from luthier.config.model_section import QuantizationConfig
 from luthier.config.plugins import METHODS, STAGES
 from luthier.config.schema import RunConfig
+from luthier.config.sections import OptimizerOptions
 from luthier.foundation.errors import UserError
 from luthier.model import loading
 from luthier.model.base_settings import BaseSettings
@@ -25,7 +26,7 @@ from luthier.scoring.scorer import Scorer
 from luthier.training.optimization import trained_shapes
 from luthier.training.schedule import Schedule
 from luthier.training.stage import Stage
-from luthier.training.trained import check_fit, gradient_bytes, state_bytes
+from luthier.training.trained import TrainedParameter, check_fit, gradient_bytes, state_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -138,8 +139,8 @@ class TracedModel:
     Args:
         weight_bytes: of all weights and buffers. trained_bytes: of those that learn. base_bytes: of the others.
         unit_bytes: of the largest part that sharding gathers at once: a layer, or the embedding.
-        optimizer_bytes: of the optimizer's state. gradient_bytes: of all gradients that are there at one time.
         saved_bytes: what the method writes, roughly.
+        trained: what learns, as an optimizer sees it. optim: the optimizer.
     """
 
     scorer: Scorer
@@ -147,16 +148,35 @@ class TracedModel:
     weight_bytes: int
     trained_bytes: int
     unit_bytes: int
-    optimizer_bytes: int
-    gradient_bytes: int
     saved_bytes: int
+    trained: tuple[TrainedParameter, ...]
+    optim: OptimizerOptions
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of the optimizer's state."""
+        return state_bytes(self.optim, self.trained)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of all gradients that are there at one time."""
+        return gradient_bytes(self.optim, self.trained)
+
+    def under(self, optim: OptimizerOptions) -> TracedModel:
+        """The same model, trained by another optimizer.
+
+        Raises:
+            TrainingError: it does not fit what is trained.
+        """
+        check_fit(optim, self.trained)
+        return replace(self, optim=optim)
 
 
 def traced_model(subject: Subject, device: Device) -> TracedModel:
     """Build the run's model on fake tensors, in the precisions that training gives it on a device.
 
     Raises:
-        ModelError: the method does not fit the model. TrainingError: nor the optimizer what it trains.
+        ModelError: the method does not fit the model.
     """
     config, method = subject.config, subject.method
     model = loading.skeleton(subject.model_config, head=subject.head, trust_remote_code=subject.trust_remote_code)
@@ -189,8 +209,6 @@ def traced_model(subject: Subject, device: Device) -> TracedModel:
         lambda: method.penalty(tuned),
         config.model.fused,
     )
-    shapes = trained_shapes(tuned, pure_bf16=config.training.pure_bf16)
-    check_fit(config.training.optim, shapes)
     parameters = {id(p): p for p in tuned.parameters()}.values()
     trained_bytes = sum(p.nbytes for p in parameters if p.requires_grad)
     weights = sum(p.nbytes for p in parameters) + sum({id(b): b.nbytes for b in tuned.buffers()}.values())
@@ -200,9 +218,9 @@ def traced_model(subject: Subject, device: Device) -> TracedModel:
         weight_bytes=weights,
         trained_bytes=trained_bytes,
         unit_bytes=_largest_unit(tuned),
-        optimizer_bytes=state_bytes(config.training.optim, shapes),
-        gradient_bytes=gradient_bytes(config.training.optim, shapes),
         saved_bytes=weights if method.saves == "model" else trained_bytes,
+        trained=tuple(trained_shapes(tuned, pure_bf16=config.training.pure_bf16)),
+        optim=config.training.optim,
     )
 
 

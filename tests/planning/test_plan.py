@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
-from luthier.planning.advice import advise, shared_out
+from luthier.planning.advice import _sizes, _variants, _with_batch, advise, shared_out
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Memory, Planner, plan
 from luthier.planning.strategies import STRATEGIES
 from luthier.planning.subject import Subject
-from tests.tiny import config_for
+from tests.tiny import config_for, tiny_folder
 
 CARD = Device("card", 2**34, 100e12, 20e12, 1e12, 1e11, kind="cuda")
 
@@ -181,10 +182,77 @@ def test_the_smallest_sacrifice_is_advised(tiny_llama: Path, rows: Path, tmp_pat
     assert advice.peak_bytes < needs[1] + planner.fixed_bytes
 
 
+@pytest.mark.parametrize(
+    ("method", "names"),
+    # freeze trains layers so small that adamw8bit keeps them as AdamW does, and too few for badam to take less than adafactor
+    [("full", ("adamw8bit", "adafactor", "badam")), ("freeze", ("adafactor",))],
+)
+def test_a_lighter_optimizer_comes_before_another_method(
+    method: str, names: tuple[str, ...], rows: Path, tmp_path: Path
+) -> None:
+    """Each where the ones before it do not do; a plan of what is advised fits, at the bytes that were said."""
+    settings = (f"method={method}", "training.per_device_train_batch_size=1", "training.gradient_checkpointing=true")
+    base = tiny_folder(tmp_path / "base", num_hidden_layers=8)
+    planner = planner_for(base, rows, tmp_path, *settings)
+
+    def with_(*more: str) -> RunConfig:
+        return load(config_for(base, rows, tmp_path / "run"), (*settings, *more))
+
+    for name in names:
+        tight = room_for(planner, need(planner, with_(f"training.optim={name}")))
+        tight._models, tight._traces = planner._models, planner._traces  # the same run's
+        advice = advise(tight)
+        assert advice is not None and advice.fits
+        assert advice.settings == (f"training.optim={name}",)
+    followed = Planner(planner_for(base, rows, tmp_path, *settings, *advice.settings).subject, tight.hardware)
+    found = followed.plan(with_time=False)
+    assert found.fits and found.memory is not None and found.memory.peak == advice.peak_bytes
+
+
+def test_no_optimizer_is_advised_that_the_config_can_not_take(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advised(*settings: str) -> list[str]:
+        planner = planner_for(tiny_llama, rows, tmp_path, "method=full", *settings)
+        every = _variants(planner.subject.config, quantized=False)
+        return [each for each in dict.fromkeys(config.training.optim.name for config in every) if each != "adamw"]
+
+    assert advised() == ["adamw8bit", "adafactor", "badam"]
+    assert advised("method=lora") == []  # its state is small
+    assert advised("training.adam_beta1=0.8") == ["adamw8bit", "badam"]  # adafactor has no such decay
+    rate = ("training.learning_rate=1e-3", "training.optim=muon")  # the rate is muon's, five times AdamW's
+    assert advised(*rate) == ["muon"]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert advised() == ["adafactor", "badam"]
+
+
+def test_a_step_keeps_its_rows_whatever_the_batch(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """Five rows, twice, are ten: 2 x 5 or 1 x 10, where halves of five would make eight or ten of them."""
+    planner = planner_for(
+        tiny_llama, rows, tmp_path, "training.per_device_train_batch_size=5", "training.gradient_accumulation_steps=2"
+    )
+    for size, pieces in ((2, 5), (1, 10)):
+        smaller = _with_batch(planner.subject.config, size)
+        assert smaller.training.gradient_accumulation_steps == pieces
+        advice = advise(room_for(planner, need(planner, smaller)))
+        assert advice is not None and advice.settings[0] == f"training.per_device_train_batch_size={size}"
+    assert _sizes(planner.subject.config) == [5, 2, 1]
+    assert _sizes(load({"model": "m", "data": {"train": "a"}, "training": {"per_device_train_batch_size": 12}})) == [
+        12,
+        6,
+        3,
+        1,
+    ]
+    assert _sizes(load({"model": "m", "data": {"train": "a"}, "training": {"per_device_train_batch_size": 5}})) == [
+        5,
+        1,
+    ]
+
+
 def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     planner = planner_for(
         tiny_llama, rows, tmp_path, "method=full", "data.cutoff_length=128", "training.gradient_checkpointing=true",
-        "training.per_device_train_batch_size=1",
+        "training.per_device_train_batch_size=1", "training.optim=sgd", "training.learning_rate=0.01",
     )  # fmt: skip
     lora = planner.subject.config.model_copy(update={"method": load({"model": "m", "data": {"train": "a"}}).method})
     advice = advise(room_for(planner, need(planner, lora)))
