@@ -135,15 +135,17 @@ def draw(sides: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 2.8), layout="constrained")
     labels = {"peer": "transformers' Trainer", "luthier": "luthier"}
     shown = ["luthier", "peer"]
+    longest = max(sum(sides[side].values()) for side in shown)
     left = [0.0, 0.0]
     for kind in [*KINDS, REST]:
         widths = [sides[side][kind] for side in shown]
         bars = axes.barh([labels[side] for side in shown], widths, left=left, label=kind, height=0.6)
-        axes.bar_label(bars, [f"{width:.2f}" if width > 0.12 else "" for width in widths], label_type="center", size=8)
+        texts = [f"{width:.2f}" if width > longest / 40 else "" for width in widths]
+        axes.bar_label(bars, texts, label_type="center", size=8)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     for row, together in enumerate(left):
         axes.text(together, row, f"  {together:.2f} s", va="center", size=9)
-    axes.set_xlim(0, max(left) * 1.1)
+    axes.set_xlim(0, longest * 1.1)
     axes.set_xlabel("seconds for 1,000 tokens of the rows")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
