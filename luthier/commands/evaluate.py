@@ -18,7 +18,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
 from luthier.data.records import Record
-from luthier.data.rejecting import refuse
+from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Engine
 from luthier.evaluation.engines.transformers import TransformersEngine
 from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
@@ -56,7 +56,7 @@ class Sources:
             DataError: rows that can't be used, or none.
         """
         loaded = [load_entry(entry, "test", place, 0, None) for place, entry in enumerate(entries)]
-        refuse([item for part in loaded for item in part.rejected], "error")
+        refuse([item for part in loaded for item in part.rejected], remedy=MEND)
         names = [entry.path if entry.split is None else f"{entry.path} {entry.split}" for entry in entries]
         names = [f"{name} #{place + 1}" if names.count(name) > 1 else name for place, name in enumerate(names)]
         for name, part in zip(names, loaded, strict=True):

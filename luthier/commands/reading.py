@@ -22,7 +22,7 @@ from luthier.data.encoding import ChosenEncoder
 from luthier.data.examples import TokenizedExample
 from luthier.data.preparing import choose_encoder
 from luthier.data.records import Conversation, Document, Labelled, Record
-from luthier.data.rejecting import refuse
+from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.opening import open_weights
 from luthier.foundation.devices import choose_device
 from luthier.foundation.errors import DataError
@@ -61,7 +61,7 @@ class Reading:
             DataError: rows that can't be used, or none with anything to predict.
         """
         encoded = self.encoder.encode_counted(records, self.cutoff_length)
-        refuse(encoded.refused, "error")
+        refuse(encoded.refused, remedy=MEND)
         for rows, why in ((encoded.too_long, "are too long"), (encoded.untrained, "have nothing to predict")):
             if rows:
                 say(f"{name}: {len(rows):,} rows {why} and are left out, {rows[0].origin} the first")

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.commands.predict import answer_into, open_engine
-from luthier.commands.sql_reading import Reading, counter, read, refuse
+from luthier.commands.sql_reading import Reading, counter, read
 from luthier.config.generation_section import SAMPLING, GenerationSettings
 from luthier.config.schema import ModelConfig
 from luthier.data.reading import iterate_file
 from luthier.data.records import Message, Rejected, RowError
+from luthier.data.rejecting import refuse
 from luthier.evaluation.engine import Answer, Request
 from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, prompt_of
@@ -249,7 +250,7 @@ def questions(reading: Reading, tokenizer: str, template: str) -> Asked:
         return _prepared(Path(path).expanduser(), reading)
     count = counter(tokenizer, template) if reading.told.max_length else None
     found = read(reading, count, queries=False)
-    refuse(found.rejected, "Mend them: a query is predicted for every question, in order.")
+    refuse(found.rejected, remedy="Mend them: a query is predicted for every question, in order.")
     if not found.rows:
         raise DataError("there is no question.", "Ask one with --question, or name files of them with --questions.")
     files = {db_id: item.path for db_id, item in found.dataset.databases.items() if isinstance(item, SqliteDatabase)}
@@ -270,7 +271,7 @@ def _prepared(path: Path, reading: Reading) -> Asked:
         if problem:
             rejected.append(Rejected(row.origin, problem, row.values))
         rows.append({"input": "", "output": "", "history": [], **row.values})
-    refuse(rejected, "Rows are made by `luthier sql prepare`, with db_id, instruction and input.")
+    refuse(rejected, remedy="Rows are made by `luthier sql prepare`, with db_id, instruction and input.")
     if not rows:
         raise DataError(f"{path} holds no rows.", "Was the file written completely?")
     folder = kept.get("database")

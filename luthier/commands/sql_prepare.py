@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.commands.sql_reading import Reading, counter, read, refuse
-from luthier.data.rejecting import write_rejected
+from luthier.commands.sql_reading import Reading, counter, read
+from luthier.data.rejecting import refuse, write_rejected
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_place, write_json, write_text
 from luthier.text2sql.preparing import Row
@@ -72,7 +72,7 @@ def prepare(
     if invalid_rows == "error":
         refuse(
             found.rejected,
-            "Mend them, or leave them out with --invalid-rows reject: they are counted and written to a file.",
+            remedy="Mend them, or leave them out with --invalid-rows reject: they are counted and written to a file.",
         )
     if not found.rows:
         first = (

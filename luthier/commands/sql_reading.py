@@ -8,7 +8,6 @@ from typing import Any
 
 from luthier.config.plugins import PROMPT_STYLES
 from luthier.data.records import Origin, Rejected
-from luthier.data.rejecting import SHOWN_ROWS
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.progress import say
 from luthier.text2sql.layout import Dataset, Question, chosen_layout
@@ -123,12 +122,3 @@ def counter(tokenizer: str, template: str) -> Callable[[Row], int]:
     opened = open_data({"model": tokenizer, "data": {"train": "rows", "template": template}})
     assert opened.renderer is not None
     return token_counter(opened.renderer)
-
-
-def refuse(rejected: Sequence[Rejected], remedy: str) -> None:
-    """Raise one `DataError` for all rows that can't be used."""
-    if not rejected:
-        return
-    shown = "\n".join(f"  - {item.origin}: {item.reason}" for item in rejected[:SHOWN_ROWS])
-    more = f"\n  and {len(rejected) - SHOWN_ROWS:,} more" if len(rejected) > SHOWN_ROWS else ""
-    raise DataError(f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}", remedy)

@@ -12,6 +12,8 @@ from luthier.foundation.errors import DataError
 from luthier.foundation.files import write_text
 
 SHOWN_ROWS = 20
+OR_REJECT = "Mend them, or set data.invalid_rows to reject: they are counted, left out and written to rejected.jsonl."
+MEND = "Mend them, or leave them out of the file."  # where no setting leaves them out
 
 
 def rejected_line(item: Rejected) -> dict[str, Any]:
@@ -25,13 +27,10 @@ def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     write_text(path, "".join(f"{json.dumps(rejected_line(item))}\n" for item in rejected))
 
 
-def refuse(rejected: Sequence[Rejected], invalid_rows: str) -> None:
+def refuse(rejected: Sequence[Rejected], invalid_rows: str = "error", remedy: str = OR_REJECT) -> None:
     """Raise one `DataError` for all bad rows, unless they are to be rejected and counted."""
     if not rejected or invalid_rows == "reject":
         return
     shown = "\n".join(f"  - {item.origin}: {item.reason}" for item in rejected[:SHOWN_ROWS])
     more = f"\n  and {len(rejected) - SHOWN_ROWS:,} more" if len(rejected) > SHOWN_ROWS else ""
-    raise DataError(
-        f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}",
-        "Mend them, or set data.invalid_rows to reject: they are counted, left out and written to rejected.jsonl.",
-    )
+    raise DataError(f"{len(rejected):,} row{'s' if len(rejected) > 1 else ''} can't be used:\n{shown}{more}", remedy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from luthier.config.data_section import DataEntry
 from luthier.data.entries import load_entry
 from luthier.data.records import Conversation, Document, Labelled, LabelledConversation, Message, Origin, Pair, Record
-from luthier.data.rejecting import refuse
+from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Request
 from luthier.evaluation.unanswered import MARK, marked
 from luthier.foundation.errors import DataError
@@ -38,7 +38,7 @@ def load_prompts(entries: Sequence[DataEntry], seed: int = 0) -> list[Prompt]:
         DataError: files that can't be read, rows that can't be used, or none at all.
     """
     loaded = [load_entry(entry, "test", place, seed, None, change=marked) for place, entry in enumerate(entries)]
-    refuse([item for part in loaded for item in part.rejected], "error")
+    refuse([item for part in loaded for item in part.rejected], remedy=MEND)
     records = [record for part in loaded for record in part.records]
     if not records:
         raise DataError("there is no row to predict.", "Name a file that has some.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.generation_section import GenerationSettings
@@ -14,7 +15,7 @@ from luthier.foundation.seeding import derive_seed
 from luthier.model.config_changes import known_positions
 from luthier.model.placement import input_device, without_gradients
 from luthier.model.quiet import quiet_peft
-from luthier.model.token_text import TokenText
+from luthier.model.token_text import TokenText, holds_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,16 +85,19 @@ class Job:
 
 
 def by_transformers(job: Job, batch_size: int = 16) -> Iterator[Generated]:
-    """Answers from transformers' `generate`: prompts of similar length together, padded on the left; one at a time where
-    tokens are drawn, so that a row's random numbers are its own.
+    """Answers from transformers' `generate`: prompts of similar length together, padded on the left, where their answers
+    may have the same length, as beams look ahead; one at a time where tokens are drawn, so that a row's random numbers are
+    its own.
 
     Args:
         batch_size: prompts at a time.
     """
     size = 1 if job.settings.do_sample or job.on_token is not None else batch_size
     order = sorted(range(len(job.prompts)), key=lambda place: -len(job.prompts[place]))
-    for start in range(0, len(order), size):
-        yield from _batch(job, order[start : start + size])
+    for _, alike in groupby(order, key=lambda place: job.room(job.prompts[place])):
+        places = list(alike)
+        for start in range(0, len(places), size):
+            yield from _batch(job, places[start : start + size])
 
 
 def _batch(job: Job, places: Sequence[int]) -> Iterator[Generated]:
@@ -112,8 +116,8 @@ def _batch(job: Job, places: Sequence[int]) -> Iterator[Generated]:
         output = job.model.generate(
             input_ids=input_ids,
             attention_mask=mask,
-            generation_config=_generation_config(job, max(map(job.room, prompts)), pad),
-            tokenizer=job.tokenizer if settings.stop_strings else None,
+            generation_config=_generation_config(job, job.room(prompts[0]), pad),
+            stopping_criteria=_stopping(job, longest) if settings.stop_strings else None,
             streamer=_streamer(job, job.rows[places[0]]),
         )
     count = settings.num_return_sequences
@@ -149,9 +153,24 @@ def _generation_config(job: Job, room: int, pad: int) -> Any:
         "repetition_penalty": settings.repetition_penalty,
         "no_repeat_ngram_size": settings.no_repeat_ngram_size,
     }
-    if settings.stop_strings:
-        how["stop_strings"] = list(settings.stop_strings)
     return GenerationConfig(**how, eos_token_id=list(job.stop_token_ids) or None, pad_token_id=pad)
+
+
+def _stopping(job: Job, prompt_length: int) -> Any:
+    """Ends a row as soon as its answer holds a stop string; transformers' own criterion finds one, too, that begins in the
+    prompt."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Stops(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any, **others: Any) -> Any:
+            texts = job.tokenizer.batch_decode(
+                input_ids[:, prompt_length:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            ended = [holds_stop(text, job.settings.stop_strings) for text in texts]
+            return torch.tensor(ended, device=input_ids.device)
+
+    return StoppingCriteriaList([Stops()])
 
 
 def _streamer(job: Job, row: int) -> Any:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that make no character yet
 
 
+def holds_stop(text: str, stop_strings: Sequence[str]) -> bool:
+    """Whether a `TokenText` of this text is at its end: a stop string is complete, and so is the last character."""
+    return not text.endswith(UNFINISHED) and any(stop in text for stop in stop_strings)
+
+
 class TokenText:
     """Grows by tokens; decodes the last few again with each, so that long answers cost no more than short ones.
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from luthier.config.generation_section import GenerationSettings
-from luthier.model.generation import Generated, Job
+from luthier.model.generation import Generated, Job, by_transformers
 from luthier.scoring.decoding import generate
 from luthier.scoring.decoding.blocks import _by_products, attend
 from luthier.scoring.decoding.choosing import Chooser, repeating
@@ -169,6 +169,47 @@ def test_what_the_fast_way_can_not_do_is_said_once_and_done_the_other_way() -> N
     )
     best = next(one for one in found if (one.row, one.number) == (0, 0))
     assert [*best.token_ids] == [token for token in output[0, len(prompts[0]) :].tolist() if token != STOP]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("max_length", [None, 50])
+def test_beams_of_a_row_are_the_same_whatever_stands_beside_it(kind: str, max_length: int | None) -> None:
+    """Also where its answer may be longer than another's, to whose prompt the model knows few positions more."""
+    prompts = [[5 + number % 200 for number in range(length)] for length in (245, 20, 33)]
+    how = GenerationSettings(max_new_tokens=30, max_length=max_length, num_beams=3)
+
+    def answers(rows: list[int]) -> dict[int, tuple[int, ...]]:
+        asked = [prompts[row] for row in rows]
+        found = generate(MODELS[kind], TOKENIZER, asked, how, stop_token_ids=(STOP,), rows=rows, say=lambda line: None)
+        return {one.row: one.token_ids for one in found}
+
+    together = answers([0, 1, 2])
+    assert len(together[0]) == (11 if max_length is None else 0)
+    assert together == {row: answers([row])[row] for row in range(3)}
+
+
+def test_a_stop_string_that_begins_in_the_prompt_ends_no_answer() -> None:
+    prompt = TOKENIZER("the quick")["input_ids"]
+
+    def answer(way: Any, **how: Any) -> Generated:
+        (found,) = way(GenerationSettings(max_new_tokens=12, **how))
+        assert isinstance(found, Generated)
+        return found
+
+    def fast(how: GenerationSettings) -> list[Generated]:
+        return list(generate(MODELS["llama"], TOKENIZER, [prompt], how, stop_token_ids=(STOP,)))
+
+    def slow(how: GenerationSettings) -> list[Generated]:
+        return list(by_transformers(Job(MODELS["llama"], TOKENIZER, [prompt], [0], how, (STOP,))))
+
+    free = answer(fast)
+    across, inside = "k" + TOKENIZER.decode(free.token_ids[:1]), TOKENIZER.decode(free.token_ids[4:6])
+    assert inside in free.text and across not in free.text
+    for way in (fast, slow):
+        assert answer(way, stop_strings=[across]) == free
+        ended = answer(way, stop_strings=[inside, across])
+        assert (ended.text, ended.finish_reason) == (free.text[: free.text.index(inside)], "stop")
+        assert len(ended.token_ids) < len(free.token_ids)
 
 
 def test_windows_are_minded() -> None:
