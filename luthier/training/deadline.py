@@ -53,10 +53,20 @@ class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the clock."""
+        self._look()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the clock before what the epoch's end asks for."""
+        self._look()
+        self._evaluating = control.should_evaluate
+
+    def _look(self) -> None:
         now = time.monotonic()
         if self._evaluating:
             self._evaluation = max(self._evaluation, now - self._moment)
-        self._moment = now
+        self._moment, self._evaluating = now, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop where another step would be one too many."""
@@ -64,10 +74,13 @@ class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._seconds += now - self._moment
         self._steps += 1
         self._moment, self._evaluating = now, control.should_evaluate
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            return
+        at_end = args.eval_strategy == "epoch" and state.epoch is not None and float(state.epoch).is_integer()
         step = self._seconds / self._steps
         evaluation = max(self._evaluation, step * (self.scoring_steps or 0.0))
-        still = step + (self._evaluating + self.evaluations_after) * evaluation + self.seconds_after
-        if now + still <= self.at or state.global_step >= state.max_steps or control.should_training_stop:
+        still = step + ((self._evaluating or at_end) + self.evaluations_after) * evaluation + self.seconds_after
+        if now + still <= self.at:
             return
         self.stopped_after = state.global_step
         control.should_training_stop = True

@@ -136,6 +136,31 @@ def test_an_evaluation_that_took_longer_than_thought_is_remembered(monkeypatch: 
     assert deadline.stopped_after == 5
 
 
+def test_evaluations_at_the_ends_of_epochs_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of three steps of 10 seconds, each followed by an evaluation of 40, which was thought to take 5."""
+    now = [0.0]
+    monkeypatch.setattr("luthier.training.deadline.time.monotonic", lambda: now[0])
+    deadline, state, control = Deadline(175.0, 0.5, 1, 0.0), TrainerState(max_steps=30), TrainerControl()
+
+    class Arguments:
+        eval_strategy, save_strategy = "epoch", "epoch"
+
+    while not control.should_training_stop:
+        deadline.on_step_begin(Arguments(), state, control)
+        now[0] += 10
+        state.global_step += 1
+        state.epoch = state.global_step / 3
+        deadline.on_step_end(Arguments(), state, control)
+        if state.global_step % 3 == 0 and not control.should_training_stop:
+            control.should_evaluate = True
+            deadline.on_epoch_end(Arguments(), state, control)
+            control.should_evaluate = False
+            now[0] += 40
+    # the sixth step ends at 100; its epoch's evaluation, a seventh step and one more evaluation would be over at 190
+    assert deadline.stopped_after == 6
+    assert not control.should_evaluate  # the epoch's end asks for it
+
+
 def test_the_last_step_is_no_early_stop() -> None:
     deadline = Deadline(0.0, 0.0, 0, 0.0)
     control = TrainerControl()

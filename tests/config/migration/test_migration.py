@@ -286,6 +286,12 @@ def test_what_an_optimizer_of_another_name_does_otherwise() -> None:
         assert config(found)["training"].get("optim", "adamw") == ours
 
 
+def test_the_best_is_a_moment_to_save_and_none_to_evaluate() -> None:
+    assert of(eval_strategy="best", val_size=0.1).problems == ("eval_strategy: is 'best': it takes no, steps, epoch",)
+    words = note(of(save_strategy="best"), "save_strategy")
+    assert words.startswith("refused: ") and words.endswith("training.load_best_model_at_end, which keeps the best")
+
+
 def test_values_are_asked_of_the_schema() -> None:
     found = of(lr_scheduler_type="greedy", mix_strategy="interleave_once", dataset="a,b", optim="lion_32bit_x")
     assert "must be 'linear'" in note(found, "lr_scheduler_type")
