@@ -18,7 +18,7 @@ from luthier.data.examples import TokenizedExample
 from luthier.data.locating import locate
 from luthier.data.reading import read_files
 from luthier.data.records import Conversation, Document, Labelled, Pair, Record
-from luthier.foundation.devices import choose_device, fast_precisions
+from luthier.foundation.devices import choose_device, fast_precisions, free_memory_bytes
 from luthier.foundation.errors import DataError, UserError
 from luthier.model import loading
 from luthier.planning.auto import Facts, Kind
@@ -80,7 +80,7 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
         reads_both_ways=_reads_both_ways(setup),
         device=device.type,
         precision=_precision(device),
-        free_bytes=_free_bytes(device),
+        free_bytes=free_memory_bytes(device),
         can_quantize="quantization" in ModelConfig.model_fields and find_spec("bitsandbytes") is not None,
     )
 
@@ -201,13 +201,3 @@ def _precision(device: Any) -> str:
     if device.type != "cuda":
         return ""
     return "bf16" if "bfloat16" in fast_precisions(device) else "fp16"
-
-
-def _free_bytes(device: Any) -> int:
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from luthier.commands.setup import Setup
     from luthier.data.report import DataReport
     from luthier.planning.advice import Advice
-    from luthier.planning.planner import Plan
+    from luthier.planning.batch_tokens import BatchTokens
+    from luthier.planning.planner import Plan, Planner
     from luthier.planning.subject import Subject
 
 UNREAD = "rows-that-are-not-read"  # stands for data.train where a shape is planned without data
@@ -113,13 +114,38 @@ def _planned(subject: Subject, hardware: Hardware | None, strategy: str | None) 
     from luthier.planning.planner import Planner
 
     planner = Planner(subject, hardware, strategy)
+    merged, remark = _merged(planner)
     found = planner.plan()
+    found.merged = merged
+    if remark:
+        found.remarks.insert(0, remark)
     if found.fits is not False:
         return found, None
     advice = advise(planner)
     if sentence := shared_out(planner):
         found.remarks.insert(0, sentence)
     return found, advice
+
+
+def _merged(planner: Planner) -> tuple[BatchTokens | None, str]:
+    """Settle training.tokens_per_batch auto for the planner: what it comes to, or why a run would be refused."""
+    from luthier.foundation.devices import choose_device, free_memory_bytes
+    from luthier.planning.batch_tokens import BudgetTooSmallError, choose_tokens, with_tokens
+
+    subject = planner.subject
+    training = subject.config.training
+    if training.tokens_per_batch != "auto":
+        return None, ""
+    here = planner.hardware.is_this_machine
+    try:
+        found = choose_tokens(
+            planner, subject.config, free_memory_bytes(choose_device(training.use_cpu)) if here else None
+        )
+    except BudgetTooSmallError as error:
+        planner.subject = subject.under(with_tokens(subject.config, error.tokens))
+        return None, error.problem
+    planner.subject = subject.under(with_tokens(subject.config, found.tokens))
+    return found, ""
 
 
 def _result(setup: Setup, plan: Plan, advice: Advice | None, remarks: list[str]) -> PlanResult:

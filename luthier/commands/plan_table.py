@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from luthier.commands.plan import PlanResult
+    from luthier.planning.batch_tokens import BatchTokens
     from luthier.planning.planner import Memory, Plan
 
 WIDTH = 110
@@ -62,6 +63,8 @@ def _run(result: PlanResult) -> Table:
     if counted:
         trained = f", {result.targets_per_epoch:,} of them trained" if result.targets_per_epoch else ""
         run.add_row("per epoch", f"{result.tokens_per_epoch:,} tokens{trained}")
+    if plan.merged is not None:
+        run.add_row("tokens of a batch", f"at most {plan.merged.tokens:,}, for a peak of {_of_budget(plan.merged)}")
     run.add_row("longest batch", f"{plan.batch_tokens:,} tokens, {plan.route} route")
     if plan.shared >= 0.005:
         run.add_row("shared beginnings", f"{plan.shared:.0%} of the tokens need not be computed")
@@ -75,6 +78,10 @@ def _run(result: PlanResult) -> Table:
         run.add_row("trunk", f"{human_bytes(plan.disk.trunk)} of states below layer {plan.trunk_layer}, computed once")
     run.add_row("disk", f"{human_bytes(plan.disk.checkpoint)} a checkpoint, {human_bytes(plan.disk.total)} in all")
     return run
+
+
+def _of_budget(merged: BatchTokens) -> str:
+    return f"{human_bytes(merged.peak_bytes)} of {human_bytes(merged.budget_bytes)}"
 
 
 def _memory(plan: Plan, memory: Memory) -> Table:

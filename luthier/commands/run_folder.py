@@ -164,9 +164,10 @@ def write_start(
     fingerprints: Mapping[str, str],
     hardware: Mapping[str, Any],
     command: str,
+    batches: Mapping[str, Any],
 ) -> None:
     """config.yaml and run.json at a run's start; `base_folder` is where the model it starts from stands on this
-    machine, None if that is no folder of whole weights."""
+    machine, None if that is no folder of whole weights; `batches` is what was settled of them (see `batching.py`)."""
     write_text(folder / CONFIG_FILE, dump_yaml(config))
     write_json(
         folder / RUN_FILE,
@@ -177,6 +178,7 @@ def write_start(
             "base_folder": str(base_folder.absolute()) if base_folder is not None else None,
             "fingerprints": dict(fingerprints),
             "hardware": dict(hardware),
+            "batches": dict(batches),
             "command": command,
             "results": {},
         },

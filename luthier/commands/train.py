@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.commands import refusals, run_folder
 from luthier.commands.announcing import say_counts, say_what_next
+from luthier.commands.batching import Settled, bounded, free_for_each, settle
 from luthier.commands.launching import command_line, resuming
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.progress import TrainingProgress, say
@@ -99,7 +101,9 @@ def train(
     say_counts(setup)
     # one rank keeps the folder to the run; the others follow it
     with run_folder.locked(folder) if engine.rank == 0 else nullcontext():
-        claim = Claim(folder, command, resume, overwrite)
+        free = free_for_each(setup, engine)
+        settled = partial(settle, setup, engine, folder, free, trust_remote_code)
+        claim = Claim(folder, command, resume, overwrite, settled)
         result = _train(setup, engine, claim, callbacks, trust_remote_code=trust_remote_code)
     engine.close()
     return result
@@ -107,12 +111,17 @@ def train(
 
 @dataclass(frozen=True)
 class Claim:
-    """How a run uses its folder."""
+    """How a run uses its folder.
+
+    Args:
+        settle: what of the run's batches is settled at its start, or was; told whether it goes on from a checkpoint.
+    """
 
     folder: Path
     command: str
     resume: bool
     overwrite: bool
+    settle: Callable[[bool], Settled]
 
 
 def _train(
@@ -133,6 +142,8 @@ def _train(
     taken = engine.lead(lambda: _take_up(setup, claim, checkpoints, hardware))
     if taken["finished"] is not None:
         return TrainResult(**taken["finished"])
+    bounded(setup, taken["batches"])
+    config = setup.config
     noted = _end_noted(folder) if engine.rank == 0 else nullcontext()
     with noted, ended_early(), memory_explained(config, checkpoints.folder, again):
         checkpoint = checkpoints.at(taken["step"]) if taken["step"] is not None else None
@@ -160,7 +171,8 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
     """Make the folder this run's: what it held is checked, gone on from or removed.
 
     Returns:
-        `step` of the checkpoint to go on from, or None; `finished`: the result of a run that has nothing left to do.
+        `step` of the checkpoint to go on from, or None; `finished`: the result of a run that has nothing left to do;
+        `batches`: see `settle`.
     """
     from luthier.commands.setup import leave_rejected
 
@@ -173,12 +185,13 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
     if finished is not None:
         return {"step": None, "finished": asdict(finished)}
     check_space(setup, folder, checkpoints)
+    batches = claim.settle(checkpoint is not None)
     if checkpoint is None:
         run_folder.clear(folder)
         leave_rejected(setup, folder)
     base = None if setup.merged_adapters else setup.source.base
-    run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command)
-    return {"step": checkpoint.step if checkpoint is not None else None, "finished": None}
+    run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command, batches)
+    return {"step": checkpoint.step if checkpoint is not None else None, "finished": None, "batches": batches}
 
 
 def _go_on_from(

@@ -65,11 +65,17 @@ class TrainingConfig(Section):
     grouping_buffer_size: int = Field(
         1024, ge=1, description="Examples that grouping within_buffer sorts together, rounded up to whole steps."
     )
-    tokens_per_batch: int | None = Field(
+    tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
-        ge=1,
         description="A batch holds at most so many tokens, what is shared counted once, however many examples that is: the "
-        "examples of a step are dealt out anew. Unset: per_device_train_batch_size examples.",
+        "examples of a step are dealt out anew. auto: as many as memory_budget_gib is predicted to hold, found once at the "
+        "run's start. Unset: per_device_train_batch_size examples.",
+    )
+    memory_budget_gib: float | None = Field(
+        None,
+        gt=0,
+        description="With tokens_per_batch auto: GiB that a process may take on its device, weights and the process itself "
+        "included. Unset: nine tenths of what is free at the start.",
     )
     trunk_cache_limit_gib: float = Field(
         16.0,
@@ -218,6 +224,7 @@ class TrainingConfig(Section):
             "early_stopping_threshold": (self.early_stopping_patience is not None, "early_stopping_patience"),
             "metric_for_best_model": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
             "greater_is_better": (self.eval_strategy != "no", "eval_strategy steps or epoch"),
+            "memory_budget_gib": (self.tokens_per_batch == "auto", "tokens_per_batch auto"),
             "grouping_buffer_size": (self.grouping == "within_buffer", "grouping within_buffer"),
             "warmup_steps": (
                 self.lr_scheduler_type != "constant",

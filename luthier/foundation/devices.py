@@ -126,6 +126,17 @@ def matmul_gflops(dtype_name: str, device: torch.device, size: int = 1024, secon
     return sorted(rates)[len(rates) // 2]
 
 
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that nobody uses now: of a CUDA device, else of the machine."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def compute_threads() -> int:
     """Threads that torch computes with: another number sums in another order."""
     import torch

@@ -31,6 +31,12 @@ def is_launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
 
 
+def ranks_here() -> int:
+    """Processes of the run on this machine; all of them where the launcher does not say."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "") if is_launched() else ""
+    return int(told) if told.isdecimal() and int(told) else ranks().world_size
+
+
 def ranks() -> Ranks:
     """This process's place, from RANK, WORLD_SIZE and LOCAL_RANK; alone where a launcher did not set all three.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
@@ -16,8 +16,11 @@ from luthier.planning.rows import Batches, TrunkStandIn, batch_tokens
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
 from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
-from luthier.scoring.scorer import transformers_model
+from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.scoring.trunk import bytes_of, no_room, trunk_layer
+
+if TYPE_CHECKING:
+    from luthier.planning.batch_tokens import BatchTokens
 
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
@@ -97,6 +100,7 @@ class Plan:
         memory, time: None where the model can't be traced; a remark says why.
         fits: None where memory is None.
         remarks: what a person should know, one sentence each.
+        merged: what training.tokens_per_batch auto comes to; None where it is not asked for, or nothing fits.
     """
 
     trainable_parameters: int
@@ -114,6 +118,7 @@ class Plan:
     time: Time | None
     disk: Disk
     remarks: list[str] = field(default_factory=list)
+    merged: BatchTokens | None = None
 
     @property
     def ranks(self) -> int:
@@ -144,6 +149,7 @@ class Plan:
             "runs_here": self.strategy.runs_here,
             "route": self.route,
             "longest_batch_tokens": self.batch_tokens,
+            "tokens_per_batch": self.merged.as_dict() if self.merged is not None else None,
             "shared_share": round(self.shared, 4),
             "trunk_layer": self.trunk_layer,
             "fits": self.fits,
@@ -251,6 +257,28 @@ class Planner:
         model = self._model(subject)
         return self._memory(subject, model, self._batches(subject, model))
 
+    def full_batch(self, config: RunConfig, tokens: int, *, alone: bool) -> int:
+        """Bytes of one device at the peak of a batch of so many tokens, as laid down.
+
+        Args:
+            alone: no other batch of the step has left gradients.
+
+        Raises:
+            UntraceableError: the model's step can't be traced. ModelError: its method does not fit.
+        """
+        subject = self.subject.under(config)
+        model = self._model(subject)
+        batch = subject.rows.full(config, self.hardware.count, model.scorer, subject.stage, tokens)
+        return self._memory_of(subject, model, batch, not alone).peak
+
+    def scorer(self, config: RunConfig) -> Scorer:
+        """The scorer of the run's model, on fake weights.
+
+        Raises:
+            ModelError: the method does not fit the model.
+        """
+        return self._model(self.subject.under(config)).scorer
+
     def standing(self, config: RunConfig) -> int:
         """Bytes of one device that no batch changes: weights, optimizer states and the process itself.
 
@@ -328,8 +356,10 @@ class Planner:
         return self._traces[key]
 
     def _memory(self, subject: Subject, model: TracedModel, batches: Batches) -> Memory:
-        further = batches.per_step > 1
-        trace, kept = self._trace(subject, model, batches.longest, further, with_heap=True)
+        return self._memory_of(subject, model, batches.longest, batches.per_step > 1)
+
+    def _memory_of(self, subject: Subject, model: TracedModel, batch: Batch, further: bool) -> Memory:
+        trace, kept = self._trace(subject, model, batch, further, with_heap=True)
         own = self._shares(model, min(trace.gradients, model.gradient_bytes))
         # gradients that backward has made by the moment of the peak; shared out as they come
         share = own.gradients / trace.gradients if trace.gradients else 1.0

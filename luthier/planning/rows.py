@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,18 @@ from torch import nn
 from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.scoring.scorer import Scorer
 from luthier.scoring.trunk import Trunk
-from luthier.training.grouping import Packing, pack_step, packing_of
+from luthier.training.grouping import Packing, in_order, laid_down, pack_step, packing_of
 from luthier.training.reference import name_of
 from luthier.training.schedule import IndexedSchedule, Schedule
 from luthier.training.stage import Stage
 
 EPOCHS_LOOKED_AT = 3  # their longest batch is near the longest of any shuffle
 STEPS_PACKED = 3  # of those with the most tokens
+LONGEST_LOOKED_AT = 64  # examples among which the longest is looked for: not all of a long one may be computed
 STEPS_SHARED = 8  # in which beginnings are looked for, evenly over the epochs looked at
 
 
@@ -111,7 +113,9 @@ class Rows:
         cutoff = config.data.cutoff_length
         counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
         steps = _steps(schedule)
-        work = np.array([max(_cost(counts[batch], scorer) for batch in step) for step in steps])
+        # batches that are bounded in tokens are filled from the whole step
+        most = max if training.tokens_per_batch is None else sum
+        work = np.array([most(_cost(counts[batch], scorer) for batch in step) for step in steps])
 
         def drawn(index: int) -> list[list[TokenizedExample]]:
             return [[cut(self.examples[row], cutoff) for row in batch] for batch in steps[index]]
@@ -135,6 +139,43 @@ class Rows:
             float(counts.mean() * min(schedule.examples_per_step, len(counts))),
             _shared([drawn(index) for index in full[:: -(-len(full) // STEPS_SHARED)]], packing),
         )
+
+    def reach(self, config: RunConfig, packing: Packing) -> tuple[int, int]:
+        """Tokens laid down of the longest example, and at most of all that a device computes in a step."""
+        training, cutoff = config.training, config.data.cutoff_length
+        count = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        if self.schedule is None:
+            return cutoff, count * cutoff
+        longest = np.argsort(-self.token_counts, kind="stable")[: max(count, LONGEST_LOOKED_AT)]
+        examples = in_order([[self.examples[int(row)] for row in longest]], replace(packing, grouping="off"))[0]
+        sizes = [laid_down(example, None, packing.share) for example in examples]
+        return max(sizes), sum(sorted(sizes)[-count:])
+
+    def full(self, config: RunConfig, ranks: int, scorer: Scorer, stage: Stage, tokens: int) -> Batch:
+        """A batch of so many tokens as laid down, of the examples of the heaviest steps; of the last one only its end."""
+        packing = packing_of(scorer, config.training, stage)
+        chosen: list[TokenizedExample] = []
+        for example in self._heaviest(config, ranks, packing):
+            own = laid_down(example, chosen[-1] if chosen else None, packing.share)
+            if own > tokens:
+                chosen += _ending(example, tokens)
+                break
+            chosen.append(example)
+            tokens -= own
+        return _completed(pack(chosen, packing.share), scorer, stage)
+
+    def _heaviest(self, config: RunConfig, ranks: int, packing: Packing) -> Iterator[TokenizedExample]:
+        """Each example once as it is computed, step by step, those with the most tokens first; without end where no set is
+        known."""
+        if self.schedule is None:
+            yield from (_row(config.data.cutoff_length, number) for number in itertools.count())
+            return
+        steps = [np.concatenate(step) for step in _steps(self._under(config, ranks))]
+        taken: set[int] = set()
+        for index in np.argsort([-self.token_counts[step].sum() for step in steps], kind="stable"):
+            new = [int(row) for row in steps[index] if row not in taken]
+            taken.update(new)
+            yield from in_order([[self.examples[row] for row in new]], packing)[0]
 
 
 class TrunkStandIn(Trunk):
@@ -171,6 +212,17 @@ def _row(length: int, number: int) -> TokenizedExample:
     """A row of tokens that are all trained, and that begins like no other."""
     tokens = TokenSequence((number,) + (0,) * (length - 1), (0.0,) + (1.0,) * (length - 1))
     return TokenizedExample((tokens,), Origin("", number), length)
+
+
+def _ending(example: TokenizedExample, tokens: int) -> list[TokenizedExample]:
+    """The last `tokens` of an example, evenly of each sequence, with whatever is read there; nothing where that is too little."""
+    each = tokens // len(example.sequences)
+    if each < 2:  # a target and what predicts it
+        return []
+    sequences = tuple(
+        TokenSequence(part.input_ids[-each:], (0.0, *part.weights[-each:][1:])) for part in example.sequences
+    )
+    return [replace(example, sequences=sequences)]
 
 
 def _shared(steps: Sequence[Sequence[Sequence[TokenizedExample]]], packing: Packing) -> float:

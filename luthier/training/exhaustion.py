@@ -27,7 +27,9 @@ def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) 
             raise
         training = config.training
         advice = []
-        if training.per_device_train_batch_size > 1:
+        if isinstance(training.tokens_per_batch, int):
+            advice.append(f"training.tokens_per_batch={max(1, training.tokens_per_batch // 2)}")
+        elif training.per_device_train_batch_size > 1:
             advice.append(
                 f"training.per_device_train_batch_size={training.per_device_train_batch_size // 2} "
                 f"training.gradient_accumulation_steps={training.gradient_accumulation_steps * 2}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal
 
 from luthier.config.training_section import TrainingConfig
@@ -57,19 +57,26 @@ def packing_of(scorer: Scorer, training: TrainingConfig, stage: Stage) -> Packin
     share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
     # a trunk's states are of whole examples
     learnt = stage.learnt if scorer.trunk is None else None
+    assert training.tokens_per_batch != "auto", "it is settled before a run is put together"
     return Packing(share, training.grouping if share else "off", training.tokens_per_batch, learnt=learnt)
 
 
 def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> list[Batch]:
     """The batches of a step from those that were drawn for it; the same examples, once each."""
+    drawn = in_order(drawn, packing)
+    if packing.tokens_per_batch is not None:
+        drawn = _bounded(list(chain.from_iterable(drawn)), packing.tokens_per_batch, packing.share)
+    return [pack(batch, packing.share, packing.trunk_starts) for batch in drawn]
+
+
+def in_order(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> Sequence[Sequence[TokenizedExample]]:
+    """What is computed of the examples drawn for a step, those that begin alike together."""
     if packing.learnt is not None:
         drawn = [[packing.learnt(example) for example in batch] for batch in drawn]
     if packing.grouping != "off":
         flat = iter(sorted(chain.from_iterable(drawn), key=_beginning))
         drawn = [[next(flat) for _ in batch] for batch in drawn]
-    if packing.tokens_per_batch is not None:
-        drawn = _bounded(list(chain.from_iterable(drawn)), packing.tokens_per_batch, packing.share)
-    return [pack(batch, packing.share, packing.trunk_starts) for batch in drawn]
+    return drawn
 
 
 def _beginning(example: TokenizedExample) -> tuple[int, ...]:
@@ -81,15 +88,23 @@ def _bounded(examples: Sequence[TokenizedExample], most: int, share: bool) -> li
     batches: list[list[TokenizedExample]] = []
     filled = 0
     for example in examples:
-        known = _common(_beginning(batches[-1][-1]), _beginning(example)) if share and batches else 0
-        own = example.tokens - known * (len(example.sequences) if share else 1)
+        own = laid_down(example, batches[-1][-1] if batches else None, share)
         if batches and filled + own <= most:
             batches[-1].append(example)
             filled += own
         else:
             batches.append([example])
-            filled = example.tokens
+            filled = laid_down(example, None, share)
     return batches
+
+
+def laid_down(example: TokenizedExample, before: TokenizedExample | None, share: bool) -> int:
+    """Tokens that an example adds to a batch behind another one: what its sequences share with the one before them is there."""
+    if not share:
+        return example.tokens
+    ids = [sequence.input_ids for sequence in example.sequences]
+    chained = ids if before is None else [before.sequences[-1].input_ids, *ids]
+    return example.tokens - sum(_common(one, other) for one, other in pairwise(chained))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

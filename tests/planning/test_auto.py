@@ -323,7 +323,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else runs on the machine."""
-    monkeypatch.setattr("luthier.commands.looking._free_bytes", lambda device: 8 * GIB)
+    monkeypatch.setattr("luthier.commands.looking.free_memory_bytes", lambda device: 8 * GIB)
 
 
 def test_it_trains_evaluates_and_leaves_the_config(

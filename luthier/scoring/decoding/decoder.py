@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from luthier.foundation.devices import free_memory_bytes
 from luthier.model.generation import Generated, Job
 from luthier.model.placement import input_device
 from luthier.model.token_text import TokenText
@@ -108,7 +109,7 @@ class Decoder:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         bytes_each: int = 2 * text.num_hidden_layers * heads * width * self._model.dtype.itemsize
         longest = max(len(planned.own) + self._room(planned) for planned in self.plan.answers)
-        fitting = max(1, _free_bytes(self._device) // SHARE_OF_MEMORY // (bytes_each * longest))
+        fitting = max(1, free_memory_bytes(self._device) // SHARE_OF_MEMORY // (bytes_each * longest))
         count = len(self.plan.answers)
         rounds = -(-count // min(most, fitting))
         return -(-count // rounds)
@@ -235,12 +236,3 @@ class Decoder:
                 first.setdefault(beginning, place)
                 last[beginning] = place + 1
         self._below = [Below(first[one], last[one], one) for one in first]
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Free memory where the model computes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -1,0 +1,306 @@
+"""training.tokens_per_batch auto: the most tokens that a budget holds; found once, and the same run as without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+import luthier
+from luthier.cli import main
+from luthier.commands.setup import set_up
+from luthier.config.loading import load
+from luthier.data.batch import Batch
+from luthier.foundation.errors import ConfigError, UserError
+from luthier.planning.batch_tokens import PREDICTED_SHARE, BatchTokens, choose_tokens, with_tokens
+from luthier.planning.hardware import Device, Hardware
+from luthier.planning.planner import Planner
+from luthier.planning.subject import Subject
+from tests.tiny import config_for
+from tests.training.whole_runs import traces
+
+GIB = 2**30
+CARD = Device("card", 16 * GIB, kind="cuda")
+STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "tokens_per_batch": "auto"}
+
+
+def settings(model: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
+    """Steps of eight rows, a row at a time but for what is merged."""
+    return config_for(model, rows, out, **{"max_steps": 6, **STEP, **training})
+
+
+def planner_for(config: dict[str, Any], hardware: Hardware | None = None) -> Planner:
+    return Planner(Subject.of(set_up(load(config), say=lambda text: None)), hardware or Hardware(CARD))
+
+
+def within(planner: Planner, peak_bytes: float) -> BatchTokens:
+    """What a budget holds in which just so much may be planned with."""
+    budget = planner.fixed_bytes + (peak_bytes - planner.fixed_bytes) / PREDICTED_SHARE
+    config = planner.subject.config
+    training = config.training.model_copy(update={"memory_budget_gib": (budget + 8) / GIB})
+    return choose_tokens(planner, config.model_copy(update={"training": training}), None)
+
+
+def test_a_larger_budget_holds_no_fewer_tokens(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    planner = planner_for(settings(tiny_llama, rows, tmp_path / "run"))
+    config, lengths = planner.subject.config, planner.subject.rows.token_counts
+    most, longest = int(sum(sorted(lengths)[-8:])), int(max(lengths))
+    least, whole = (planner.full_batch(with_tokens(config, n), n, alone=n == most) for n in (longest, most))
+    found = [within(planner, peak) for peak in (least, (least + whole) / 2, whole)]
+    assert [one.tokens for one in found[::2]] == [longest, most] and longest < found[1].tokens < most
+    assert [one.whole_steps for one in found] == [False, False, True]
+    assert found[1].peak_bytes <= (least + whole) / 2 + 8
+
+
+def test_it_holds_all_the_tokens_that_it_can(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that takes 1,000 bytes a token, and 20,000 for the gradients of other batches of a step."""
+    planner = planner_for(settings(tiny_llama, rows, tmp_path / "run"))
+
+    def full_batch(config: Any, tokens: int, *, alone: bool) -> int:
+        return planner.fixed_bytes + 1000 * tokens + (0 if alone else 20_000)
+
+    monkeypatch.setattr(planner, "full_batch", full_batch)
+    most, longest = (
+        int(sum(sorted(planner.subject.rows.token_counts)[-8:])),
+        int(max(planner.subject.rows.token_counts)),
+    )
+    rooms = range(1000 * longest + 20_000, 1000 * most + 20_000, 17_000)
+    found = [within(planner, planner.fixed_bytes + room) for room in rooms]
+    assert [one.tokens for one in found] == sorted(one.tokens for one in found)
+    for room, one in zip(rooms, found, strict=True):
+        assert one.peak_bytes <= planner.fixed_bytes + room + 8
+        if room + 8 >= 1000 * most:
+            assert one.tokens == most and one.whole_steps
+        else:
+            assert not one.whole_steps and 1.045 * one.tokens + 1 > (room - 20_000) / 1000
+
+
+def test_a_full_batch_has_the_tokens_asked_for_and_what_is_begun_alike_once(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    planner = planner_for(settings(tiny_llama, rows, tmp_path / "run"))
+    for share in (True, False):
+        config = with_tokens(load(settings(tiny_llama, rows, tmp_path / "run", prefix_sharing=share)), 1)
+        sizes = [
+            len(planner.subject.rows.full(config, 1, planner.scorer(config), planner.subject.stage, tokens).input_ids_T)
+            for tokens in (60, 100, 200, 300)
+        ]
+        # sharing a few tokens is not worth a segment of its own, so some of them are laid down more than once
+        assert all(tokens <= size <= 1.1 * tokens for tokens, size in zip((60, 100, 200, 300), sizes, strict=True))
+        assert share or sizes == [60, 100, 200, 300]
+
+
+def test_a_budget_below_the_longest_example_is_refused_with_the_numbers(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=0.01)
+    with pytest.raises(
+        UserError, match=r"the longest example alone, of \d\d tokens, is predicted to take .* 10\.2 MiB"
+    ) as e:
+        luthier.train(config)
+    assert "training.memory_budget_gib" in e.value.remedy
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [({"attention": "padded"}, "padded rows"), ({"router_aux_loss_coef": 0.1}, "router's load-balancing loss")],
+)
+def test_what_merging_would_change_or_does_not_bound_is_refused(
+    model: dict[str, Any], problem: str, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "router_aux_loss_coef" in model:
+        from luthier.scoring.router import RouterLoss
+
+        monkeypatch.setattr(RouterLoss, "arguments", {"output_router_logits": True})
+        model = {}
+    config = settings(tiny_llama, rows, tmp_path / "run")
+    config["model"] = {"name": config["model"], **model}
+    with pytest.raises(ConfigError, match=problem):
+        luthier.train(config)
+
+
+def test_a_budget_without_auto_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=4, tokens_per_batch=64)
+    with pytest.raises(ConfigError, match=r"memory_budget_gib=4.* has no effect: it needs tokens_per_batch auto"):
+        load(config)
+
+
+def test_the_plan_names_the_number_and_its_peak(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=3)))
+    assert main(["plan", str(file), "--hardware", "1x24GB", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    found = told["tokens_per_batch"]
+    assert found["budget_bytes"] == 3 * GIB and found["whole_steps"]
+    assert told["longest_batch_tokens"] <= found["tokens"]
+    assert main(["plan", str(file), "--hardware", "1x24GB"]) == 0
+    shown = capsys.readouterr().out
+    assert f"at most {found['tokens']}, for a peak of" in shown and "of 3.0 GiB" in shown
+    assert main(["plan", str(file), "--hardware", "1x24GB", "--json", "training.memory_budget_gib=0.1"]) == 0
+    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert told["tokens_per_batch"] is None
+    assert any("the longest example alone" in remark for remark in told["remarks"])
+
+
+# whole runs
+
+
+class Batches:
+    """The sizes of all batches that runs form, and how much of the machine is free for them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from luthier.commands import batching
+        from luthier.planning import planner
+        from luthier.training import feeds
+
+        self.sizes: list[list[int]] = []
+        self.free_bytes = GIB
+        pack_step = feeds.pack_step
+
+        def noted(*arguments: Any) -> list[Batch]:
+            batches = pack_step(*arguments)
+            self.sizes.append([len(batch.input_ids_T) for batch in batches])
+            return batches
+
+        monkeypatch.setattr(feeds, "pack_step", noted)
+        monkeypatch.setattr(batching, "free_memory_bytes", lambda device: self.free_bytes)
+        # what this process takes, and what its heap keeps, differ from moment to moment
+        monkeypatch.setattr(planner, "resident_bytes", lambda: GIB)
+        monkeypatch.setattr(planner, "heap_here", lambda limit: None)
+
+    def hold(self, config: dict[str, Any], tokens: int) -> None:
+        """Let so much be free as a batch of so many tokens takes."""
+        from luthier.planning.batch_tokens import FREE_SHARE
+        from luthier.planning.hardware import this_machine
+
+        planner = planner_for(config, this_machine(use_cpu=True))
+        peak = planner.full_batch(with_tokens(planner.subject.config, tokens), tokens, alone=False)
+        self.free_bytes = int((peak - planner.fixed_bytes) / PREDICTED_SHARE / FREE_SHARE) + 16
+
+    def of(self, config: dict[str, Any], **how: Any) -> list[list[int]]:
+        """The sizes of a run's batches, step by step."""
+        self.sizes = []
+        luthier.train(config, **how)
+        return list(self.sizes)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    return Batches(monkeypatch)
+
+
+def settled(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())["batches"]
+    return found
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_merged_run_learns_what_an_unmerged_one_does(
+    batches: Batches, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    sgd = {"optim": "tests.training.plain_sgd", "learning_rate": 0.1}  # a difference of weights is one of gradients
+    batches.hold(settings(tiny_llama, rows, tmp_path / "halves", **sgd), 100)
+    halves = batches.of(settings(tiny_llama, rows, tmp_path / "halves", **sgd))
+    assert all(1 < len(step) < 8 and max(step) <= 105 for step in halves)
+    batches.free_bytes = 100 * GIB
+    assert all(len(step) == 1 for step in batches.of(settings(tiny_llama, rows, tmp_path / "whole", **sgd)))
+    alone = batches.of(settings(tiny_llama, rows, tmp_path / "alone", **sgd, tokens_per_batch=None))
+    assert all(len(step) == 8 for step in alone)
+    expected = load_file(tmp_path / "alone" / "final" / "adapter_model.safetensors")
+    for name in ("halves", "whole"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "alone"), rel=2e-6)
+        found = load_file(tmp_path / name / "final" / "adapter_model.safetensors")
+        for key, value in expected.items():
+            assert (found[key] - value).abs().max() < 1e-5 * max(1.0, float(value.abs().max())), key
+
+
+class Stop(TrainerCallback):
+    """Ends a run without a word after its fifth step."""
+
+    armed = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if Stop.armed and state.global_step == 5:
+            raise RuntimeError("as if killed")
+
+
+def test_a_resumed_run_forms_the_same_batches_whatever_is_free_then(
+    batches: Batches, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def config(out: str, **training: Any) -> dict[str, Any]:
+        return settings(tiny_llama, rows, tmp_path / out, callbacks=[f"{__name__}.Stop"], **training)
+
+    batches.hold(config("unbroken"), 120)
+    unbroken = batches.of(config("unbroken"))
+    monkeypatch.setattr(Stop, "armed", True)
+    with pytest.raises(RuntimeError, match="as if killed"):
+        luthier.train(config("run"))
+    before = settled(tmp_path / "run")
+    assert before["memory_budget_gib"] is None and 100 < before["tokens"] <= 120
+    monkeypatch.setattr(Stop, "armed", False)
+    batches.free_bytes = 100 * GIB
+    assert batches.of(config("run"), resume=True) == unbroken[4:]
+    assert f"batches hold at most {before['tokens']} tokens, as at the run's start" in capsys.readouterr().err
+    assert settled(tmp_path / "run") == before
+    assert traces(tmp_path / "run") == traces(tmp_path / "unbroken")
+    anew = batches.of(config("run"), overwrite=True)
+    assert settled(tmp_path / "run")["tokens"] > before["tokens"] and anew != unbroken
+    # a budget that was changed on purpose is a changed run, and said to be one
+    luthier.train(config("run", max_steps=8, memory_budget_gib=5.0), resume=True)
+    assert "changed since the checkpoint: training.memory_budget_gib: None -> 5.0" in capsys.readouterr().err
+    assert settled(tmp_path / "run")["memory_budget_gib"] == 5.0
+
+
+@pytest.mark.slow
+def test_pairs_and_streams_are_merged_too(
+    batches: Batches, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.training import reference
+
+    monkeypatch.setattr(reference, "reference_folder", lambda: tmp_path / "references")
+    pairs = tmp_path / "pairs.jsonl"
+    answers = [{"prompt": "fox " * (1 + n % 5), "chosen": "yes " * (1 + n % 3), "rejected": "no"} for n in range(16)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    dpo = settings(tiny_llama, pairs, tmp_path / "dpo", max_steps=2) | {"stage": "dpo"}
+    stream = settings(tiny_llama, rows, tmp_path / "stream", max_steps=2)
+    stream["data"]["streaming"] = True
+    for config, tokens in ((dpo, 90), (stream, 140)):
+        out = Path(config["output_dir"])
+        batches.hold(config, tokens)
+        assert all(1 < len(step) < 8 for step in batches.of(config))
+        alone = {**config, "training": {**config["training"], "tokens_per_batch": None}, "output_dir": f"{out}-alone"}
+        assert [len(step) for step in batches.of(alone)] == [8, 8]
+        assert losses(out) == pytest.approx(losses(Path(alone["output_dir"])), rel=1e-5)
+
+
+def test_a_rank_plans_with_the_least_that_one_finds(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from luthier.commands import batching
+
+    class Engine:
+        device = torch.device("cpu")
+
+        def largest(self, *values: int) -> list[int]:
+            return [max(value, -3 * GIB) for value in values]  # another rank has 3 GiB
+
+    setup = set_up(load(settings(tiny_llama, rows, tmp_path / "run")), say=lambda text: None)
+    monkeypatch.setattr(batching, "free_memory_bytes", lambda device: 8 * GIB)
+    for count, free in ((1, 3), (2, 3), (4, 2)):
+        monkeypatch.setattr(batching, "ranks_here", lambda count=count: count)
+        assert batching.free_for_each(setup, Engine()) == free * GIB  # type: ignore[arg-type]
