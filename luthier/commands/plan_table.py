@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from luthier.commands.plan import PlanResult
     from luthier.planning.batch_tokens import BatchTokens
-    from luthier.planning.planner import Memory, Plan
+    from luthier.planning.planner import Plan
+    from luthier.planning.taken import Memory
 
 WIDTH = 110
 

@@ -16,6 +16,7 @@ from luthier.planning.rows import Batches, TrunkStandIn, batch_tokens
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
 from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
+from luthier.planning.taken import Disk, Memory, Time
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.scoring.trunk import bytes_of, no_room, trunk_layer
 
@@ -30,63 +31,6 @@ CPU_WORK_BYTES = (
     48 * 1024**2
 )  # what a process gains with its first steps: buffers of MKL and oneDNN, the loss plot's library
 CPU_FIXED_BYTES = 500 * 1024**2  # Python with torch, transformers and peft
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes on one device at the moment of the peak; all but the last three add up to `peak`.
-
-    Args:
-        activations: what the layers saved for backward, and work on. head: the output head's working memory.
-        gathered: of other devices, for a moment. allocator: kept beyond what lives. fixed: the process itself.
-        saved: all that the forward pass leaves for backward. all_gradients: when backward is done. host: offloaded.
-    """
-
-    weights: int
-    optimizer_states: int
-    gradients: int
-    activations: int
-    head: int
-    gathered: int
-    allocator: int
-    fixed: int
-    saved: int
-    all_gradients: int
-    host: int
-
-    @property
-    def peak(self) -> int:
-        """The largest sum."""
-        parts = (self.weights, self.optimizer_states, self.gradients, self.activations, self.head, self.gathered)
-        return sum(parts) + self.allocator + self.fixed
-
-    def as_dict(self) -> dict[str, int]:
-        """Plain values, the peak among them."""
-        return {**asdict(self), "peak": self.peak}
-
-
-@dataclass(frozen=True, slots=True)
-class Time:
-    """How long it takes.
-
-    Args:
-        seconds_per_run: 0 where the number of steps is not known.
-        measured_share: how much of a step's time was timed here; 0: reckoned from published figures.
-    """
-
-    seconds_per_step: float
-    seconds_per_run: float
-    tokens_per_second: float
-    measured_share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """Bytes: of one checkpoint, of the trunk, and of all that the run keeps at one time, final model included."""
-
-    checkpoint: int
-    trunk: int
-    total: int
 
 
 @dataclass

@@ -17,9 +17,10 @@ from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
 from luthier.planning.advice import _sizes, _variants, _with_batch, advise, shared_out
 from luthier.planning.hardware import Device, Hardware
-from luthier.planning.planner import Memory, Planner, plan
+from luthier.planning.planner import Planner, plan
 from luthier.planning.strategies import STRATEGIES
 from luthier.planning.subject import Subject
+from luthier.planning.taken import Memory
 from tests.tiny import config_for, tiny_folder
 
 CARD = Device("card", 2**34, 100e12, 20e12, 1e12, 1e11, kind="cuda")
