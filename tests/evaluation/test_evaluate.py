@@ -267,6 +267,14 @@ def test_answers_that_do_not_fit_their_rows(rows: Path, tmp_path: Path, pair: li
     other = written(tmp_path / "other.jsonl", ["a"] * 24, ["b"] * 24)
     with pytest.raises(UserError, match="line 1 has the label 'b', but row 1"):
         evaluate(None, [str(rows)], Asked(predictions=other))
+    lines = [{"index": index, "prediction": "a", "label": "a"} for index in (0, 2, 0)]
+    twice = write_json_lines(tmp_path / "twice.jsonl", lines)
+    with pytest.raises(UserError, match="line 3 has the index 0, as line 1 has"):
+        evaluate(None, [], Asked(predictions=twice))
+    evaluate(None, [], Asked(predictions=write_json_lines(tmp_path / "part.jsonl", lines[:2]), how=FEW))
+    same = write_json_lines(tmp_path / "same.jsonl", [{"instruction": "q", "output": "a"}] * 2)
+    with pytest.raises(UserError, match="line 2 has the index 2, where 1 should be"):
+        evaluate(None, [str(same)], Asked(predictions=tmp_path / "part.jsonl"))
     unlabelled = write_json_lines(tmp_path / "unlabelled.jsonl", [{"prediction": "a", "label": None}])
     with pytest.raises(UserError, match=r"1 of 1 rows have no right answer to compare with \(rows 1\)"):
         evaluate(None, [], Asked(predictions=unlabelled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,12 @@ from luthier.text2sql.queries import NO_QUERY, query_in
         ("```sql SELECT 1 FROM t``` It counts.", "SELECT 1 FROM t"),
         ("```SELECT\n 1```", "SELECT 1"),
         ("The query counts all rows:\n\nSELECT count(*)\nFROM t;", "SELECT count(*) FROM t"),
+        ("```python\nrun(x)\n```\nwhere x is\n```sql\nSELECT 1\n```", "SELECT 1"),
+        ("```\nno statement\n```", "no statement"),
+        ("`SELECT name FROM head;`", "SELECT name FROM head"),
+        ("It is `SELECT 1`, which is one.", "SELECT 1"),
+        ("SELECT `select x` FROM t", "SELECT `select x` FROM t"),
+        ("<think>\nSELECT 1? No.\n</think>\n\nSELECT 2", "SELECT 2"),
         ("With this the heads are found.\nSQL query: SELECT name FROM head", "SELECT name FROM head"),
         (
             "-- heads\nWITH RECURSIVE c(x) AS (\nSELECT 1)\nSELECT x FROM c",
@@ -45,6 +52,14 @@ from luthier.text2sql.queries import NO_QUERY, query_in
 )
 def test_what_is_taken(answer: str, expected: str) -> None:
     assert query_in(answer) == expected
+
+
+@pytest.mark.parametrize("part", [" ", "update \n", "\n", "/*", "```", "`", "(", "[\n"])
+def test_an_answer_made_to_take_long_does_not(part: str) -> None:
+    started = time.process_time()
+    query_in("SELECT 1" + part * 20_000 + "x")
+    query_in(part * 20_000 + "x")
+    assert time.process_time() - started < 2
 
 
 @given(st.text(alphabet=list("SELECT 'a\"`[];-/*\n\r\u2028x"), max_size=60))

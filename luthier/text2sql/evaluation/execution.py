@@ -27,7 +27,7 @@ STATEMENT = re.compile(
     r"""
     (?>\s|--[^\n]*|/\*.*?\*/)*+
     (?: select\b | values\s*\( | with\s+(?:recursive\s+)?\w+\s*(?:\(|as\b) | explain\s+(?:query\s+plan\s+)?(?:select|with)\b
-    | (?:insert|replace)\s+(?:or\s+\w+\s+)?into\b | update\s.*?\sset\b | delete\s+from\b
+    | (?:insert|replace)\s+(?:or\s+\w+\s+)?into\b | update\s.{1,200}?\sset\b | delete\s+from\b
     | (?:create|drop|alter)\s+(?:temp|temporary|unique|virtual|table|index|view|trigger)\b
     | (?:attach|detach|pragma|vacuum|reindex|analyze|begin|commit|rollback|savepoint|release)\b
     )

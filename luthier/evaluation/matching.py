@@ -1,0 +1,90 @@
+"""Answers in a file beside the rows that they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.evaluation.prompts import Prompt
+from luthier.foundation.errors import UserError
+
+
+def matched(
+    lines: Sequence[Mapping[str, Any]], prompts: Sequence[tuple[str, Prompt]], where: str
+) -> list[dict[str, Any]]:
+    """Lines that `predict` wrote, with the rows they answer; of lines alone, their own labels are the references.
+
+    Raises:
+        UserError: they don't fit, or have no reference.
+    """
+    if not lines:
+        raise UserError(f"{where} is empty.", "Name a file that `luthier predict --out` wrote.")
+    if prompts and len(lines) != len(prompts):
+        raise UserError(
+            f"{where} has {len(lines):,} lines for {len(prompts):,} rows of --data.",
+            "Predict again, or name the same rows.",
+        )
+    _check_order(lines, bool(prompts), where)
+    rows = []
+    without: list[int] = []
+    for place, line in enumerate(lines):
+        prediction = line.get("prediction")
+        if not isinstance(prediction, str):
+            raise UserError(
+                f"{where}, line {place + 1} has no text under `prediction`.", "`luthier predict` writes it."
+            )
+        name, prompt = prompts[place] if prompts else (where, None)
+        reference = prompt.label if prompt is not None else line.get("label")
+        if prompt is not None and line.get("label", reference) != reference:
+            raise UserError(
+                f"{where}, line {place + 1} has the label {str(line['label'])[:60]!r}, but row {place + 1} of --data has "
+                f"{str(reference)[:60]!r}.",
+                "Name the rows that were predicted, in their order.",
+            )
+        if not isinstance(reference, str):
+            without.append(place + 1)
+            continue
+        origin = prompt.origin if prompt is not None else None
+        rows.append(
+            {
+                "source": name,
+                "file": origin.path if origin is not None else where,
+                "row": origin.row if origin is not None else place + 1,
+                "prompt": asked_text(prompt.request.as_dict() if prompt is not None else line),
+                "prediction": prediction,
+                "reference": reference,
+                "finish_reason": line.get("finish_reason"),
+            }
+        )
+    if without:
+        shown = ", ".join(map(str, without[:8])) + (", ..." if len(without) > 8 else "")
+        raise UserError(
+            f"{len(without):,} of {len(lines):,} rows have no right answer to compare with (rows {shown}).",
+            "Leave them out of --data, or take the loss alone, without --generate and --metric.",
+        )
+    return rows
+
+
+def _check_order(lines: Sequence[Mapping[str, Any]], whole: bool, where: str) -> None:
+    """Raise UserError where lines say with `index` that one row stands twice; or, where they are all of `--data`, that they
+    are in another order."""
+    places: dict[int, int] = {}
+    for place, line in enumerate(lines):
+        index = line.get("index")
+        if not isinstance(index, int):
+            continue
+        if index in places or (whole and index != place):
+            before = f"as line {places[index] + 1} has" if index in places else f"where {place} should be"
+            raise UserError(
+                f"{where}, line {place + 1} has the index {index}, {before}.",
+                "Each row stands once, in the order of the rows that were predicted.",
+            )
+        places[index] = place
+
+
+def asked_text(request: Mapping[str, Any]) -> str:
+    """What was asked, as text: the last user's turn, or the text to continue."""
+    for message in reversed(request.get("messages") or ()):
+        if message.get("role") == "user":
+            return str(message.get("content", ""))
+    return str(request.get("prompt", ""))
