@@ -121,7 +121,7 @@ def _are_numbers(labels: Sequence[Any]) -> bool:
     except (TypeError, ValueError):
         return False
     different = len(set(values))
-    return any(value != int(value) for value in values) or (different > 20 and different > len(values) / 10)
+    return any(not value.is_integer() for value in values) or (different > 20 and different > len(values) / 10)
 
 
 def _counted(labels: Sequence[Any]) -> dict[str, int]:

@@ -155,8 +155,12 @@ def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
         methods.append(METHODS.load("lora").Options(name="lora"))
     smallest = with_and_without[-1]
     for method in methods:
-        variants = [config.model_copy(update={"method": method}) for config in with_and_without]
-        yield from variants if method is not start.method else ()
+        variants = list(with_and_without)
+        if method is not start.method:
+            variants = [_with_method(config, method) for config in with_and_without]
+            # galore and apollo have nothing to project there
+            variants += [plain for config in variants if (plain := _with_optimizer(config, "adamw")) is not None]
+            yield from variants
         if not quantized and not METHODS.load(method.name).build(method).quantized_problem():
             variants = [_changed(config, "model", quantization=QuantizationConfig()) for config in variants]
             yield from variants
@@ -168,12 +172,23 @@ def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
         cutoff //= 2
 
 
+def _with_method(config: RunConfig, method: Any) -> RunConfig:
+    """The config with another method, and a rate that was set changed as what is recommended for the two differs."""
+    rate = config.training.learning_rate
+    if rate is not None:
+        rate = float(f"{rate * method.recommended_learning_rate / config.method.recommended_learning_rate:.3g}")
+        config = _changed(config, "training", learning_rate=rate)
+    return config.model_copy(update={"method": method})
+
+
 def _with_optimizer(config: RunConfig, name: str) -> RunConfig | None:
     """The config with another optimizer; None where it can't take the place of the config's own.
 
-    That is: it is not installed, a setting of the config would not act on it, or the rate that was set is no rate for it.
+    That is: it is the same, it is not installed, a setting of the config would not act on it, or the rate that was set is no rate for it.
     """
     training, options = config.training, OPTIMIZERS.load(name).Options(name=name)
+    if name == training.optim.name:
+        return None
     if training.learning_rate is not None and options.learning_rate_ratio != training.optim.learning_rate_ratio:
         return None
     given = {field: getattr(training, field) for field in training.model_fields_set}
@@ -201,7 +216,10 @@ def _settings(start: RunConfig, end: RunConfig) -> tuple[str, ...]:
     if end.training.optim.name != start.training.optim.name:
         found.append(f"training.optim={end.training.optim.name}")
     for section, names in (
-        ("training", ("gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps")),
+        (
+            "training",
+            ("learning_rate", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        ),
         ("data", ("cutoff_length",)),
     ):
         for name in names:

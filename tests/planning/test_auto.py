@@ -384,7 +384,13 @@ def test_preferences_are_learnt_slowly() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "kind"),
-    [(["a", "b"], "classes"), ([0, 1], "classes"), ([0.5, 1.25], "numbers"), (list(range(40)), "numbers")],
+    [
+        (["a", "b"], "classes"),
+        ([0, 1], "classes"),
+        ([0.5, 1.25], "numbers"),
+        (["nan", "1.5"], "numbers"),
+        (list(range(40)), "numbers"),
+    ],
 )
 def test_numbers_are_told_from_classes(labels: list[Any], kind: str, tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"

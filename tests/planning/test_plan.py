@@ -15,7 +15,7 @@ from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
-from luthier.planning.advice import _sizes, _variants, _with_batch, advise, shared_out
+from luthier.planning.advice import _settings, _sizes, _variants, _with_batch, _with_method, advise, shared_out
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Planner, plan
 from luthier.planning.strategies import STRATEGIES
@@ -261,6 +261,24 @@ def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, 
     advice = advise(room_for(planner, 1000))
     assert advice is not None and not advice.fits
     assert "data.cutoff_length=64" in advice.settings
+
+
+def test_another_method_comes_with_what_it_needs(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """A rate that was set for whole weights becomes one for adapters, and an optimizer with nothing to project gives way."""
+    settings = ("method=full", "training.learning_rate=3e-5", "training.optim={name: galore, rank: 16}")
+    start = planner_for(tiny_llama, rows, tmp_path, *settings).subject.config
+    lora = [config for config in _variants(start, quantized=True) if config.method.name == "lora"]
+    assert {config.training.learning_rate for config in lora} == {3e-4}  # 2e-4 is recommended, where full's is 2e-5
+    assert [config.training.optim.name for config in lora[:4]] == [
+        "galore",
+        "galore",
+    ]  # whose rate is four times AdamW's
+    start = load(config_for(tiny_llama, rows, tmp_path / "run"), ["method=full", "training.optim=muon"])
+    free = start.model_copy(update={"training": start.training.model_copy(update={"learning_rate": None})})
+    lora = [config for config in _variants(free, quantized=True) if config.method.name == "lora"]
+    assert [config.training.optim.name for config in lora[:4]] == ["muon", "muon", "adamw", "adamw"]
+    assert _settings(free, lora[2]) == ("method=lora", "training.optim=adamw")
+    assert "training.learning_rate=0.05" in _settings(start, _with_method(start, lora[0].method))
 
 
 def test_several_devices_may_share_the_weights_out(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
