@@ -18,7 +18,7 @@ from luthier.evaluation.measuring import Measured
 from luthier.evaluation.opening import find_speaker, open_weights
 from luthier.evaluation.results import Evaluated, rows_path
 from luthier.evaluation.statistics import Drawing, Statistics
-from luthier.foundation.errors import UserError
+from luthier.foundation.files import need_new
 from luthier.foundation.progress import progress_bar, say
 from luthier.metrics._text import Scored
 from luthier.model import loading
@@ -48,8 +48,7 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
         UserError: files, rows or a model that can't be used.
     """
     for path in [asked.out, rows_path(asked.out)] if asked.out is not None else []:
-        if path.exists() and not asked.overwrite:
-            raise UserError(f"{path} is there already.", "Name another file, or replace it with --overwrite.")
+        need_new(path, "--out", overwrite=asked.overwrite)
     subjects = load_benchmark(asked.folder, asked.split, asked.shots, asked.subjects)
     source = find_speaker(model)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=asked.trust_remote_code)

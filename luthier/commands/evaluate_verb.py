@@ -151,6 +151,8 @@ def _measure(given: SimpleNamespace) -> None:
             "--quantization": given.on_model.quantization,
         }
         unread |= {"--generate": given.generate, "--set": given.generation, "--max-new-tokens": given.max_new_tokens}
+        unread |= {"--skip-loss": given.skip_loss, "--engine": given.engine != "transformers"}
+        unread |= {"--template": given.template != "auto"}
         _refuse_with("with --predictions, which reads no model", unread)
     asked = Asked(
         metrics=[mapping_or_text(text, "--metric") for text in given.metric or ()],
@@ -225,25 +227,26 @@ def _compare(given: SimpleNamespace) -> None:
     from luthier.commands.evaluation_tables import comparison_table
     from luthier.evaluation.comparison import compare
     from luthier.evaluation.comparison_page import comparison_page
-    from luthier.foundation.files import write_json, write_text
+    from luthier.foundation.files import need_new, write_json, write_text
     from luthier.foundation.progress import say
 
     ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
     ignored |= {"--benchmark": given.benchmark, "--harness": given.harness, "--subject": given.subject}
-    _refuse_with("with --compare", {**ignored, "--generate": given.generate, "--adapter": given.on_model.adapter})
+    ignored |= {"--split": given.split if given.split != "test" else None, "--shots": given.shots is not None}
+    ignored |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens, "--skip-loss": given.skip_loss}
+    ignored |= {"--adapter": given.on_model.adapter, "--quantization": given.on_model.quantization}
+    _refuse_with("with --compare", {**ignored, "--generate": given.generate})
     if given.how is None:
         raise UserError("--resamples 0 leaves a comparison nothing to test with.", "Leave it out.")
     out, html = given.out, given.html
-    for path in filter(None, (out, html)):
-        if Path(path).exists() and not given.overwrite:
-            raise UserError(f"{path} is there already.", "Name another file, or replace it with --overwrite.")
+    for option, path in (("--out", out), ("--html", html)):
+        if path:
+            need_new(Path(path), option, overwrite=given.overwrite)
     paths = [Path(path) for path in given.models or ()]
     found = replace(compare(paths, given.how, say), out=out, html=html)
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(out), found.as_dict())
     if html:
-        Path(html).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(html), comparison_page(found))
     print(comparison_table(found), file=people(given.as_json))
     if given.as_json:

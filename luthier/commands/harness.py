@@ -10,7 +10,7 @@ from typing import Any
 from luthier.config.schema import ModelConfig
 from luthier.evaluation.opening import find_speaker, open_weights
 from luthier.foundation.errors import UserError, import_extra
-from luthier.foundation.files import write_json
+from luthier.foundation.files import need_new, write_json
 from luthier.model import loading
 
 
@@ -51,8 +51,8 @@ def harness(
     Raises:
         UserError: the harness is not installed, knows no such task, or `out` is there already.
     """
-    if out is not None and out.exists() and not overwrite:
-        raise UserError(f"{out} is there already.", "Name another file, or replace it with --overwrite.")
+    if out is not None:
+        need_new(out, "--out", overwrite=overwrite)
     library: Any = import_extra("lm_eval", package="lm-eval", extra="harness", purpose="--harness")
     wrapper: Any = import_extra("lm_eval.models.huggingface", package="lm-eval", extra="harness", purpose="--harness")
     known = set(library.tasks.TaskManager().all_tasks)

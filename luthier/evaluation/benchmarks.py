@@ -21,6 +21,7 @@ from luthier.foundation.errors import DataError
 SPLITS = ("dev", "val", "test")
 MAPPINGS = ("mapping.json", "subject_mapping.json")
 LETTERS = "ABCDEFGHIJ"
+FEWEST_COLUMNS = 4  # a question, two choices, the answer
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -143,7 +144,12 @@ def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[list[int], int]
         raise DataError(f"{path} is empty.", "Remove the file, or fill it.")
     names = [name.strip().lower() for name in rows[0]]
     if "question" not in names:
-        return list(range(len(rows[0]))), 0
+        if len(names) < FEWEST_COLUMNS:
+            raise DataError(
+                f"{path}, row 1 has {len(names)} columns, {FEWEST_COLUMNS} are needed.",
+                "They should be a question, its choices and the answer's letter.",
+            )
+        return list(range(len(names))), 0
     choices = [letter.lower() for letter in LETTERS if letter.lower() in names]
     if "answer" not in names or len(choices) < 2:
         raise DataError(

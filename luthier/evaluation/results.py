@@ -14,6 +14,7 @@ from luthier.foundation.files import write_json, write_text
 
 KIND = "luthier evaluation"
 FORMAT_VERSION = 1
+NEEDED = ("model", "task", "rows", "metrics", "settings", "rows_file")  # by a comparison
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ def read_evaluation(path: Path) -> Saved:
     values = _object(path)
     if values.get("kind") != KIND:
         raise UserError(f"{path} is no evaluation.", "Name a file that `luthier evaluate ... --out FILE` wrote.")
+    lacking = [key for key in ("format_version", *NEEDED) if key not in values]
+    if lacking:
+        raise UserError(f"{path} lacks {', '.join(lacking)}.", "Evaluate again: the file was changed.")
     if values["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path} has format_version {values['format_version']}; this luthier reads up to {FORMAT_VERSION}.",

@@ -215,6 +215,17 @@ def need_place(path: Path, what: str) -> Path:
     return path
 
 
+def need_new(path: Path, what: str, *, overwrite: bool) -> None:
+    """See `need_place`; a file that is there is replaced only with `overwrite`.
+
+    Raises:
+        UserError: it can't be written, or is there.
+    """
+    need_place(path, what)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already.", "Name another file, or replace it with --overwrite.")
+
+
 def unwritable(folder: Path) -> str:
     """Why nothing can be written to a folder, which may be still to be made; empty where it can be."""
     existing = folder.absolute()

@@ -139,6 +139,7 @@ def test_the_verb_and_a_comparison(tiny_llama: Path, tmp_path: Path, capsys: pyt
         ("question,A,B,C,D\nx,1,2,3,4\n", "without answers or choices"),
         ("id,question,A,B,answer\n0,x,1,2,\n", "row 2 has the answer ''"),
         ("question,A,B,C,answer\nx,1,2,3,AB\n", "row 2 has the answer 'AB', which is none of A, B, C"),
+        ("x,A\n", "row 1 has 2 columns, 4 are needed"),
         ("question,A,B,answer\nx,1\n", "row 2 has 2 columns, 4 are needed"),
         ("question,A,B,answer\n", "has no question"),
     ],

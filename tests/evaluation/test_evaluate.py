@@ -235,6 +235,10 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
         (["evaluate", "a", "--data", "x", "--html", "p.html"], "--html would have no effect without --compare"),
         (["evaluate", "--compare", "a.json", "--metric", "bleu"], "--metric would have no effect with --compare"),
         (["evaluate", "a", "--predictions", "p.jsonl"], "MODEL would have no effect with --predictions"),
+        (["evaluate", "--predictions", "p.jsonl", "--engine", "vllm"], "--engine would have no effect with"),
+        (["evaluate", "--compare", "a.json", "--shots", "0"], "--shots would have no effect with --compare"),
+        (["evaluate", "--compare", "a.json", "b.json", "--html", "/dev/null/p.html"], "/dev/null is no folder"),
+        (["evaluate", "a", "--benchmark", "b", "--out", "/dev/null/o.json"], "/dev/null is no folder"),
         (["evaluate", "--compare", "a.json"], "at least two"),
         (["evaluate", "--compare", "a.json", "b.json"], "a.json can't be read"),
         (["evaluate", "a", "--data", "x", "--confidence", "1"], "--confidence is 1"),
@@ -281,6 +285,10 @@ def test_answers_that_do_not_fit_their_rows(rows: Path, tmp_path: Path, pair: li
     evaluate(None, [], Asked(predictions=few, how=FEW, out=tmp_path / "few.json", metrics=["exact_match"]))
     with pytest.raises(UserError, match=r"has 10 rows and .* has 1"):
         compare([pair[0], tmp_path / "few.json"], FEW, lambda line: None)
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps({"kind": "luthier evaluation", "model": "m", "rows": 1}))
+    with pytest.raises(UserError, match="lacks format_version, task, metrics, settings, rows_file"):
+        compare([pair[0], changed], FEW, lambda line: None)
     (tmp_path / "first.rows.jsonl").write_text("")
     with pytest.raises(UserError, match=r"tells of 10 rows, but first\.rows\.jsonl beside it has 0"):
         compare(pair, FEW, lambda line: None)
