@@ -133,7 +133,7 @@ def _between(longest: int, most: int) -> list[int]:
 def _last_within(room: float, peak: Callable[[int], int], tried: Sequence[int], most: int) -> int:
     """The last of some numbers whose peak is within the room; the first one's is, that of `most`, which ends them, is not.
 
-    Peaks are nearly a line, so the place is guessed from those known on both sides; every third time the middle is taken.
+    Peaks are nearly a line, so the place is guessed from those known on both sides; every fifth time the middle is taken.
     """
     numbers = [*tried, most]
     low, high, turn = 0, len(tried), 0
@@ -141,7 +141,7 @@ def _last_within(room: float, peak: Callable[[int], int], tried: Sequence[int], 
         turn += 1
         below, above = peak(numbers[low]), peak(numbers[high])
         guess = numbers[low] + (room - below) * (numbers[high] - numbers[low]) / (above - below)
-        place = (low + high) // 2 if turn % 3 == 0 else bisect_right(numbers, guess) - 1
+        place = (low + high) // 2 if turn % 5 == 0 else bisect_right(numbers, guess) - 1
         place = min(max(place, low + 1), high - 1)
         low, high = (place, high) if peak(numbers[place]) <= room else (low, place)
     return numbers[low]

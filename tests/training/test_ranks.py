@@ -238,3 +238,18 @@ def test_ranks_wait_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     make_engine(TrainingConfig(ddp_timeout=77), torch.device("cpu"))
     assert asked == [("gloo", 77.0)]
+
+
+@pytest.mark.slow
+def test_ranks_merge_up_to_the_same_number_of_tokens(two: tuple[Path, str], tiny_llama: Path, tmp_path: Path) -> None:
+    """The second rank, which plans nothing, is told; the steps are those of batches as they were drawn."""
+    merging = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "tokens_per_batch": "auto"}
+    done = start(settings(tiny_llama, tmp_path, **merging, grouping="off"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("batches hold at most") == 1
+    settled = json.loads((tmp_path / "run" / "run.json").read_text())["batches"]
+    assert settled["whole_steps"] and f"at most {settled['tokens']:,} tokens" in done.stderr
+    for mine, theirs in zip(lines(tmp_path / "run"), lines(two[0]), strict=True):
+        for key in ("loss", "eval_loss"):
+            if key in theirs:
+                assert mine[key] == pytest.approx(theirs[key], rel=2e-6)
