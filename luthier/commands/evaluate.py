@@ -15,13 +15,14 @@ import numpy as np
 from luthier.commands.predict import entry_of, open_engine, predict
 from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
+from luthier.config.metric_choice import check_references
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
 from luthier.data.records import Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Engine
 from luthier.evaluation.engines.transformers import TransformersEngine
-from luthier.evaluation.matching import matched
+from luthier.evaluation.matching import matched, refuse_without_reference
 from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
@@ -193,6 +194,10 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
     remarks: list[str] = []
     reasons: Counter[str] = Counter()
     engine: Engine | None = None
+    if asked.writes and asked.predictions is None:
+        labels = [prompt.label for _, prompt in sources.prompts()]
+        refuse_without_reference([row for row, label in enumerate(labels, start=1) if label is None], len(labels))
+        check_references(metrics, [label for label in labels if label is not None])
     if model is not None and asked.predictions is None:
         engine = open_engine(asked.engine, model, asked.template, None, asked.trust_remote_code, say)
     if model is not None and asked.take_loss and isinstance(engine, TransformersEngine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -40,3 +41,15 @@ def given_by(options: BaseModel) -> tuple[str, ...]:
     """What the numbers of a metric are called."""
     name: str = options.name  # type: ignore[attr-defined]
     return tuple(getattr(METRICS.load(name), "GIVES", (name,)))
+
+
+def check_references(metrics: Sequence[BaseModel], references: Sequence[str]) -> None:
+    """Raise what metrics have against references, before answers are generated to be measured with them.
+
+    Raises:
+        DataError: a reference that one of them can't measure.
+    """
+    for options in metrics:
+        module = METRICS.load(options.name)  # type: ignore[attr-defined]
+        if hasattr(module, "check"):
+            module.check(options, references)

@@ -56,13 +56,18 @@ def matched(
                 "finish_reason": line.get("finish_reason"),
             }
         )
-    if without:
-        shown = ", ".join(map(str, without[:8])) + (", ..." if len(without) > 8 else "")
+    refuse_without_reference(without, len(lines))
+    return rows
+
+
+def refuse_without_reference(numbers: Sequence[int], count: int) -> None:
+    """Raise UserError where some of `count` rows have no right answer."""
+    if numbers:
+        shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
         raise UserError(
-            f"{len(without):,} of {len(lines):,} rows have no right answer to compare with (rows {shown}).",
+            f"{len(numbers):,} of {count:,} rows have no right answer to compare with (rows {shown}).",
             "Leave them out of --data, or take the loss alone, without --generate and --metric.",
         )
-    return rows
 
 
 def _check_order(lines: Sequence[Mapping[str, Any]], whole: bool, where: str) -> None:

@@ -39,21 +39,27 @@ def numbers_in(text: str) -> list[float]:
     return found
 
 
+def check(options: Options, references: Sequence[str]) -> None:
+    """Raise DataError for a reference without a number."""
+    for number, reference in enumerate(references, start=1):
+        if not numbers_in(reference):
+            raise DataError(
+                f"row {number} has no number in its reference {reference[-80:]!r}.",
+                "numeric_match is for rows whose answer is a number; exact_match compares text.",
+            )
+
+
 def build(options: Options) -> TextMetric:
     """The metric."""
     place = -1 if options.which == "last" else 0
 
-    def right(number: int, answer: TextRow) -> bool:
+    def right(answer: TextRow) -> bool:
         wanted, found = numbers_in(answer.reference), numbers_in(answer.prediction)
-        if not wanted:
-            raise DataError(
-                f"row {number} has no number in its reference {answer.reference[-80:]!r}.",
-                "numeric_match is for rows whose answer is a number; exact_match compares text.",
-            )
         tolerances = {"rel_tol": options.relative_tolerance, "abs_tol": options.absolute_tolerance}
         return bool(found) and math.isclose(found[place], wanted[place], **tolerances)
 
     def numeric_match(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
-        return {"numeric_match": Scored.mean([right(number, one) for number, one in enumerate(answers, start=1)])}
+        check(options, [answer.reference for answer in answers])
+        return {"numeric_match": Scored.mean([right(answer) for answer in answers])}
 
     return numeric_match

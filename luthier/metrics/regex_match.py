@@ -42,34 +42,44 @@ class Options(MetricOptions):
         return value
 
 
-def build(options: Options) -> TextMetric:
-    """The metric."""
+def found_in(text: str, options: Options) -> str | None:
+    """What the expression finds; None where it finds nothing."""
     pattern = re.compile(options.pattern, re.IGNORECASE if options.ignore_case else 0)
+    matches = list(pattern.finditer(text))
+    if not matches:
+        return None
+    match = matches[0 if options.which == "first" else -1]
+    return levelled(match[1] if pattern.groups else match[0], options)
 
-    def found(text: str) -> str | None:
-        matches = list(pattern.finditer(text))
-        if not matches:
-            return None
-        match = matches[0 if options.which == "first" else -1]
-        return levelled(match[1] if pattern.groups else match[0])
 
-    def levelled(text: str | None) -> str:
-        text = (text or "").strip()
-        return text.casefold() if options.ignore_case else text
+def levelled(text: str | None, options: Options) -> str:
+    """Without what does not count."""
+    text = (text or "").strip()
+    return text.casefold() if options.ignore_case else text
 
-    def wanted(number: int, reference: str) -> str:
-        if options.reference == "whole":
-            return levelled(reference)
-        match = found(reference)
-        if match is None:
+
+def check(options: Options, references: Sequence[str]) -> None:
+    """Raise DataError for a reference in which there is nothing to be found."""
+    if options.reference == "whole":
+        return
+    for number, reference in enumerate(references, start=1):
+        if found_in(reference, options) is None:
             raise DataError(
                 f"row {number} has no match of {options.pattern!r} in its reference {reference[-80:]!r}.",
                 "Give another pattern, or reference: whole.",
             )
-        return match
+
+
+def build(options: Options) -> TextMetric:
+    """The metric."""
+
+    def right(answer: TextRow) -> bool:
+        whole = options.reference == "whole"
+        wanted = levelled(answer.reference, options) if whole else found_in(answer.reference, options)
+        return found_in(answer.prediction, options) == wanted
 
     def regex_match(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
-        rows = [found(one.prediction) == wanted(number, one.reference) for number, one in enumerate(answers, start=1)]
-        return {"regex_match": Scored.mean(rows)}
+        check(options, [answer.reference for answer in answers])
+        return {"regex_match": Scored.mean([right(answer) for answer in answers])}
 
     return regex_match

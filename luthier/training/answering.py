@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from luthier.config.generation_section import GenerationSettings
+from luthier.config.metric_choice import check_references
 from luthier.config.plugins import METRICS
 from luthier.data.examples import TokenizedExample
 from luthier.metrics._text import TextRow
@@ -40,6 +41,10 @@ class Answering:
     stop_token_ids: tuple[int, ...]
     settings: GenerationSettings
     metrics: Sequence[BaseModel]
+
+    def check(self, examples: Sequence[TokenizedExample]) -> None:
+        """Raise DataError where a metric can't measure an example's answer."""
+        check_references(self.metrics, [self._text(prompt_and_answer(example)[1]) for example in examples])
 
     def rows(self, engine: Engine, examples: Sequence[TokenizedExample]) -> list[TextRow]:
         """Each example's answer beside its own; the first rank writes them, the others wait.

@@ -25,7 +25,7 @@ from luthier.data.rendering import Renderer
 from luthier.evaluation.comparison import compare
 from luthier.evaluation.comparison_page import comparison_page
 from luthier.evaluation.statistics import Drawing
-from luthier.foundation.errors import ConfigError, UserError
+from luthier.foundation.errors import ConfigError, DataError, UserError
 from luthier.model import loading
 from luthier.model.loading import tokenizer_at
 from tests.classify import labelled_rows, write_json_lines
@@ -292,6 +292,19 @@ def test_answers_that_do_not_fit_their_rows(rows: Path, tmp_path: Path, pair: li
     (tmp_path / "first.rows.jsonl").write_text("")
     with pytest.raises(UserError, match=r"tells of 10 rows, but first\.rows\.jsonl beside it has 0"):
         compare(pair, FEW, lambda line: None)
+
+
+def test_rows_that_can_not_be_measured_are_refused_before_they_are_answered(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    with pytest.raises(DataError, match="row 1 has no number in its reference"):
+        evaluate(str(tiny_llama), [str(rows)], Asked(metrics=["numeric_match"], out=out))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a text that nobody answered\n")
+    with pytest.raises(UserError, match="1 of 1 rows have no right answer"):
+        evaluate(str(tiny_llama), [str(texts)], Asked(metrics=["exact_match"], out=out))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_metrics_taken_otherwise_are_not_compared(pair: list[Path], tmp_path: Path) -> None:

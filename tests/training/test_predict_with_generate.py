@@ -19,7 +19,7 @@ from luthier.config.loading import load
 from luthier.data.encoders.conversation import Options, build
 from luthier.data.records import Conversation, Message, Origin
 from luthier.data.rendering import Renderer
-from luthier.foundation.errors import ConfigError
+from luthier.foundation.errors import ConfigError, DataError
 from luthier.model.loading import tokenizer_at
 from luthier.training.answering import prompt_and_answer
 from tests.tiny import config_for, write_rows
@@ -148,6 +148,14 @@ def test_the_prompt_is_the_row_up_to_its_last_answer(tiny_llama: Path) -> None:
 def test_what_does_not_fit_is_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load({"model": "m", "data": {"train": "a"}, **change})
+
+
+def test_answers_that_a_metric_can_not_measure_are_refused_before_the_first_step(
+    tiny_llama: Path, rows: Path, held: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="row 1 has no number in its reference"):
+        luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=["numeric_match"]))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not lines(tmp_path / "run")
 
 
 def test_a_metric_that_evaluations_do_not_give(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
