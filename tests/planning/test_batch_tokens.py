@@ -11,15 +11,16 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import luthier
-from luthier.cli import main
+from luthier.commands.plan import plan
 from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.data.batch import Batch
-from luthier.foundation.errors import ConfigError, UserError
+from luthier.foundation.errors import ConfigError, TrainingError, UserError
 from luthier.planning.batch_tokens import PREDICTED_SHARE, BatchTokens, choose_tokens, with_tokens
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Planner
 from luthier.planning.subject import Subject
+from luthier.training.exhaustion import memory_explained
 from tests.tiny import config_for
 from tests.training.whole_runs import traces
 
@@ -132,21 +133,25 @@ def test_a_budget_without_auto_is_refused(tiny_llama: Path, rows: Path, tmp_path
         load(config)
 
 
-def test_the_plan_names_the_number_and_its_peak(
-    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_where_memory_runs_out_all_the_same_fewer_tokens_are_advised(
+    tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=3)))
-    assert main(["plan", str(file), "--hardware", "1x24GB", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    config = with_tokens(load(settings(tiny_llama, rows, tmp_path / "run")), 3000)
+    with pytest.raises(TrainingError) as error, memory_explained(config, tmp_path, "luthier train --resume"):
+        raise MemoryError
+    assert "training.tokens_per_batch=1500; training.gradient_checkpointing=true" in error.value.remedy
+
+
+def test_the_plan_names_the_number_and_its_peak(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=3)
+    result = plan(config, hardware="1x24GB")
+    told = result.as_dict()
     found = told["tokens_per_batch"]
     assert found["budget_bytes"] == 3 * GIB and found["whole_steps"]
     assert told["longest_batch_tokens"] <= found["tokens"]
-    assert main(["plan", str(file), "--hardware", "1x24GB"]) == 0
-    shown = capsys.readouterr().out
+    shown = result.table()
     assert f"at most {found['tokens']}, for a peak of" in shown and "of 3.0 GiB" in shown
-    assert main(["plan", str(file), "--hardware", "1x24GB", "--json", "training.memory_budget_gib=0.1"]) == 0
-    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    told = plan(config, ["training.memory_budget_gib=0.1"], hardware="1x24GB").as_dict()
     assert told["tokens_per_batch"] is None
     assert any("the longest example alone" in remark for remark in told["remarks"])
 
