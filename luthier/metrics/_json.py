@@ -10,6 +10,12 @@ INVALID = object()
 FENCE = re.compile(r"\s*```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 
 
+def number(text: str) -> int | float:
+    """A JSON number with a fraction or an exponent; 1.0 is 1, for JSON has no two kinds of numbers."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def strict_json(text: str) -> Any:
     """The value of a text that is JSON by RFC 8259; INVALID where it is not."""
 
@@ -17,7 +23,7 @@ def strict_json(text: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, parse_float=number)
     except (ValueError, RecursionError):
         return INVALID
 
@@ -30,7 +36,7 @@ def without_fence(text: str) -> str:
 
 def values_in(text: str) -> list[Any]:
     """The JSON objects and arrays that stand in a text, outermost ones, in order."""
-    decoder, found, place = json.JSONDecoder(), [], 0
+    decoder, found, place = json.JSONDecoder(parse_float=number), [], 0
     while (match := re.compile(r"[{\[]").search(text, place)) is not None:
         try:
             value, place = decoder.raw_decode(text, match.start())

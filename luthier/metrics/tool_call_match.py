@@ -21,6 +21,7 @@ from luthier.metrics._text import Scored, TextMetric, TextRow
 TASKS: frozenset[Task] = frozenset({"text"})
 GREATER_IS_BETTER = True
 GIVES = ("tool_call_match",)
+INSIDE = ("function", "function_call")  # where the chat API has name and arguments, now and before tools
 
 
 class Options(MetricOptions):
@@ -44,7 +45,7 @@ def _calls(value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value.get("tool_calls"), list):
             yield from _calls(value["tool_calls"])
             return
-        function = value["function"] if isinstance(value.get("function"), dict) else value
+        function = next((value[key] for key in INSIDE if isinstance(value.get(key), dict)), value)
         name = function.get("name")
         key = next((key for key in ("arguments", "parameters") if key in function), None)
         if isinstance(name, str) and key is not None:

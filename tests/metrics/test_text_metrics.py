@@ -303,6 +303,13 @@ CALL = '<tool_call>\n{"name": "get", "arguments": {"x": 1, "y": "a"}}\n</tool_ca
             True,
         ),
         ('{"name": "get", "parameters": {"x": 1, "y": "a"}}', {}, True),
+        (
+            '{"content": null, "function_call": {"name": "get", "arguments": "{\\"x\\": 1.0, \\"y\\": \\"a\\"}"}}',
+            {},
+            True,
+        ),
+        ('{"name": "get", "arguments": {"x": true, "y": "a"}}', {}, False),
+        ('{"name": "get", "arguments": {"x": 1.5, "y": "a"}}', {}, False),
         ('{"name": "get", "arguments": {"x": 2, "y": "a"}}', {}, False),
         ('{"name": "get", "arguments": {"x": 2}}', {"compare": "names"}, True),
         (f"{CALL}\n{CALL}", {}, False),
