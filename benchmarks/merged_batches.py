@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plan_accuracy import DATA, ROOT, STEPS, peak_mib
 
 TAKEN = ("tokens", "peak_bytes", "budget_bytes")

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.step_clock import StepClock
 
 ROOT = Path(__file__).resolve().parent.parent

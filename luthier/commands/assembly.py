@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from luthier.commands.precomputed import with_reference, with_trunk
 from luthier.commands.setup import Setup
 from luthier.config.model_section import QuantizationConfig
 from luthier.config.schema import RunConfig
-from luthier.data.examples import TokenizedExample
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import human_bytes, whole_folder
 from luthier.foundation.progress import say
@@ -93,7 +91,7 @@ def assemble(
             sets["train"], setup.data.stream, setup.schedule, packing, config.training.dataloader_num_workers
         ),
         share_in_evaluation=share_in_evaluation,
-        answering=_answering(setup, tuned, [examples for name, examples in sets.items() if name != "train"]),
+        answering=_answering(setup, tuned),
         validation=sets["validation"],
         test=sets["test"],
         validation_sets={name: sets[f"validation {name}"] for name in setup.data.validation_sets},
@@ -106,17 +104,14 @@ def assemble(
     )
 
 
-def _answering(setup: Setup, model: nn.Module, held: Sequence[Sequence[TokenizedExample]]) -> Answering | None:
-    """How evaluations generate answers, if they do; refused is a metric that can't measure the sets held back."""
+def _answering(setup: Setup, model: nn.Module) -> Answering | None:
+    """How evaluations generate answers, if they do."""
     metrics = setup.config.training.answer_metrics()
     if not metrics:
         return None
     eos = setup.tokenizer.eos_token_id
     stops = tuple(dict.fromkeys([*setup.repaired.stop_token_ids, *([eos] if eos is not None else [])]))
-    answering = Answering(model, setup.tokenizer, stops, setup.config.generation, metrics)
-    for examples in held:
-        answering.check(examples)
-    return answering
+    return Answering(model, setup.tokenizer, stops, setup.config.generation, metrics)
 
 
 def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path | None) -> nn.Module:

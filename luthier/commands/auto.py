@@ -149,9 +149,11 @@ def _in_time(
     deadline = Deadline(time.monotonic() + 60 * budget - _gone(), *after, WRITING_SECONDS)
     result = _trained(chosen, resume, overwrite, trust_remote_code, [deadline])
     if deadline.stopped_after is not None:
+        kept = load(chosen.config).training.save_strategy != "no"
+        flag, does = ("--resume", "goes on to the end") if kept else ("--overwrite", "trains the whole of it")
         say(
             f"The budget was used up after step {deadline.stopped_after}, sooner than predicted: final/ is what was learnt "
-            f"until then. `luthier train {shlex.quote(chosen.config)} --resume` goes on to the end."
+            f"until then. `luthier train {shlex.quote(chosen.config)} {flag}` {does}."
         )
     return result
 

@@ -197,7 +197,9 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
     if asked.writes and asked.predictions is None:
         labels = [prompt.label for _, prompt in sources.prompts()]
         refuse_without_reference([row for row, label in enumerate(labels, start=1) if label is None], len(labels))
-        check_references(metrics, [label for label in labels if label is not None])
+        check_references(
+            metrics, [(f"row {row}", label) for row, label in enumerate(labels, start=1) if label is not None]
+        )
     if model is not None and asked.predictions is None:
         engine = open_engine(asked.engine, model, asked.template, None, asked.trust_remote_code, say)
     if model is not None and asked.take_loss and isinstance(engine, TransformersEngine):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from luthier.config.schema import ModelConfig
     from luthier.evaluation.statistics import Drawing
 
+ENGINE, TEMPLATE, CUTOFF, BATCH = "transformers", "auto", 1024, 8
+
 Models = Annotated[
     list[str] | None,
     typer.Argument(help="A model, a run, a checkpoint or an adapter; with --compare, files that --out wrote."),
@@ -91,10 +93,10 @@ def evaluate(
     skip_loss: SkipLoss = False,
     max_new_tokens: NewTokens = None,
     generation: Generation = None,
-    engine: Engine = "transformers",
-    template: Template = "auto",
-    cutoff_length: Cutoff = 1024,
-    batch_size: BatchSize = 8,
+    engine: Engine = ENGINE,
+    template: Template = TEMPLATE,
+    cutoff_length: Cutoff = CUTOFF,
+    batch_size: BatchSize = BATCH,
     confidence: Confidence = 0.95,
     resamples: Resamples = 2000,
     seed: Seed = 0,
@@ -151,8 +153,7 @@ def _measure(given: SimpleNamespace) -> None:
             "--quantization": given.on_model.quantization,
         }
         unread |= {"--generate": given.generate, "--set": given.generation, "--max-new-tokens": given.max_new_tokens}
-        unread |= {"--skip-loss": given.skip_loss, "--engine": given.engine != "transformers"}
-        unread |= {"--template": given.template != "auto"}
+        unread |= {"--skip-loss": given.skip_loss, **_of_answering(given), **_of_batches(given)}
         _refuse_with("with --predictions, which reads no model", unread)
     asked = Asked(
         metrics=[mapping_or_text(text, "--metric") for text in given.metric or ()],
@@ -180,7 +181,7 @@ def _ask_questions(given: SimpleNamespace) -> None:
     name = "--benchmark" if given.benchmark else "--harness"
     other = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
     other |= {"--generate": given.generate, "--html": given.html, "--skip-loss": given.skip_loss}
-    other |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens}
+    other |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens, **_of_answering(given)}
     if given.benchmark:
         other |= {"--harness": given.harness}
     else:
@@ -213,6 +214,19 @@ def _ask_questions(given: SimpleNamespace) -> None:
         print_json(found.as_dict())
 
 
+def _of_answering(given: SimpleNamespace) -> dict[str, bool]:
+    """What only acts where rows are answered, and whether it was given."""
+    return {
+        "--engine": given.engine != ENGINE,
+        "--template": given.template != TEMPLATE,
+        "--cutoff-length": given.cutoff_length != CUTOFF,
+    }
+
+
+def _of_batches(given: SimpleNamespace) -> dict[str, bool]:
+    return {"--batch-size": given.batch_size != BATCH}
+
+
 def _model(given: SimpleNamespace) -> ModelConfig | None:
     if not given.models:
         return None
@@ -235,7 +249,8 @@ def _compare(given: SimpleNamespace) -> None:
     ignored |= {"--split": given.split if given.split != "test" else None, "--shots": given.shots is not None}
     ignored |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens, "--skip-loss": given.skip_loss}
     ignored |= {"--adapter": given.on_model.adapter, "--quantization": given.on_model.quantization}
-    _refuse_with("with --compare", {**ignored, "--generate": given.generate})
+    ignored |= {"--generate": given.generate, **_of_answering(given), **_of_batches(given)}
+    _refuse_with("with --compare", ignored)
     if given.how is None:
         raise UserError("--resamples 0 leaves a comparison nothing to test with.", "Leave it out.")
     out, html = given.out, given.html

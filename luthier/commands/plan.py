@@ -119,7 +119,8 @@ def _planned(subject: Subject, hardware: Hardware | None, strategy: str | None) 
     found.merged = merged
     if remark:
         found.remarks.insert(0, remark)
-    if found.fits is not False:
+        found.over_budget = True
+    if found.over_budget or found.fits is not False:
         return found, None
     advice = advise(planner)
     if sentence := shared_out(planner):
@@ -143,7 +144,7 @@ def _merged(planner: Planner) -> tuple[BatchTokens | None, str]:
         )
     except BudgetTooSmallError as error:
         planner.subject = subject.under(with_tokens(subject.config, error.tokens))
-        return None, error.problem
+        return None, f"{error.problem} {error.remedy}"
     planner.subject = subject.under(with_tokens(subject.config, found.tokens))
     return found, ""
 

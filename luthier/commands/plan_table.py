@@ -119,6 +119,8 @@ def _verdict(result: PlanResult) -> str:
     size = human_bytes(plan.hardware.device.memory_bytes)
     if plan.fits:
         return "It fits."
+    if plan.over_budget:
+        return "It does not fit the budget, and a run would be refused: see above."
     text = f"It does not fit: {human_bytes(plan.memory.peak)} of {size}"
     if result.advice is None:
         return f"{text}, and nothing that was tried makes it smaller."

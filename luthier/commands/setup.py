@@ -28,6 +28,7 @@ from luthier.model.placement import check_on_one
 from luthier.model.tokenizers.repair import Repair, fit_model
 from luthier.scoring.probe import probe
 from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
+from luthier.training.answering import check_answers
 from luthier.training.callbacks import metric_problems
 from luthier.training.grouping import regrouped
 from luthier.training.optimization import check_optimizer, trained_shapes
@@ -158,6 +159,8 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     unknown = metric_problems(config, data.validation_sets)
     if unknown:
         raise ConfigError(unknown)
+    for held in (data.validation, data.test):
+        check_answers(config.training.answer_metrics(), tokenizer, held)
     schedule = _schedule(config, data, say)
     setup = Setup(
         config, source, model_config, tokenizer, mended, stage, method, data, schedule, head, ParameterCount(0, 0)

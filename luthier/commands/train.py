@@ -16,6 +16,7 @@ from luthier.commands.announcing import say_counts, say_what_next
 from luthier.commands.batching import Settled, bounded, free_for_each, settle
 from luthier.commands.launching import command_line, resuming
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
+from luthier.foundation.heap import return_freed_memory
 from luthier.foundation.progress import TrainingProgress, say
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def train(
         claim = Claim(folder, command, resume, overwrite, settled)
         result = _train(setup, engine, claim, callbacks, trust_remote_code=trust_remote_code)
     engine.close()
+    return_freed_memory()
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -43,13 +43,18 @@ def given_by(options: BaseModel) -> tuple[str, ...]:
     return tuple(getattr(METRICS.load(name), "GIVES", (name,)))
 
 
-def check_references(metrics: Sequence[BaseModel], references: Sequence[str]) -> None:
+def check_references(metrics: Sequence[BaseModel], references: Iterable[tuple[str, str]]) -> None:
     """Raise what metrics have against references, before answers are generated to be measured with them.
+
+    Args:
+        references: with the place of each, for messages; looked at only where a metric can't measure all there are.
 
     Raises:
         DataError: a reference that one of them can't measure.
     """
-    for options in metrics:
-        module = METRICS.load(options.name)  # type: ignore[attr-defined]
-        if hasattr(module, "check"):
-            module.check(options, references)
+    modules = [(METRICS.load(options.name), options) for options in metrics]  # type: ignore[attr-defined]
+    choosy = [(module, options) for module, options in modules if hasattr(module, "check")]
+    if choosy:
+        found = list(references)
+        for module, options in choosy:
+            module.check(options, found)

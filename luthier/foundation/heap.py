@@ -9,14 +9,15 @@ from typing import Any
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 * 1024**2  # what glibc takes at most
-NEVER = 2**31 - 1
+NEVER = -1  # mallopt(3)
 
 
 def keep_freed_memory() -> bool:
     """Let the heap keep what is freed, for the next tensors; returns whether the allocator took it.
 
     A training step frees its activations, and glibc gives the top of the heap back to the system, which clears every page
-    anew in the next step: 1.6 % of a step, for the same peak (docs/lab_log.md). Holds until the process ends.
+    anew in the next step: 1.6 % of a step, for the same peak (docs/lab_log.md). Holds until the process ends;
+    `return_freed_memory` gives back what was kept so far.
     """
     mallopt = _function("mallopt")
     if mallopt is None:

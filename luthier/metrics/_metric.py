@@ -9,7 +9,8 @@ good; `build(options)` gives the function.
     text           written answers beside what is right, see `luthier.metrics._text`
 
 A metric of the first three gives one number, named as its file; one of text says with GIVES what its numbers are called. One
-that can't measure every reference has `check(options, references)`, which raises DataError before anything is generated.
+that can't measure every reference has `check(options, references)`, of pairs of a place for messages and a reference, which
+raises DataError before anything is generated.
 """
 
 from __future__ import annotations

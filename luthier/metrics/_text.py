@@ -9,7 +9,7 @@ Shapes: E rows, S statistics of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,11 @@ class TextRow:
     prediction: str
     reference: str
     prompt: str = ""
+
+
+def numbered(rows: Iterable[TextRow]) -> Iterator[tuple[str, str]]:
+    """Each row's place among them, for messages, and its reference."""
+    return ((f"row {number}", row.reference) for number, row in enumerate(rows, start=1))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from luthier.foundation.errors import DataError
 from luthier.metrics._metric import MetricOptions, Task
-from luthier.metrics._text import Scored, TextMetric, TextRow
+from luthier.metrics._text import Scored, TextMetric, TextRow, numbered
 
 TASKS: frozenset[Task] = frozenset({"text"})
 GREATER_IS_BETTER = True
@@ -39,12 +39,12 @@ def numbers_in(text: str) -> list[float]:
     return found
 
 
-def check(options: Options, references: Sequence[str]) -> None:
+def check(options: Options, references: Iterable[tuple[str, str]]) -> None:
     """Raise DataError for a reference without a number."""
-    for number, reference in enumerate(references, start=1):
+    for place, reference in references:
         if not numbers_in(reference):
             raise DataError(
-                f"row {number} has no number in its reference {reference[-80:]!r}.",
+                f"{place} has no number in its reference {reference[-80:]!r}.",
                 "numeric_match is for rows whose answer is a number; exact_match compares text.",
             )
 
@@ -59,7 +59,7 @@ def build(options: Options) -> TextMetric:
         return bool(found) and math.isclose(found[place], wanted[place], **tolerances)
 
     def numeric_match(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
-        check(options, [answer.reference for answer in answers])
+        check(options, numbered(answers))
         return {"numeric_match": Scored.mean([right(answer) for answer in answers])}
 
     return numeric_match

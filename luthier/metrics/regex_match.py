@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from luthier.foundation.errors import DataError
 from luthier.metrics._metric import MetricOptions, Task
-from luthier.metrics._text import Scored, TextMetric, TextRow
+from luthier.metrics._text import Scored, TextMetric, TextRow, numbered
 
 TASKS: frozenset[Task] = frozenset({"text"})
 GREATER_IS_BETTER = True
@@ -58,14 +58,14 @@ def levelled(text: str | None, options: Options) -> str:
     return text.casefold() if options.ignore_case else text
 
 
-def check(options: Options, references: Sequence[str]) -> None:
+def check(options: Options, references: Iterable[tuple[str, str]]) -> None:
     """Raise DataError for a reference in which there is nothing to be found."""
     if options.reference == "whole":
         return
-    for number, reference in enumerate(references, start=1):
+    for place, reference in references:
         if found_in(reference, options) is None:
             raise DataError(
-                f"row {number} has no match of {options.pattern!r} in its reference {reference[-80:]!r}.",
+                f"{place} has no match of {options.pattern!r} in its reference {reference[-80:]!r}.",
                 "Give another pattern, or reference: whole.",
             )
 
@@ -79,7 +79,7 @@ def build(options: Options) -> TextMetric:
         return found_in(answer.prediction, options) == wanted
 
     def regex_match(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
-        check(options, [answer.reference for answer in answers])
+        check(options, numbered(answers))
         return {"regex_match": Scored.mean([right(answer) for answer in answers])}
 
     return regex_match

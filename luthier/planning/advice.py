@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,6 +29,10 @@ from luthier.planning.strategies import STRATEGIES
 from luthier.training.optimization import make_optimizer
 
 SHORTEST_CUTOFF = 64
+OF_TRAINING = (
+    "learning_rate", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "tokens_per_batch", "memory_budget_gib",
+)  # fmt: skip
 # in docs/optimizers.md's order: nearly AdamW's path; no mean of the gradients; one layer at a time
 LIGHTER_OPTIMIZERS = ("adamw8bit", "adafactor", "badam")
 
@@ -62,11 +67,12 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
     if planner.memory(start).peak <= room:
         return None
     least: Advice | None = None
-    hopeless: RunConfig | None = None  # its weights alone are too much
+    hopeless: tuple[int, RunConfig] | None = None  # of those whose weights alone are too much the one with the least
     for variant in _variants(start, planner.subject.under(start).quantization is not None):
         try:
-            if planner.standing(variant) > room:
-                hopeless = variant
+            standing = planner.standing(variant)
+            if standing > room:
+                hopeless = (standing, variant) if hopeless is None or standing <= hopeless[0] else hopeless
                 continue
             found = _smallest_batch_change(planner, variant, room)
         except (
@@ -81,7 +87,7 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
         if advice.settings and (least is None or advice.peak_bytes < least.peak_bytes):
             least = advice
     if least is None and hopeless is not None:
-        smallest = _with_batch(hopeless, 1)
+        smallest = _with_smaller_batches(hopeless[1])[-1]
         least = Advice(_settings(start, smallest), planner.memory(smallest).peak, False, smallest)
     return least
 
@@ -107,17 +113,29 @@ def shared_out(planner: Planner) -> str | None:
 
 def _smallest_batch_change(planner: Planner, config: RunConfig, room: int) -> tuple[RunConfig, int]:
     """The largest batch that fits, or a batch of one: its config and its peak."""
-    sizes = _sizes(config)
-    smallest = _with_batch(config, sizes[-1])
+    *larger, smallest = _with_smaller_batches(config)
     peak = planner.memory(smallest).peak
     if peak > room:
         return smallest, peak
-    for size in sizes[:-1]:
-        candidate = _with_batch(config, size)
+    for candidate in larger:
         found = planner.memory(candidate).peak
         if found <= room:
             return candidate, found
     return smallest, peak
+
+
+def _with_smaller_batches(config: RunConfig) -> list[RunConfig]:
+    """The config, then with batches of halves and less, down to one row: of its tokens where those bound them, else of rows
+    that a step's can be divided into."""
+    tokens = config.training.tokens_per_batch
+    if not isinstance(tokens, int):
+        return [_with_batch(config, size) for size in _sizes(config)]
+    bounds = [tokens]
+    while bounds[-1] > SHORTEST_CUTOFF:  # below, each row is a batch of its own
+        bounds.append(max(bounds[-1] // 2, SHORTEST_CUTOFF))
+    # a budget is for tokens_per_batch auto alone
+    smaller = [_changed(config, "training", tokens_per_batch=bound, memory_budget_gib=None) for bound in bounds[1:]]
+    return [config, *smaller]
 
 
 def _sizes(config: RunConfig) -> list[int]:
@@ -153,23 +171,26 @@ def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
                 lighter for config in with_and_without if (lighter := _with_optimizer(config, name)) is not None
             )
         methods.append(METHODS.load("lora").Options(name="lora"))
-    smallest = with_and_without[-1]
+    alike = [with_and_without]  # each with an optimizer of its own
     for method in methods:
-        variants = list(with_and_without)
+        alike = [with_and_without]
         if method is not start.method:
-            variants = [_with_method(config, method) for config in with_and_without]
+            own = [_with_method(config, method) for config in with_and_without]
             # galore and apollo have nothing to project there
-            variants += [plain for config in variants if (plain := _with_optimizer(config, "adamw")) is not None]
-            yield from variants
+            plain = [found for config in own if (found := _with_optimizer(config, "adamw")) is not None]
+            alike = [own, plain] if plain else [own]
+            yield from chain.from_iterable(alike)
         if not quantized and not METHODS.load(method.name).build(method).quantized_problem():
-            variants = [_changed(config, "model", quantization=QuantizationConfig()) for config in variants]
-            yield from variants
-        smallest = variants[-1]
-    cutoff = smallest.data.cutoff_length // 2
-    while cutoff >= SHORTEST_CUTOFF:
-        smallest = _changed(smallest, "data", cutoff_length=cutoff)
-        yield smallest
-        cutoff //= 2
+            alike = [
+                [_changed(config, "model", quantization=QuantizationConfig()) for config in variants]
+                for variants in alike
+            ]
+            yield from chain.from_iterable(alike)
+    for variants in alike:
+        shorter = variants[-1]
+        while (cutoff := shorter.data.cutoff_length // 2) >= SHORTEST_CUTOFF:
+            shorter = _changed(shorter, "data", cutoff_length=cutoff)
+            yield shorter
 
 
 def _with_method(config: RunConfig, method: Any) -> RunConfig:
@@ -191,9 +212,11 @@ def _with_optimizer(config: RunConfig, name: str) -> RunConfig | None:
         return None
     if training.learning_rate is not None and options.learning_rate_ratio != training.optim.learning_rate_ratio:
         return None
-    given = {field: getattr(training, field) for field in training.model_fields_set}
+    # a budget goes with tokens_per_batch auto, which is a number by now
+    given = {field: getattr(training, field) for field in training.model_fields_set - {"memory_budget_gib"}}
     try:
         changed = TrainingConfig.model_validate({**given, "optim": options})
+        changed = changed.model_copy(update={"memory_budget_gib": training.memory_budget_gib})
         found = config.model_copy(update={"training": changed})
         make_optimizer(found, nn.Linear(1, 1))
     except (ValidationError, MissingExtraError, TrainingError):
@@ -215,15 +238,10 @@ def _settings(start: RunConfig, end: RunConfig) -> tuple[str, ...]:
         found.append(f"model.quantization={end.model.quantization.type}")
     if end.training.optim.name != start.training.optim.name:
         found.append(f"training.optim={end.training.optim.name}")
-    for section, names in (
-        (
-            "training",
-            ("learning_rate", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps"),
-        ),
-        ("data", ("cutoff_length",)),
-    ):
+    for section, names in (("training", OF_TRAINING), ("data", ("cutoff_length",))):
         for name in names:
             value = getattr(getattr(end, section), name)
             if value != getattr(getattr(start, section), name):
-                found.append(f"{section}.{name}={str(value).lower() if isinstance(value, bool) else value}")
+                written = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+                found.append(f"{section}.{name}={written}")
     return tuple(found)

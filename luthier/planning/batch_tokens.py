@@ -1,7 +1,7 @@
 """How many tokens a batch may hold: as many as a memory budget is predicted to hold, found once before a run begins.
 
-The batches that are tried are full ones, each the beginning of the next, so their peaks grow with their tokens and a
-larger budget never gives fewer tokens.
+The batches that are tried are full ones, each the beginning of the next but for its last piece, so their peaks grow with
+their tokens and a larger budget never gives fewer tokens.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class Plan:
         trunk_layer: states below it are computed once and kept on disk; 0: none are.
         memory, time: None where the model can't be traced; a remark says why.
         fits: None where memory is None.
+        over_budget: the longest example takes more than training.memory_budget_gib, so a run would be refused.
         remarks: what a person should know, one sentence each.
         merged: what training.tokens_per_batch auto comes to; None where it is not asked for, or nothing fits.
     """
@@ -63,6 +64,7 @@ class Plan:
     disk: Disk
     remarks: list[str] = field(default_factory=list)
     merged: BatchTokens | None = None
+    over_budget: bool = False
 
     @property
     def ranks(self) -> int:
@@ -81,8 +83,10 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether one device holds it."""
-        return None if self.memory is None else self.memory.peak <= self.hardware.device.usable_bytes
+        """Whether one device holds it, within the budget that was given."""
+        if self.memory is None:
+            return None
+        return not self.over_budget and self.memory.peak <= self.hardware.device.usable_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; docs/plan.md describes the keys."""

@@ -25,7 +25,7 @@ from luthier.training.stage import Stage
 
 EPOCHS_LOOKED_AT = 3  # their longest batch is near the longest of any shuffle
 STEPS_PACKED = 3  # of those with the most tokens
-LONGEST_LOOKED_AT = 64  # examples among which the longest is looked for: not all of a long one may be computed
+LOOKED_AT_TOGETHER = 64  # examples, while the longest is looked for: not all of a long one may be computed
 STEPS_SHARED = 8  # in which beginnings are looked for, evenly over the epochs looked at
 
 
@@ -104,11 +104,14 @@ class Rows:
         packing = packing_of(scorer, training, stage)
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
         if self.schedule is None:
-            rows = [_row(config.data.cutoff_length, number) for number in range(size)]
+            # batches that are bounded in tokens are filled from the whole step
+            drawn_together = 1 if training.tokens_per_batch is None else accumulation
+            rows = [_row(config.data.cutoff_length, number) for number in range(size * drawn_together)]
             found = pack_step([rows], packing)
             batch = _completed(max(found, key=_tokens), scorer, stage)
             tokens = float(size * accumulation * ranks * config.data.cutoff_length)
-            return Batches(batch, batch, accumulation * len(found), max(training.max_steps, 0), None, tokens, 0.0)
+            per_step = len(found) * accumulation // drawn_together
+            return Batches(batch, batch, per_step, max(training.max_steps, 0), None, tokens, 0.0)
         schedule = self._under(config, ranks)
         cutoff = config.data.cutoff_length
         counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
@@ -146,10 +149,17 @@ class Rows:
         count = training.per_device_train_batch_size * training.gradient_accumulation_steps
         if self.schedule is None:
             return cutoff, count * cutoff
-        longest = np.argsort(-self.token_counts, kind="stable")[: max(count, LONGEST_LOOKED_AT)]
-        examples = in_order([[self.examples[int(row)] for row in longest]], replace(packing, grouping="off"))[0]
-        sizes = [laid_down(example, None, packing.share) for example in examples]
-        return max(sizes), sum(sorted(sizes)[-count:])
+        order = np.argsort(-self.token_counts, kind="stable")
+        largest: list[int] = []
+        for start in range(0, len(order), LOOKED_AT_TOGETHER):
+            # no example lays down more tokens than it has
+            if len(largest) == count and self.token_counts[order[start]] <= largest[0]:
+                break
+            rows = [self.examples[int(row)] for row in order[start : start + LOOKED_AT_TOGETHER]]
+            examples = in_order([rows], replace(packing, grouping="off"))[0]
+            sizes = [laid_down(example, None, packing.share) for example in examples]
+            largest = sorted([*largest, *sizes])[-count:]
+        return largest[-1], sum(largest)
 
     def full(self, config: RunConfig, ranks: int, scorer: Scorer, stage: Stage, tokens: int) -> Batch:
         """A batch of so many tokens as laid down, of the examples of the heaviest steps; of the last one only its end."""
@@ -215,14 +225,18 @@ def _row(length: int, number: int) -> TokenizedExample:
 
 
 def _ending(example: TokenizedExample, tokens: int) -> list[TokenizedExample]:
-    """The last `tokens` of an example, evenly of each sequence, with whatever is read there; nothing where that is too little."""
-    each = tokens // len(example.sequences)
-    if each < 2:  # a target and what predicts it
-        return []
-    sequences = tuple(
-        TokenSequence(part.input_ids[-each:], (0.0, *part.weights[-each:][1:])) for part in example.sequences
-    )
-    return [replace(example, sequences=sequences)]
+    """The last `tokens` of an example, as evenly of each sequence as they are long, with whatever is read there; nothing
+    where that is too little."""
+    sequences = list(example.sequences)
+    shortest_first = sorted(range(len(sequences)), key=lambda number: len(sequences[number].input_ids))
+    for done, number in enumerate(shortest_first):
+        part = sequences[number]
+        own = min(len(part.input_ids), tokens // (len(sequences) - done))
+        if own < 2:  # a target and what predicts it
+            return []
+        tokens -= own
+        sequences[number] = TokenSequence(part.input_ids[-own:], (0.0, *part.weights[-own:][1:]))
+    return [replace(example, sequences=tuple(sequences))]
 
 
 def _shared(steps: Sequence[Sequence[Sequence[TokenizedExample]]], packing: Packing) -> float:

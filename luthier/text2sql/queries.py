@@ -61,7 +61,8 @@ def query_in(answer: str) -> str:
             parts.append(_LINE_END.sub(" ", found.group()))  # Unicode's own separators are part of the value
         else:
             parts[-1] = parts[-1].rstrip()
-            parts.append(" ")
+            if parts[-1] or parts[-2:-1] != [" "]:
+                parts.append(" ")
     else:
         parts.append(text[position:])
     return "".join(parts).strip() or NO_QUERY

@@ -5,7 +5,7 @@ The prompt is the row's own tokens up to its last answer, so it is what training
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,10 +42,6 @@ class Answering:
     settings: GenerationSettings
     metrics: Sequence[BaseModel]
 
-    def check(self, examples: Sequence[TokenizedExample]) -> None:
-        """Raise DataError where a metric can't measure an example's answer."""
-        check_references(self.metrics, [self._text(prompt_and_answer(example)[1]) for example in examples])
-
     def rows(self, engine: Engine, examples: Sequence[TokenizedExample]) -> list[TextRow]:
         """Each example's answer beside its own; the first rank writes them, the others wait.
 
@@ -75,8 +71,7 @@ class Answering:
         ]
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+        return _text(self.tokenizer, ids)
 
     def measure(self, engine: Engine, rows: Sequence[TextRow]) -> dict[str, float]:
         """The metrics of rows; the first rank takes them."""
@@ -90,6 +85,19 @@ class Answering:
             return found
 
         return engine.lead(values)
+
+
+def check_answers(
+    metrics: Sequence[BaseModel], tokenizer: PreTrainedTokenizerBase, examples: Iterable[TokenizedExample]
+) -> None:
+    """Raise DataError, with the row's place, where a metric can't measure the answer of an example that is held back."""
+    answers = ((str(example.origin), _text(tokenizer, prompt_and_answer(example)[1])) for example in examples)
+    check_references(metrics, answers)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.strip()
 
 
 @contextmanager

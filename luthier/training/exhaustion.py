@@ -27,7 +27,9 @@ def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) 
             raise
         training = config.training
         advice = []
-        if isinstance(training.tokens_per_batch, int):
+        if training.memory_budget_gib is not None:  # a number of tokens beside it would be refused
+            advice.append(f"training.memory_budget_gib={0.75 * training.memory_budget_gib:.3g}")
+        elif isinstance(training.tokens_per_batch, int):
             advice.append(f"training.tokens_per_batch={max(1, training.tokens_per_batch // 2)}")
         elif training.per_device_train_batch_size > 1:
             advice.append(

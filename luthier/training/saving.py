@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -84,6 +85,12 @@ def check_steps(checkpoint: Checkpoint, schedule: Schedule) -> None:
         )
 
 
+def _is_over(early_stopping: dict[str, Any]) -> bool:
+    """Whether patience was at its end, from what a checkpoint keeps of transformers' EarlyStoppingCallback."""
+    waited: int = early_stopping["attributes"]["early_stopping_patience_counter"]
+    return waited >= int(early_stopping["args"]["early_stopping_patience"])
+
+
 def restore(run: Fit, checkpoint: Checkpoint) -> None:
     """Put back what `save_checkpoint` wrote, but for the weights, which the method loads.
 
@@ -99,15 +106,17 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     kept = checkpoint.read_json(TRAINER_STATE)
     run.bridge.restore(kept)
     # early stopping holds; that time was up does not, nor having reached the end of a schedule that is now longer
-    early = (kept.get("stateful_callbacks") or {}).get("EarlyStoppingCallback", {}).get("args")
+    early = (kept.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
     training = run.config.training
     now = {
         "early_stopping_patience": training.early_stopping_patience,
         "early_stopping_threshold": training.early_stopping_threshold,
     }
     ended = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
-    out_of_time = time_was_up(kept, checkpoint.step)
-    run.stopped_before = ended and not out_of_time and (early is None or early == now)
+    patience_holds = early is None or early["args"] == now
+    # both may have stopped it: the evaluation that comes with the end of the time may be the last that was waited for
+    out_of_time = time_was_up(kept, checkpoint.step) and not (early is not None and patience_holds and _is_over(early))
+    run.stopped_before = ended and not out_of_time and patience_holds
     if out_of_time:
         run.say(
             f"The run's time was up after step {checkpoint.step}: it goes on to step {run.schedule.total_steps}, at the learning "

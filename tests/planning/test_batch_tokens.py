@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -15,12 +16,18 @@ from luthier.commands.plan import plan
 from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.data.batch import Batch
+from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError, TrainingError, UserError
+from luthier.planning.advice import advise
 from luthier.planning.batch_tokens import PREDICTED_SHARE, BatchTokens, choose_tokens, with_tokens
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Planner
+from luthier.planning.rows import Rows, _ending
 from luthier.planning.subject import Subject
 from luthier.training.exhaustion import memory_explained
+from luthier.training.grouping import Packing
+from luthier.training.schedule import IndexedSchedule
 from tests.tiny import config_for
 from tests.training.whole_runs import traces
 
@@ -140,6 +147,12 @@ def test_where_memory_runs_out_all_the_same_fewer_tokens_are_advised(
     with pytest.raises(TrainingError) as error, memory_explained(config, tmp_path, "luthier train --resume"):
         raise MemoryError
     assert "training.tokens_per_batch=1500; training.gradient_checkpointing=true" in error.value.remedy
+    # a number of tokens beside a budget would be refused
+    config = with_tokens(load(settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=2.0)), 3000)
+    with pytest.raises(TrainingError) as error, memory_explained(config, tmp_path, "luthier train --resume"):
+        raise MemoryError
+    assert "training.memory_budget_gib=1.5; training.gradient_checkpointing=true" in error.value.remedy
+    load(settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=2.0), ["training.memory_budget_gib=1.5"])
 
 
 def test_the_plan_names_the_number_and_its_peak(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
@@ -151,9 +164,59 @@ def test_the_plan_names_the_number_and_its_peak(tiny_llama: Path, rows: Path, tm
     assert told["longest_batch_tokens"] <= found["tokens"]
     shown = result.table()
     assert f"at most {found['tokens']}, for a peak of" in shown and "of 3.0 GiB" in shown
-    told = plan(config, ["training.memory_budget_gib=0.1"], hardware="1x24GB").as_dict()
-    assert told["tokens_per_batch"] is None
+    result = plan(config, ["training.memory_budget_gib=0.1"], hardware="1x24GB")
+    told = result.as_dict()
+    assert told["tokens_per_batch"] is None and told["fits"] is False and told["advice"] is None
     assert any("the longest example alone" in remark for remark in told["remarks"])
+    assert "It does not fit the budget" in result.table() and "It fits." not in result.table()
+
+
+def test_a_shape_merges_too() -> None:
+    """Rows of 512 tokens, eight a step: batches of 4,096 tokens hold all of them, of 1,024 two."""
+    settings = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=8"]
+    settings += ["data.cutoff_length=512", "training.max_steps=10"]
+    for tokens, size in ((None, 512), (1024, 1024), (4096, 4096)):
+        more = [] if tokens is None else [f"training.tokens_per_batch={tokens}"]
+        found = plan(None, [*settings, *more], hardware="1x24GB", model_shape="qwen2.5-0.5b")
+        assert found.plan is not None and found.plan.batch_tokens == size
+
+
+def test_fewer_tokens_are_advised_where_they_bound_a_batch(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    bounded = settings(tiny_llama, rows, tmp_path / "run", tokens_per_batch=256, gradient_checkpointing=True)
+    planner = planner_for(bounded)
+    fewer = with_tokens(planner.subject.config, 128)
+    peak = planner.memory(fewer).peak
+    assert peak < planner.memory(planner.subject.config).peak
+    small = Device("small", round(peak / 0.95) + 1, kind="cuda")
+    advice = advise(Planner(planner.subject, Hardware(small)))
+    assert advice is not None and advice.fits and advice.settings == ("training.tokens_per_batch=128",)
+
+
+def test_the_longest_is_looked_for_among_all_that_may_be(tmp_path: Path) -> None:
+    """Pairs of a long question count it twice and lay it down once: a shorter count may lay down more."""
+    alike = tuple(range(100, 600))
+
+    def pair(row: int, shared: tuple[int, ...], own: int) -> TokenizedExample:
+        answers = ((row, *range(1000, 1000 + own)), (row, *range(2000, 2000 + own)))
+        sequences = tuple(TokenSequence((*shared, *a), (0.0,) * len(shared) + (1.0,) * len(a)) for a in answers)
+        return TokenizedExample(sequences, Origin("", row), 0)
+
+    examples = [*(pair(row, alike, 10) for row in range(200)), pair(200, alike[:10], 300)]
+    counts = np.array([sum(len(part.input_ids) for part in example.sequences) for example in examples])
+    schedule = IndexedSchedule(len(examples), 1, 2, 1, -1, 0, False)
+    config = load({"model": "m", "data": {"train": "a", "cutoff_length": 2048}, "training": STEP})
+    found = Rows(examples, counts, schedule).reach(config, Packing(share=True))
+    longest = 10 + 301 + 300  # of the last one, whose answers begin alike too
+    assert found[0] == longest
+
+
+def test_a_piece_of_a_pair_has_the_tokens_asked_for() -> None:
+    sequences = tuple(TokenSequence(tuple(range(n)), (0.0,) + (1.0,) * (n - 1)) for n in (500, 10))
+    example = TokenizedExample(sequences, Origin("", 0), 0)
+    for tokens in (300, 21, 8):
+        (piece,) = _ending(example, tokens)
+        assert sum(len(part.input_ids) for part in piece.sequences) == tokens
+    assert not _ending(example, 3)
 
 
 # whole runs

@@ -250,6 +250,10 @@ def test_a_step_keeps_its_rows_whatever_the_batch(tiny_llama: Path, rows: Path, 
     ]
 
 
+def _optimizer(name: str) -> Any:
+    return load({"model": "m", "data": {"train": "a"}, "training": {"optim": name}}).training.optim
+
+
 def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     planner = planner_for(
         tiny_llama, rows, tmp_path, "method=full", "data.cutoff_length=128", "training.gradient_checkpointing=true",
@@ -260,6 +264,13 @@ def test_another_method_and_shorter_rows_are_the_last_resorts(tiny_llama: Path, 
     assert advice is not None and advice.fits and advice.settings[0] == "method=lora"
     advice = advise(room_for(planner, 1000))
     assert advice is not None and not advice.fits
+    assert "data.cutoff_length=64" in advice.settings
+    # the optimizer stays where it has something to do, and keeps less than AdamW
+    config = planner.subject.config
+    training = config.training.model_copy(update={"learning_rate": None, "optim": _optimizer("adafactor")})
+    start = config.model_copy(update={"training": training})
+    advice = advise(room_for(planner, 1000), start)
+    assert advice is not None and not any("optim" in setting for setting in advice.settings)
     assert "data.cutoff_length=64" in advice.settings
 
 

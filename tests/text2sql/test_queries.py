@@ -41,6 +41,7 @@ from luthier.text2sql.queries import NO_QUERY, query_in
         ("; SELECT 2;", "SELECT 2"),
         ("SELECT 'a;b', \"c;d\" FROM t; DROP TABLE t", "SELECT 'a;b', \"c;d\" FROM t"),
         ("SELECT a -- the name\nFROM t", "SELECT a FROM t"),
+        ("SELECT 1\n-- the rows\nFROM t", "SELECT 1 FROM t"),
         ("SELECT '--no comment' /* one; two\n */ FROM t", "SELECT '--no comment' FROM t"),
         ("SELECT 'it''s\nhere'", "SELECT 'it''s here'"),
         ("SELECT 'open ; FROM t", "SELECT 'open"),

@@ -88,7 +88,24 @@ def test_who_else_stops_a_run_has_the_last_word() -> None:
     control, state = TrainerControl(should_training_stop=True), TrainerState(max_steps=9, global_step=1)
     deadline.on_step_begin(None, state, control)
     deadline.on_step_end(None, state, control)
-    assert deadline.stopped_after is None and not time_was_up({}, 1)
+    assert deadline.stopped_after is None
+    assert not time_was_up({"stateful_callbacks": {"Deadline": deadline.state()}}, 1)
+
+
+def test_the_evaluation_at_the_end_of_the_time_may_end_patience(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No evaluation is a hundred better than the one before it: the first is the best, the second ends patience."""
+    monkeypatch.setattr("luthier.training.metrics_log.plot_losses", lambda *arguments: None)
+    often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 50, "save_strategy": "steps", "save_steps": 50}
+    often |= {"load_best_model_at_end": True, "early_stopping_patience": 1, "early_stopping_threshold": 100.0}
+    config = config_for(tiny_llama, write_rows(tmp_path / "rows.jsonl"), tmp_path / "run", **often)
+    config["data"]["validation"] = 4
+    for steps in (1, 2):
+        deadline = Deadline(time.monotonic(), 1.0, 1, 0.0)
+        assert train(config, resume=steps > 1, callbacks=[deadline]).steps == deadline.stopped_after == steps
+    assert train(config, resume=True).steps == 2
+    assert "stopped by a callback after step 2: nothing is left to do" in capsys.readouterr().err
 
 
 def test_a_resumed_run_knows_how_long_evaluations_took() -> None:

@@ -153,9 +153,12 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], problem: str) -> N
 def test_answers_that_a_metric_can_not_measure_are_refused_before_the_first_step(
     tiny_llama: Path, rows: Path, held: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="row 1 has no number in its reference"):
-        luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=["numeric_match"]))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not lines(tmp_path / "run")
+    earlier = tmp_path / "run" / "run.json"
+    earlier.parent.mkdir()
+    earlier.write_text('{"an": "earlier run"}')
+    with pytest.raises(DataError, match=r"\.jsonl, row 1 has no number in its reference"):
+        luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=["numeric_match"]), overwrite=True)
+    assert earlier.read_text() == '{"an": "earlier run"}'
 
 
 def test_a_metric_that_evaluations_do_not_give(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
