@@ -1,6 +1,6 @@
 """Training the last two layers of smollm2-135m, luthier beside transformers' Trainer with the same layers trainable.
 
-    python benchmarks/freeze_speed.py [--examples 256] [--epochs 5] [--rounds 1] [--data ../shared/data/instruct/alpaca_en_demo.json]
+    python benchmarks/freeze_speed.py [--examples 256] [--epochs 5] [--rounds 1] [--shared ../shared]
 
 Whole runs are compared, from the first step's beginning to the last one's end, luthier's with the states below the trained
 layers computed first. The same rows in the same order, batches of 4, float32, AdamW, learning rate 1e-4 constant. Prints the

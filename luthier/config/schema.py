@@ -26,7 +26,7 @@ class RunConfig(Section):
     )
     data: DataConfig = Field(description="The rows to learn from.")
     stage: SerializeAsAny[PluginOptions] = Field(
-        description="What is learnt: sft (default), pretrain, classification or regression."
+        description="What is learnt: sft (default), pretrain, dpo, classification or regression."
     )
     method: SerializeAsAny[MethodOptions] = Field(
         description="Which weights learn, and how (default lora); docs/methods.md compares them."

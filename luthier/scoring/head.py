@@ -137,7 +137,7 @@ class _FrozenLinearLogp(torch.autograd.Function):
         position_of_N: Tensor,
         chunk: int,
     ) -> Tensor:
-        logp_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_UH.device)
+        logp_N = torch.empty(len(targets_N), dtype=_summed_in(hidden_UH), device=hidden_UH.device)
         expected_UH = torch.empty_like(hidden_UH) if ctx.needs_input_grad[0] else None
         order_N = position_of_N.argsort(stable=True)
         starts = range(0, hidden_UH.shape[0], chunk)
@@ -177,11 +177,9 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The logits of targets [M], log sum exp of every row [C], and sum_v p_v W[v] [C, H], some columns after the others."""
     rows = hidden_CH.shape[0]
-    top_C1 = hidden_CH.new_full((rows, 1), float("-inf"), dtype=torch.float32)
+    top_C1 = hidden_CH.new_full((rows, 1), float("-inf"), dtype=_summed_in(hidden_CH))
     sum_C1 = torch.zeros_like(top_C1)
-    # sums of 16-bit products are kept in float32
-    summed_in = torch.promote_types(hidden_CH.dtype, torch.float32)
-    expected_CH = torch.zeros_like(hidden_CH, dtype=summed_in) if with_expected else None
+    expected_CH = torch.zeros_like(hidden_CH, dtype=top_C1.dtype) if with_expected else None
     of_targets_M = top_C1.new_empty(len(targets_M))
     memory = top_C1.new_empty(rows * min(COLUMNS, weight_VH.shape[0])) if _is_plain(hidden_CH, weight_VH) else None
     for start in range(0, weight_VH.shape[0], COLUMNS):
@@ -205,14 +203,20 @@ def _read(
     return of_targets_M, (top_C1 + sum_C1.log())[:, 0], expected_CH
 
 
+def _summed_in(hidden_CH: Tensor) -> torch.dtype:
+    """Sums of 16-bit products are kept in float32, of others in their own precision."""
+    return torch.promote_types(hidden_CH.dtype, torch.float32)
+
+
 def _is_plain(hidden_CH: Tensor, weight_VH: Tensor) -> bool:
-    return weight_VH.dtype == hidden_CH.dtype == torch.float32 and not torch.is_autocast_enabled(hidden_CH.device.type)
+    alike = weight_VH.dtype == hidden_CH.dtype == _summed_in(hidden_CH)
+    return alike and not torch.is_autocast_enabled(hidden_CH.device.type)
 
 
 def _logits(hidden_CH: Tensor, weight_DH: Tensor, bias_D: Tensor | None, memory: Tensor | None) -> Tensor:
-    """float32 logits [C, D], in given memory: fresh memory costs as much as a pass."""
+    """Logits [C, D] as they are summed, in given memory: fresh memory costs as much as a pass."""
     if memory is None:
-        return F.linear(hidden_CH, weight_DH, bias_D).float()
+        return F.linear(hidden_CH, weight_DH, bias_D).to(_summed_in(hidden_CH))
     scores_CD = memory[: hidden_CH.shape[0] * weight_DH.shape[0]].view(hidden_CH.shape[0], -1)
     torch.mm(hidden_CH, weight_DH.t(), out=scores_CD)
     return scores_CD if bias_D is None else scores_CD.add_(bias_D)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from luthier.data.batch import Batch, Segment
 from luthier.data.examples import TokenizedExample, TokenSequence
@@ -123,9 +127,13 @@ def forest(parents: list[int | None], lengths: list[int], vocabulary: int, seed:
                 sources.append(source)
                 targets.append(int(ids[token]))
         start += length
+    # any weights, zero too; and some of the tokens are no targets
+    chosen = torch.rand(len(sources), generator=generator) < 0.8
+    chosen[0] = True
+    weights = torch.randint(0, 4, (int(chosen.sum()),), generator=generator) / 2
     return Batch(
-        ids, torch.tensor(positions), tuple(segments), torch.tensor(sources), torch.tensor(targets),
-        torch.ones(len(sources)), torch.zeros(len(sources), dtype=torch.long), start,
+        ids, torch.tensor(positions), tuple(segments), torch.tensor(sources)[chosen], torch.tensor(targets)[chosen],
+        weights, torch.zeros(len(weights), dtype=torch.long), start,
         tuple(index for index in range(len(parents)) if index not in parents),
     )  # fmt: skip
 
@@ -240,43 +248,67 @@ def test_soft_caps_and_scales_of_a_family_are_in_the_scores(name: str) -> None:
         assert relative(own[parameter], reference) < 1e-4, parameter
 
 
-def test_frozen_head_in_one_pass_passes_gradcheck() -> None:
+def test_frozen_head_in_one_pass_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over rows in twos and columns in threes."""
+    from luthier.scoring import head
     from luthier.scoring.head import _FrozenLinearLogp
 
+    monkeypatch.setattr(head, "COLUMNS", 3)
     torch.manual_seed(0)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
     targets, position = torch.tensor([0, 6, 3, 3, 1, 2]), torch.tensor([4, 2, 0, 2, 1, 1])  # none of 3, two of 1 and 2
-    # the log-probability itself is kept in float32, so the tolerance is that of float32 differences
     expected = torch.log_softmax(hidden @ weight.T + bias, dim=-1)[position].gather(1, targets[:, None])[:, 0]
     got = _FrozenLinearLogp.apply(hidden, weight, bias, targets, position, 2)
-    assert torch.allclose(got.double(), expected, atol=1e-6)
-    scale = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
-    (own,) = torch.autograd.grad((got.double() * scale).sum(), hidden)
-    (reference,) = torch.autograd.grad((expected * scale).sum(), hidden)
-    assert torch.allclose(own, reference, atol=1e-6)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda hidden: _FrozenLinearLogp.apply(hidden, weight, bias, targets, position, 2), (hidden,)
+    )
 
 
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that an operator's result has: of forward and of backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        found = function(*arguments, **(named or {}))
+        for tensor in tree_leaves(found):
+            # an expanded view takes no memory
+            if isinstance(tensor, Tensor) and 0 not in tensor.stride():
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_vocabulary_wide_tensor_of_all_targets(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits exist for one chunk at a time, whether the head is frozen or trained."""
+def test_no_vocabulary_wide_tensor_of_all_targets(kind: str, trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits exist for one chunk at a time, in forward and backward, whether the head is frozen or trained."""
     import luthier.scoring.head as head
 
-    monkeypatch.setattr(head, "CHUNK_BYTES", 300 * 4 * 16)
-    seen: list[int] = []
-    own = head.Head.logits
-
-    def watched(self: head.Head, hidden_CH: Tensor) -> Tensor:
-        seen.append(hidden_CH.shape[0])
-        return own(self, hidden_CH)
-
-    monkeypatch.setattr(head.Head, "logits", watched)
-    model = tiny_model(kind)
-    batch = pack(random_examples([60, 50]))
-    reference = plain_scores(model, random_examples([60, 50]))
-    logp_N = Scorer(model)(batch).logp_N
+    vocabulary = 2000
+    monkeypatch.setattr(head, "CHUNK_BYTES", vocabulary * 4 * 16)
+    monkeypatch.setattr(head, "COLUMNS", 300)
+    model = tiny_model(kind, vocab_size=vocabulary)
+    examples = random_examples([100, 90])
+    batch = pack(examples)
+    reference = plain_scores(model, examples).detach()
+    wide = min(len(batch.targets_N), len(batch.input_ids_T)) * vocabulary
+    if not trained:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".mlp." in name)
+    # a weight of the embedding's size and its gradient are there in any case
+    assert vocabulary * model.config.hidden_size < wide / 2
+    with LargestTensor() as largest:
+        logp_N = Scorer(model)(batch).logp_N
+        logp_N.sum().backward()
     assert relative(logp_N, reference) < TOLERANCE
-    assert seen and max(seen) <= 16 < len(batch.targets_N)
+    assert 16 * 300 <= largest.elements < wide / 2
+    with LargestTensor() as largest, torch.no_grad():
+        plain_scores(model, examples)
+    assert largest.elements >= wide / 2  # transformers' own forward is noticed
 
 
 def test_lora_inside_the_model_is_scored() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ def measured(folder: Path, predictions: Path) -> EvaluatedQueries:
 
 def test_every_verdict_is_the_official_one(real_spider: Path) -> None:
     predictions = real_spider / "predictions" / "dbgpthub_lora32.sql"
+    began = time.monotonic()
     result = measured(real_spider, predictions)
+    assert time.monotonic() - began < 60  # seconds for all of them; 3 on a machine that does nothing else
     official = [json.loads(line) for line in predictions.with_suffix(".official.jsonl").read_text().splitlines()]
     ours = [(item.index, item.verdict.hardness, item.verdict.exact, item.verdict.execution) for item in result.items]
     assert ours == [(row["idx"], row["hardness"], row["exact"], row["exec"]) for row in official]

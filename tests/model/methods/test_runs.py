@@ -57,13 +57,16 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("choice", [*METHODS.names(), *VARIANTS])
 def test_trained_stopped_and_gone_on_with(
-    choice: str, base: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    choice: str, base: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr("luthier.training.metrics_log.plot_losses", lambda *arguments: None)  # a third of the time
     config = config_for(base, examples, tmp_path / "run", max_steps=6, save_steps=3, per_device_train_batch_size=2)
     config["method"] = VARIANTS.get(choice, choice)
     del config["training"]["learning_rate"]  # the method's own
     luthier.train(config)
+    padded = choice in ("prompt_tuning", "p_tuning", "prefix_tuning", "mam", "unipelt")
+    assert ("attention: padded rows, because" in capsys.readouterr().err) == padded
     run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-00000006"
     whole, final = weights(last), weights(run / "final")
     assert METHOD_STATE not in final
