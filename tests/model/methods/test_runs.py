@@ -65,7 +65,8 @@ def test_trained_stopped_and_gone_on_with(
     config["method"] = VARIANTS.get(choice, choice)
     del config["training"]["learning_rate"]  # the method's own
     luthier.train(config)
-    padded = choice in ("prompt_tuning", "p_tuning", "prefix_tuning", "mam", "unipelt")
+    with_virtual_tokens = ("prompt_tuning", "p_tuning", "prefix_tuning", "mam", "unipelt")
+    padded = VARIANTS.get(choice, {"name": choice})["name"] in with_virtual_tokens
     assert ("attention: padded rows, because" in capsys.readouterr().err) == padded
     run, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-00000006"
     whole, final = weights(last), weights(run / "final")
