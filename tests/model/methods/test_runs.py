@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from luthier.config.plugins import METHODS
 from luthier.foundation.errors import ModelError
 from luthier.model.method import METHOD_STATE
 from tests.tiny import config_for, tiny_folder, write_rows
+from tests.training.whole_runs import launch, traces
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "pissa": {"name": "lora", "init": "pissa", "rank": 4},
@@ -89,3 +91,20 @@ def test_trained_stopped_and_gone_on_with(
     else:
         measured = export(str(run), tmp_path / "merged")
     assert measured.largest_logit_difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["adalora", "p_tuning", "vera"])
+def test_killed_and_gone_on_with(choice: str, base: Path, examples: Path, tmp_path: Path) -> None:
+    """A rank budget that is driven, an encoder that is not saved with the model, matrices made from a seed."""
+
+    def config(name: str) -> dict[str, Any]:
+        found = config_for(base, examples, tmp_path / name, max_steps=8, save_steps=3)
+        return {**found, "method": choice}
+
+    luthier.train(config("whole"))
+    assert launch(config("run"), tmp_path, "--die-at", "step:5").returncode == -signal.SIGKILL
+    resumed = launch(config("run"), tmp_path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step-00000003" in resumed.stderr
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
