@@ -9,6 +9,7 @@ Works:
     text2sql           256 Spider questions, each with its schema, in batches of 8 as sampled, beside transformers' Trainer
     text2sql-grouped   the same with training.grouping: within_buffer, which puts questions on one schema into one step
     dpo                12 preference pairs in batches of 2, 3 epochs, beside TRL's DPOTrainer
+    dpo-precomputed    the same, TRL's reference computed once beforehand too
     scaling            256 rows beside 64 rows of luthier's own: how much longer they take
 
 All train LoRA r=8 on all linear layers of smollm2-135m in float32, AdamW, learning rate 1e-4 constant. Tokens per second
@@ -38,9 +39,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # what tells MKL, torch and oneDNN to keep to AVX2; all three read it when they are loaded
 AVX2 = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-# arithmetic that one token needs: two operations for every weight of a linear layer, forward and for the gradient of the
-# layer's input; the head's for every target
-LAYER_WEIGHTS, HEAD_WEIGHTS = 106_168_320, 49_152 * 576
+# The arithmetic that is needed: of every token that is laid down (what sequences share counts once) two operations for each
+# weight of a linear layer, forward and for the gradient of the layer's input, and three times two for each of LoRA's; the
+# head's for every target; in each layer 12 for each number of a token's width and each token that it attends to (two
+# products forward, four backward). Scores and logits are not counted twice where they are made again.
+LAYER_WEIGHTS, LORA_WEIGHTS, HEAD_WEIGHTS, LAYERS_TIMES_WIDTH = 106_168_320, 2_442_240, 49_152 * 576, 30 * 576
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Work:
         peer: the --peer of the script, or None where luthier is measured beside itself.
         steps, peer_steps: of each side; rates are compared where they differ.
         training: luthier's further settings.
+        precomputing: the peer's reference is computed beforehand, by peer_precomputing.py.
     """
 
     rows: Callable[[Path, Path], tuple[Path, Path]]
@@ -63,6 +67,7 @@ class Work:
     cutoff: int
     stage: str = "sft"
     training: dict[str, Any] = field(default_factory=dict)
+    precomputing: bool = False
 
 
 def alpaca_rows(count: int) -> Callable[[Path, Path], tuple[Path, Path]]:
@@ -125,6 +130,7 @@ WORKS = {
     "text2sql": Work(spider_rows, "hf", 8, 7, 7, 256, 1024),
     "text2sql-grouped": Work(spider_rows, "hf", 8, 32, 7, 256, 1024, training=GROUPED),
     "dpo": Work(preference_pairs, "trl-dpo", 2, 18, 18, 12, 1024, stage="dpo"),
+    "dpo-precomputed": Work(preference_pairs, "trl-dpo", 2, 18, 18, 12, 1024, stage="dpo", precomputing=True),
     "scaling": Work(alpaca_rows(256), None, 4, 65, 17, 256, 512),
 }
 
@@ -159,7 +165,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         source, rows = work.rows(options.shared, Path(name))
         ours = [sys.executable, __file__, options.work, "--rows", str(rows), "--steps"]
-        theirs = [sys.executable, str(options.peer_script), "--peer", str(work.peer), "--model", str(model)]
+        before = [str(ROOT / "benchmarks" / "peer_precomputing.py")] if work.precomputing else []
+        theirs = [sys.executable, *before, str(options.peer_script), "--peer", str(work.peer), "--model", str(model)]
         theirs += ["--data", str(source), "--examples", str(work.examples), "--batch-size", str(work.batch)]
         theirs += ["--steps", str(work.peer_steps), "--cutoff", str(work.cutoff)]
         for number in range(options.rounds):
@@ -197,6 +204,7 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
         folder = Path(name)
         os.environ["LUTHIER_DATA_CACHE"] = str(folder / "cache")
         seconds_of_reference = _timed(Reference, folder)
+        laid_down = _counted()
         config = {
             "model": "smollm2-135m",
             "data": {"train": str(rows), "cutoff_length": work.cutoff, "shuffle": False},
@@ -220,10 +228,29 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
         "seconds_of_reference": round(sum(seconds_of_reference), 2),
         "tokens": tokens,
         "targets": sum(line["targets"] for line in lines[1:]),
+        "laid_down": sum(found[0] for found in laid_down[1:steps]),
+        "attended": sum(found[1] for found in laid_down[1:steps]),
         "losses": [line["loss"] for line in lines],
         "step_tokens": [line["tokens"] for line in lines],
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+
+
+def _counted() -> list[tuple[int, int]]:
+    """Of each step that is drawn the tokens laid down, and how many tokens these attend to together."""
+    from luthier.training import feeds
+
+    found: list[tuple[int, int]] = []
+    pack_step = feeds.pack_step
+
+    def counted(*arguments: Any) -> Any:
+        batches = pack_step(*arguments)
+        positions = [batch.position_ids_T for batch in batches]
+        found.append((sum(map(len, positions)), sum(int((each + 1).sum()) for each in positions)))
+        return batches
+
+    feeds.pack_step = counted
+    return found
 
 
 def _timed(reference: Any, folder: Path) -> list[float]:
@@ -248,7 +275,8 @@ def ratio(pair: dict[str, Any]) -> float:
     """How many times faster: of rates; for preference stages of whole runs, the reference's time included."""
     own, peer = pair["luthier"], pair["peer"]
     if own["seconds_of_reference"]:
-        return float(peer["seconds"] / (own["seconds"] + own["seconds_of_reference"]))
+        whole = peer["seconds"] + peer.get("seconds_of_reference", 0.0)
+        return float(whole / (own["seconds"] + own["seconds_of_reference"]))
     return float(own["tokens_per_second"] / peer["tokens_per_second"])
 
 
@@ -271,8 +299,9 @@ def machine_rate() -> int:
 
 
 def needed_gflops(own: dict[str, Any]) -> float:
-    """Arithmetic a second that the work truly needs, every token computed: shared tokens are not counted off."""
-    operations = 4 * LAYER_WEIGHTS * own["tokens"] + 4 * HEAD_WEIGHTS * own["targets"]
+    """Billions of operations a second that the work truly needs, see above."""
+    operations = (4 * LAYER_WEIGHTS + 6 * LORA_WEIGHTS) * own["laid_down"] + 4 * HEAD_WEIGHTS * own["targets"]
+    operations += 12 * LAYERS_TIMES_WIDTH * own["attended"]
     return float(operations / own["seconds"] / 1e9)
 
 
@@ -305,6 +334,8 @@ def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, 
         "memory_ratio": median(lambda pair: pair["luthier"]["peak_rss_mib"] / pair["peer"]["peak_rss_mib"]),
         "share_of_matrix_product_rate": median(lambda pair: needed_gflops(pair["luthier"]) / pair["float32_gflops"]),
         "largest_relative_loss_difference": max(differences) if same else None,
+        # of the work scaling: how much longer a token takes in the longer run
+        **({} if work.peer else {"times_as_long": median(lambda pair: 1 / ratio(pair))}),
         "rounds": rounds,
     }
 
