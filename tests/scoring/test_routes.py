@@ -131,6 +131,7 @@ def forest(parents: list[int | None], lengths: list[int], vocabulary: int, seed:
     chosen = torch.rand(len(sources), generator=generator) < 0.8
     chosen[0] = True
     weights = torch.randint(0, 4, (int(chosen.sum()),), generator=generator) / 2
+    weights[0] = 1  # there is something to learn
     return Batch(
         ids, torch.tensor(positions), tuple(segments), torch.tensor(sources)[chosen], torch.tensor(targets)[chosen],
         weights, torch.zeros(len(weights), dtype=torch.long), start,
