@@ -140,7 +140,7 @@ def draw(sides: dict[str, dict[str, float]], path: Path) -> None:
     for kind in [*KINDS, REST]:
         widths = [sides[side][kind] for side in shown]
         bars = axes.barh([labels[side] for side in shown], widths, left=left, label=kind, height=0.6)
-        texts = [f"{width:.2f}" if width > longest / 40 else "" for width in widths]
+        texts = [f"{width:.2f}" if width > longest / 32 else "" for width in widths]
         axes.bar_label(bars, texts, label_type="center", size=8)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     for row, together in enumerate(left):
