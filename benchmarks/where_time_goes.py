@@ -39,7 +39,7 @@ REST = "Python and all else"
 
 
 class Profiled(TrainerCallback):
-    """Records the steps FIRST + 1 to LAST. `found` holds seconds by kind, `ends` the steps' losses and times."""
+    """Records the steps FIRST + 1 to LAST. `found` holds seconds by kind."""
 
     found: ClassVar[dict[str, float]] = {}
     began: ClassVar[float] = 0.0
