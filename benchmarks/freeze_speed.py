@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ BATCH, CUTOFF, LAYERS = 4, 512, 2
 
 
 def main() -> int:
-    from benchmarks.training_speed import SHARED, alpaca_rows, machine_rate, run
+    from benchmarks.training_speed import SHARED, alpaca_rows, machine, run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=256)
@@ -44,14 +46,9 @@ def main() -> int:
         _, rows = alpaca_rows(options.examples)(options.shared, Path(folder))
         command = [sys.executable, __file__, "--rows", str(rows), "--epochs", str(options.epochs), "--side"]
         for number in range(options.rounds):
-            pair = {
-                "luthier": run([*command, "luthier"]),
-                "peer": run([*command, "peer"]),
-                "float32_gflops": machine_rate(),
-            }
+            pair = {"luthier": run([*command, "luthier"]), "peer": run([*command, "peer"])}
             rounds.append(pair)
             print(f"round {number + 1}: {pair['peer']['seconds'] / pair['luthier']['seconds']:.2f}", flush=True)
-    ratios = sorted(pair["peer"]["seconds"] / pair["luthier"]["seconds"] for pair in rounds)
     apart = [
         abs(own - peer) / peer
         for pair in rounds
@@ -59,7 +56,12 @@ def main() -> int:
     ]
     result = {
         "work": f"freeze: smollm2-135m, last {LAYERS} layers, {options.examples} rows, {options.epochs} epochs, batch {BATCH}",
-        "ratio": round(ratios[len(ratios) // 2], 3),
+        "machine": machine(),
+        "load_after": round(os.getloadavg()[0], 1),
+        "ratio": round(statistics.median(pair["peer"]["seconds"] / pair["luthier"]["seconds"] for pair in rounds), 3),
+        "memory_ratio": round(
+            statistics.median(pair["luthier"]["peak_rss_mib"] / pair["peer"]["peak_rss_mib"] for pair in rounds), 3
+        ),
         "largest_relative_loss_difference": max(apart),
         "rounds": rounds,
     }

@@ -42,8 +42,12 @@ AVX2 = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDN
 # The arithmetic that is needed: of every token that is laid down (what sequences share counts once) two operations for each
 # weight of a linear layer, forward and for the gradient of the layer's input, and three times two for each of LoRA's; the
 # head's for every target; in each layer 12 for each number of a token's width and each token that it attends to (two
-# products forward, four backward). Scores and logits are not counted twice where they are made again.
+# products forward, four backward). Scores and logits are not counted twice where they are made again. Not needed, so not
+# counted: the gradient of what enters the first layer, and of the last layer all but keys and values for tokens that no
+# loss looks at.
 LAYER_WEIGHTS, LORA_WEIGHTS, HEAD_WEIGHTS, LAYERS_TIMES_WIDTH = 106_168_320, 2_442_240, 49_152 * 576, 30 * 576
+KEYS_AND_VALUES = 2 * 192 * 576
+QUERIES_KEYS_VALUES = 576 * 576 + KEYS_AND_VALUES
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,11 @@ def main() -> int:
         theirs += ["--data", str(source), "--examples", str(work.examples), "--batch-size", str(work.batch)]
         theirs += ["--steps", str(work.peer_steps), "--cutoff", str(work.cutoff)]
         for number in range(options.rounds):
+            before_it = machine_rate()
             own = run([*ours, str(work.steps)])
+            rate = round((before_it + machine_rate()) / 2)
             peer = run(theirs) if work.peer else run([*ours, str(work.peer_steps)])
-            rounds.append({"luthier": own, "peer": peer, "float32_gflops": machine_rate()})
+            rounds.append({"luthier": own, "peer": peer, "float32_gflops": rate})
             print(f"round {number + 1}: {describe(rounds[-1])}", flush=True)
     result = summarize(options.work, work, rounds)
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=2))
@@ -283,10 +289,28 @@ def ratio(pair: dict[str, Any]) -> float:
 def describe(pair: dict[str, Any]) -> str:
     """One round in a line."""
     own, peer = pair["luthier"], pair["peer"]
+    if own["seconds_of_reference"]:  # the peer's rate would be of one pass only
+        told = [f"{side['seconds'] + side.get('seconds_of_reference', 0.0):.1f} s" for side in (own, peer)]
+    else:
+        told = [f"{side['tokens_per_second']} tokens/s" for side in (own, peer)]
     return (
-        f"luthier {own['tokens_per_second']} tokens/s, {own['peak_rss_mib']} MiB; "
-        f"{peer['peer']} {peer['tokens_per_second']} tokens/s, {peer['peak_rss_mib']} MiB; ratio {ratio(pair):.2f}"
+        f"luthier {told[0]}, {own['peak_rss_mib']} MiB; "
+        f"{peer['peer']} {told[1]}, {peer['peak_rss_mib']} MiB; ratio {ratio(pair):.2f}"
     )
+
+
+def machine() -> dict[str, Any]:
+    """What a result was measured on."""
+    import torch
+
+    from luthier.foundation.devices import cpu_name_and_flags
+
+    return {
+        "cpu": cpu_name_and_flags()[0],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def machine_rate() -> int:
@@ -302,20 +326,19 @@ def needed_gflops(own: dict[str, Any]) -> float:
     """Billions of operations a second that the work truly needs, see above."""
     operations = (4 * LAYER_WEIGHTS + 6 * LORA_WEIGHTS) * own["laid_down"] + 4 * HEAD_WEIGHTS * own["targets"]
     operations += 12 * LAYERS_TIMES_WIDTH * own["attended"]
+    operations -= 2 * QUERIES_KEYS_VALUES * own["laid_down"]
+    operations -= 4 * (LAYER_WEIGHTS / 30 - KEYS_AND_VALUES) * (own["laid_down"] - own["targets"])
     return float(operations / own["seconds"] / 1e9)
 
 
 def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Median ratios, and how far the losses are apart where both sides see the same steps."""
-    import torch
-
-    from luthier.foundation.devices import cpu_name_and_flags
-
     same = work.peer is not None and not work.training
     differences = [
         abs(own - peer) / abs(peer)
         for pair in rounds
-        for own, peer in zip(pair["luthier"]["losses"], pair["peer"]["losses"], strict=False)
+        for own, peer in zip(pair["luthier"]["losses"], pair["peer"]["losses"], strict=True)
+        if same
     ]
 
     def median(of: Callable[[dict[str, Any]], float]) -> float:
@@ -323,12 +346,7 @@ def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, 
 
     return {
         "work": f"{name}: smollm2-135m, LoRA r=8 all-linear, batch {work.batch}, {work.steps} steps, cutoff {work.cutoff}, float32",
-        "machine": {
-            "cpu": cpu_name_and_flags()[0],
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "machine": machine(),
         "load_after": round(os.getloadavg()[0], 1),
         "ratio": median(ratio),
         "memory_ratio": median(lambda pair: pair["luthier"]["peak_rss_mib"] / pair["peer"]["peak_rss_mib"]),

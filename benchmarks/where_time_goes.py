@@ -31,7 +31,7 @@ FIRST, LAST = 2, 5
 KINDS = {
     "matrix products": r"aten::(addmm|mm|bmm|baddbmm|linear|matmul)_?$",
     "attention": r"scaled_dot_product",
-    "softmax of the logits": r"aten::(_?log_?softmax|_softmax|nll_loss|logsumexp|exp|amax|max|gather)",
+    "softmax of the logits": r"aten::(_?log_?softmax|_softmax|nll_loss|logsumexp|exp_?$|amax|max|gather)",
     "copies and memory": r"aten::(copy|cat|fill|zero|empty|clone|contiguous|to|_to_copy|slice_backward|index|new_)",
     "activations, norms, sums": r"aten::(silu|mul|add|sub|div|neg|pow|rsqrt|mean|sum|square|linalg|addc|sin|cos|where|einsum|vecdot)",
 }
@@ -140,7 +140,7 @@ def draw(sides: dict[str, dict[str, float]], path: Path) -> None:
     for kind in [*KINDS, REST]:
         widths = [sides[side][kind] for side in shown]
         bars = axes.barh([labels[side] for side in shown], widths, left=left, label=kind, height=0.6)
-        texts = [f"{width:.2f}" if width > longest / 32 else "" for width in widths]
+        texts = [f"{width:.2f}" if width > longest / 24 else "" for width in widths]
         axes.bar_label(bars, texts, label_type="center", size=8)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     for row, together in enumerate(left):
