@@ -60,9 +60,9 @@ def query_in(answer: str) -> str:
         elif found.lastgroup == "quoted":
             parts.append(_LINE_END.sub(" ", found.group()))  # Unicode's own separators are part of the value
         else:
-            parts[-1] = parts[-1].rstrip()
-            if parts[-1] or parts[-2:-1] != [" "]:
-                parts.append(" ")
+            before = parts.pop().rstrip()
+            if before or parts[-1:] != [" "]:  # of comments and breaks in a row one space is left
+                parts += [before, " "]
     else:
         parts.append(text[position:])
     return "".join(parts).strip() or NO_QUERY

@@ -42,6 +42,8 @@ from luthier.text2sql.queries import NO_QUERY, query_in
         ("SELECT 'a;b', \"c;d\" FROM t; DROP TABLE t", "SELECT 'a;b', \"c;d\" FROM t"),
         ("SELECT a -- the name\nFROM t", "SELECT a FROM t"),
         ("SELECT 1\n-- the rows\nFROM t", "SELECT 1 FROM t"),
+        ("SELECT 1\n-- the\n-- rows\n/* of */ -- t\nFROM t", "SELECT 1 FROM t"),
+        ("-- one\n-- two\nSELECT 'a' -- three\n-- four\n, 'b'", "SELECT 'a' , 'b'"),
         ("SELECT '--no comment' /* one; two\n */ FROM t", "SELECT '--no comment' FROM t"),
         ("SELECT 'it''s\nhere'", "SELECT 'it''s here'"),
         ("SELECT 'open ; FROM t", "SELECT 'open"),
