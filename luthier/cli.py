@@ -1,6 +1,7 @@
 """The command line: `main(argv) -> exit status`. Each verb imports its command when it runs, so that help is instant.
 
-Exit status: 0 done, 2 something the user can mend, 1 our own fault, 130 Ctrl-C.
+Exit status: 0 done, 2 something the user can mend, 1 our own fault, 130 Ctrl-C, 143 SIGTERM, 3 a finding that
+`data check --fail-on` names.
 """
 
 from __future__ import annotations

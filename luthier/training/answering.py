@@ -96,7 +96,8 @@ def check_answers(
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    """As answers are decoded: a tokenizer's own clean-up of spaces would make others of some references."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.strip()
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 import luthier
 from luthier.commands.evaluate import Asked, evaluate
@@ -21,7 +25,8 @@ from luthier.data.records import Conversation, Message, Origin
 from luthier.data.rendering import Renderer
 from luthier.foundation.errors import ConfigError, DataError
 from luthier.model.loading import tokenizer_at
-from luthier.training.answering import prompt_and_answer
+from luthier.model.token_text import TokenText
+from luthier.training.answering import _text, prompt_and_answer
 from tests.tiny import config_for, write_rows
 
 
@@ -58,6 +63,20 @@ def test_the_answers_are_those_of_the_finished_run(tiny_llama: Path, rows: Path,
     last = [line for line in lines(tmp_path / "run") if "eval_loss" in line][-1]
     assert {name: last[f"eval_{name}"] for name in values} == pytest.approx(values)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["test_metrics"] == result.test_metrics
+
+
+def test_references_are_decoded_as_answers_are() -> None:
+    """A tokenizer that cleans spaces up would make another text of the reference than of the same tokens as an answer."""
+    text = "is n't it , you say ?"
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(text.split())}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=True)
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) != text
+    answer = TokenText(tokenizer)
+    for token in ids:
+        answer.push(token)
+    assert _text(tokenizer, ids) == answer.finish() == text
 
 
 def test_it_does_not_change_what_is_learnt(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
