@@ -208,8 +208,7 @@ def _go_on_from(
     Raises:
         UserError: the checkpoint is of another run, or past this one's end; or the model would be removed.
     """
-    from luthier.training.deadline import time_was_up
-    from luthier.training.saving import TRAINER_STATE, check_steps
+    from luthier.training.saving import TRAINER_STATE, check_steps, ending_of
 
     folder = claim.folder
     if checkpoint is None:
@@ -226,11 +225,10 @@ def _go_on_from(
     saved = checkpoint.manifest["fingerprints"]
     changes = run_folder.check_same_run(folder, setup.config, fingerprints, saved, hardware, say)
     results = run_folder.finished_results(folder, checkpoint.step)
-    history = checkpoint.read_json(TRAINER_STATE)
-    if changes or results is None or time_was_up(history, checkpoint.step):
+    if changes or results is None or ending_of(checkpoint, setup.config.training).by_time:
         return None
     say(f"{folder} is finished: nothing is left to do.")
-    return TrainResult(**results, history=history["log_history"])
+    return TrainResult(**results, history=checkpoint.read_json(TRAINER_STATE)["log_history"])
 
 
 def identity(setup: Setup, engine: Engine) -> tuple[dict[str, str], dict[str, Any]]:

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Stops training, with an evaluation and a checkpoint, while there is time for what comes after the last step.
 
-    Its state says to a run that is resumed that time ended the run, and nothing else did: see `time_was_up`.
+    Its state says to a run that is resumed that its time was up: see `time_was_up`.
 
     Args:
         at: when all should be over, by `time.monotonic()`.
@@ -90,7 +90,7 @@ class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 def time_was_up(trainer_state: Mapping[str, Any], step: int) -> bool:
-    """Whether a run ended after a step because its time was up, so that there is more to learn.
+    """Whether a run's time was up after a step; whether that alone ended it, `luthier.training.saving.ending_of` says.
 
     Args:
         trainer_state: a checkpoint's. step: the checkpoint's.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import TrainingError
 from luthier.foundation.files import write_json
 from luthier.training.checkpoints import Checkpoint
@@ -85,6 +87,42 @@ def check_steps(checkpoint: Checkpoint, schedule: Schedule) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Who ended the run that a checkpoint is of, before the end of its schedule. Neither: the schedule, or an interruption.
+
+    Args:
+        by_time: its time was up, so there is more to learn.
+        by_callback: early stopping, or another callback that nothing contradicts.
+    """
+
+    by_time: bool = False
+    by_callback: bool = False
+
+
+def ending_of(checkpoint: Checkpoint, training: TrainingConfig) -> Ending:
+    """Who ended the run, from what its checkpoint keeps of the callbacks.
+
+    Args:
+        training: of the run that goes on: patience or a threshold that is another now no longer counts.
+    """
+    kept = checkpoint.read_json(TRAINER_STATE)
+    callbacks = kept.get("stateful_callbacks") or {}
+    early = callbacks.get("EarlyStoppingCallback")
+    now = {
+        "early_stopping_patience": training.early_stopping_patience,
+        "early_stopping_threshold": training.early_stopping_threshold,
+    }
+    patience_holds = early is None or early["args"] == now
+    # both may have stopped it: the evaluation that comes with the end of the time may be the last that was waited for
+    out_of_patience = early is not None and patience_holds and _is_over(early)
+    by_time = time_was_up(kept, checkpoint.step) and not out_of_patience
+    # having reached the end of a schedule that is now longer holds no run back
+    stopped = ((callbacks.get("TrainerControl") or {}).get("args") or {}).get("should_training_stop", False)
+    ended = stopped and kept["max_steps"] > checkpoint.step
+    return Ending(by_time, ended and not by_time and patience_holds)
+
+
 def _is_over(early_stopping: dict[str, Any]) -> bool:
     """Whether patience was at its end, from what a checkpoint keeps of transformers' EarlyStoppingCallback."""
     waited: int = early_stopping["attributes"]["early_stopping_patience_counter"]
@@ -103,26 +141,15 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     tensors = load_file(checkpoint.path / OPTIMIZER_TENSORS)
     restore_optimizer(run.model, run.optimizer, tensors, rest, run.config.training.optim.counts)
     restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])
-    kept = checkpoint.read_json(TRAINER_STATE)
-    run.bridge.restore(kept)
-    # early stopping holds; that time was up does not, nor having reached the end of a schedule that is now longer
-    early = (kept.get("stateful_callbacks") or {}).get("EarlyStoppingCallback")
-    training = run.config.training
-    now = {
-        "early_stopping_patience": training.early_stopping_patience,
-        "early_stopping_threshold": training.early_stopping_threshold,
-    }
-    ended = run.bridge.control.should_training_stop and kept["max_steps"] > checkpoint.step
-    patience_holds = early is None or early["args"] == now
-    # both may have stopped it: the evaluation that comes with the end of the time may be the last that was waited for
-    out_of_time = time_was_up(kept, checkpoint.step) and not (early is not None and patience_holds and _is_over(early))
-    run.stopped_before = ended and not out_of_time and patience_holds
-    if out_of_time:
+    run.bridge.restore(checkpoint.read_json(TRAINER_STATE))
+    ending = ending_of(checkpoint, run.config.training)
+    run.stopped_before = ending.by_callback
+    if ending.by_time:
         run.say(
             f"The run's time was up after step {checkpoint.step}: it goes on to step {run.schedule.total_steps}, at the learning "
             "rates laid out for all of them."
         )
-    if run.stopped_before:
+    if ending.by_callback:
         run.say(f"The run was stopped by a callback after step {checkpoint.step}: nothing is left to do.")
     run.position = Position(**loop["position"])
     run.window = Window(**loop["window"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,17 @@ def test_the_evaluation_at_the_end_of_the_time_may_end_patience(
     for steps in (1, 2):
         deadline = Deadline(time.monotonic(), 1.0, 1, 0.0)
         assert train(config, resume=steps > 1, callbacks=[deadline]).steps == deadline.stopped_after == steps
+    final = tmp_path / "run" / "final"
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in final.iterdir()}
+    for _ in range(2):  # ended by both, it is a finished run, whose model nobody touches
+        capsys.readouterr()
+        assert train(config, resume=True).steps == 2
+        assert "is finished: nothing is left to do" in capsys.readouterr().err
+        assert before == {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in final.iterdir()}
+    shutil.rmtree(final)  # as a kill between the last checkpoint and the model leaves it
     assert train(config, resume=True).steps == 2
     assert "stopped by a callback after step 2: nothing is left to do" in capsys.readouterr().err
+    assert (final / "adapter_model.safetensors").is_file()
 
 
 def test_a_resumed_run_knows_how_long_evaluations_took() -> None:
