@@ -14,6 +14,8 @@ from luthier.commands import run_folder
 from luthier.commands.setup import Setup
 from luthier.config.loading import dump
 from luthier.data.examples import TokenizedExample
+from luthier.data.fingerprints import tokenizer_fingerprint
+from luthier.data.token_arrays import ExamplesPart
 from luthier.foundation.progress import say
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.scoring.trunk import bytes_of, make_trunk, no_room, trunk_layer
@@ -26,15 +28,15 @@ def with_reference(
     setup: Setup, engine: Engine, scorer: nn.Module, share: bool
 ) -> dict[str, Sequence[TokenizedExample]]:
     """The run's examples by split; where the stage asks for it, with the log-probabilities of the model as it is now."""
-    data, config = setup.data, setup.config
-    splits: dict[str, Sequence[TokenizedExample]]
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    splits |= {f"validation {name}": part for name, part in data.validation_sets.items()}
-    if not setup.stage.reference:
-        return splits
-    size = config.training.per_device_eval_batch_size
-    reference = Reference(scorer, engine, _identity(setup, engine), size, share, say)
-    return {name: reference.examples(name, examples) for name, examples in splits.items()}
+    data, size = setup.data, setup.config.training.per_device_eval_batch_size
+    whole = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits: dict[str, Sequence[TokenizedExample]] = {**whole}
+    if setup.stage.reference:
+        reference = Reference(scorer, engine, _identity(setup, engine), size, share, say)
+        splits = {name: reference.examples(name, examples) for name, examples in whole.items()}
+    for name, part in data.validation_sets.items():
+        splits[f"validation {name}"] = ExamplesPart(splits["validation"], part.places)
+    return splits
 
 
 def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, run: Path) -> Packing:
@@ -52,7 +54,7 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     if reason := no_room(layer, needed, limit, None if folder.exists() else run):
         say(f"trunk: {reason}")
         return packing
-    about = {**_identity(setup, engine), "tokens": train.tokens}
+    about = {**_identity(setup, engine), "data": train.content_hash(), "tokens": train.tokens}
     scorer.trunk = make_trunk(model, layer, train, folder, about, engine, say)
     if scorer.trunk is None:
         return packing
@@ -61,11 +63,12 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
 
 
 def _identity(setup: Setup, engine: Engine) -> dict[str, Any]:
-    """Everything that shapes numbers of the model as it is before the first step."""
+    """Everything that shapes numbers of the model as it is before the first step, beside the tokens that it reads."""
     told, training = dump(setup.config), setup.config.training
     return {
-        "model": [setup.source.fingerprint, told["model"], told["method"], training.seed],
-        "data": setup.data.fingerprint,
+        # the weights' bytes: a model that was trained anew in its place has the same names, sizes and headers
+        "model": [engine.lead(setup.source.content_hash), told["model"], told["method"], training.seed],
+        "tokenizer": tokenizer_fingerprint(setup.tokenizer),  # the model has a row for each of its tokens
         "precision": [training.bf16, training.fp16, training.pure_bf16],
         "device": engine.device.type,
         "versions": run_folder.versions(),

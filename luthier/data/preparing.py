@@ -20,7 +20,6 @@ from luthier.data.encoder_settings import encoder_settings
 from luthier.data.encoding import BlockEncoder, EncodingTask, encoding_processes
 from luthier.data.encoding import ChosenEncoder as ChosenEncoder
 from luthier.data.entries import LoadedEntry, load_entry
-from luthier.data.examples import TokenizedExample
 from luthier.data.fingerprints import cache_key, data_fingerprint, describe_data, tokenizer_fingerprint
 from luthier.data.locating import Located, locate
 from luthier.data.mixing import interleave
@@ -63,7 +62,7 @@ class PreparedData:
     rejected: Sequence[Rejected]
     fingerprint: str
     stream: TrainingStream | None = None
-    validation_sets: Mapping[str, Sequence[TokenizedExample]] = field(default_factory=dict)
+    validation_sets: Mapping[str, ExamplesPart] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -192,16 +191,14 @@ def _kept_apart(
             done += source.records
 
 
-def _sets_by_name(
-    entries: Any, validation: StoredExamples, report: DataReport
-) -> dict[str, Sequence[TokenizedExample]]:
+def _sets_by_name(entries: Any, validation: StoredExamples, report: DataReport) -> dict[str, ExamplesPart]:
     """The examples of each entry of validation under its file's name, numbered where several have one.
 
     Raises:
         DataError: an entry without an example.
     """
     sources = [source for source in report.sources if source.split == "validation"]
-    found: dict[str, Sequence[TokenizedExample]] = {}
+    found: dict[str, ExamplesPart] = {}
     done = 0
     for entry, source in zip(entries, sources, strict=True):
         if not source.examples:

@@ -9,6 +9,7 @@ extras     numbers for the stage by name, end to end, and for each example where
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -221,6 +222,16 @@ class StoredExamples(Examples):
         values: Array = extras["value"][named]
         return values
 
+    def content_hash(self) -> str:
+        """sha256 of all that a model reads of the set, however it was made: token ids, their weights, where sequences and
+        examples end. Rows' origins and extras are left out."""
+        arrays = self._arrays
+        digest = hashlib.sha256(arrays.tokens.dtype.str.encode())
+        for array in (arrays.tokens, arrays.runs, arrays.sequences, arrays.examples["sequences_end"]):
+            digest.update(f"{len(array)}\0".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
+
     @property
     def tokens(self) -> int:
         """Tokens of all examples, after truncation."""
@@ -260,17 +271,21 @@ def _mapped(path: Path, dtype: Any) -> Array:
 
 
 class ExamplesPart(Examples):
-    """Consecutive examples of a set."""
+    """Consecutive examples of a set.
 
-    def __init__(self, examples: StoredExamples, part: range) -> None:
+    Args:
+        places: theirs in the set.
+    """
+
+    def __init__(self, examples: Sequence[TokenizedExample], places: range) -> None:
         self._examples = examples
-        self._part = part
+        self.places = places
 
     def __len__(self) -> int:
-        return len(self._part)
+        return len(self.places)
 
     def example(self, place: int) -> TokenizedExample:
-        return self._examples.example(self._part[place])
+        return self._examples[self.places[place]]
 
 
 class MemorySet:

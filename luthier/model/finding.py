@@ -14,7 +14,7 @@ from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import read_json
 from luthier.model.adapters import AdapterPart, adapter_parts, check_base, mark
 from luthier.model.base_settings import PLAIN, BaseSettings, asked_for, remembered_by_all
-from luthier.model.inspection import MENDING, fingerprint, is_adapter
+from luthier.model.inspection import MENDING, content_hash, fingerprint, is_adapter
 from luthier.model.quantization import saved_in, saved_name
 from luthier.model.resolving import locate, resolve
 
@@ -59,6 +59,13 @@ class ModelSource:
         """Folder of the tokenizer: the one named for a new model, or the adapter's own if it brought one."""
         own = self.own_tokenizer or self.adapter
         return own if own is not None and (own / "tokenizer_config.json").exists() else self.base
+
+    def content_hash(self) -> str:
+        """The fingerprint, and every byte of the weights that are loaded: see `inspection.content_hash`."""
+        if self.from_scratch:  # its weights are drawn anew
+            return self.fingerprint
+        folders = [self.base, *(part.folder for part in self.adapters)]
+        return "+".join([self.fingerprint, *map(content_hash, folders)])
 
     def only(self, adapters: tuple[AdapterPart, ...]) -> ModelSource:
         """The base with these adapters, as they are stacked."""

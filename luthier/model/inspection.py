@@ -7,11 +7,12 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from luthier.foundation.errors import ModelError
-from luthier.foundation.files import human_bytes
+from luthier.foundation.files import human_bytes, sha256_of
 
 MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -169,8 +170,8 @@ def fingerprint(folder: Path) -> str:
     """Which model a folder holds: `commit:<hub commit>`, else `content:<sha256>` of names, sizes and headers.
 
     Config files and an adapter's weights enter with their content; a model's weights with their size and safetensors
-    header, so one of any size takes milliseconds. Those changed in place under an unchanged header are not seen: `models
-    verify` is for that.
+    header, so one of any size takes milliseconds. Those changed in place under an unchanged header are not seen: see
+    `content_hash`, and `models verify`.
     """
     if match := SNAPSHOT.search(folder.absolute().as_posix()):
         return f"commit:{match[1]}"
@@ -186,6 +187,22 @@ def fingerprint(folder: Path) -> str:
         elif path.name in (MODEL_CONFIG, ADAPTER_CONFIG):
             digest.update(path.read_bytes())
     return f"content:{digest.hexdigest()}"
+
+
+def content_hash(folder: Path) -> str:
+    """The same from every byte of these files: for what is kept beyond a run, and must not outlive a model that was
+    trained anew in its place.
+
+    Every byte, since a sample of each tensor misses a few trained rows of an embedding; it takes as long as reading the
+    weights does. A hub's commit names its content.
+    """
+    if match := SNAPSHOT.search(folder.absolute().as_posix()):
+        return f"commit:{match[1]}"
+    files = list(_identifying_files(folder))
+    with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter's lock to others
+        hashes = list(threads.map(sha256_of, files))
+    named = [f"{path.name}\0{found}\0" for path, found in zip(files, hashes, strict=True)]
+    return f"bytes:{hashlib.sha256(''.join(named).encode()).hexdigest()}"
 
 
 def _identifying_files(folder: Path) -> Iterator[Path]:

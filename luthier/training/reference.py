@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.data.examples import ExamplesWith, TokenizedExample
+from luthier.data.token_arrays import StoredExamples
 from luthier.foundation.files import home, whole_folder
 from luthier.foundation.progress import progress_bar
 
@@ -50,7 +51,7 @@ class Reference:
 
     Args:
         scorer: as the engine prepared it, before any step.
-        identity: everything that shapes the numbers beside the examples' split: model, method, data, precision, batches.
+        identity: everything that shapes the numbers beside the examples and their batches: model, method, precision.
         batch_size: examples of a batch. share: see `luthier.data.packing.pack`.
         say: told whether they are computed or read.
     """
@@ -62,27 +63,26 @@ class Reference:
     share: bool
     say: Callable[[str], None]
 
-    def examples(self, name: str, examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
+    def examples(self, name: str, examples: StoredExamples) -> Sequence[TokenizedExample]:
         """The examples of a split with the reference's log-probabilities among their extras."""
         if not len(examples):
             return examples
         logp_ES = self.logp(name, examples)
         return ExamplesWith(examples, {name_of(number): column for number, column in enumerate(logp_ES.T)})
 
-    def logp(self, name: str, examples: Sequence[TokenizedExample]) -> Array:
-        """float32 [E, S], computed where nothing is kept. All ranks call it alike."""
-        path = reference_folder() / self._key(name, len(examples))
+    def logp(self, name: str, examples: StoredExamples) -> Array:
+        """float32 [E, S], computed where nothing is kept. All ranks call it alike, and get what rank 0 has."""
+        path = reference_folder() / self._key(examples)
         shape = (len(examples), len(examples[0].sequences))
-        if self.engine.lead(lambda: _read(path, shape) is not None):
-            kept = _read(path, shape)
-            if kept is not None:
-                self.say(f"reference: log-probabilities of {name} from the cache ({path})")
-                return kept
+        kept = _read(path, shape) if self.engine.rank == 0 else None
+        if self.engine.lead(lambda: kept is not None):  # another machine's cache may lack it
+            self.say(f"reference: log-probabilities of {name} from the cache ({path})")
+            return self._summed(np.zeros(shape) if kept is None else kept)
         found = self._compute(name, examples)
         self.engine.lead(lambda: _write(path, found, self.say))
         return found
 
-    def _compute(self, name: str, examples: Sequence[TokenizedExample]) -> Array:
+    def _compute(self, name: str, examples: StoredExamples) -> Array:
         """Each rank computes its batches; the numbers of all are added to zeros elsewhere."""
         import torch
 
@@ -102,12 +102,16 @@ class Reference:
                 found[start : start + len(rows)] = rows
                 bar.advance(len(rows) * engine.world_size)
         self.scorer.train()
-        if engine.world_size > 1:
-            found = np.array(engine.totals(*found.ravel().tolist())).reshape(found.shape)
-        return found.astype(np.float32)
+        return self._summed(found)
 
-    def _key(self, name: str, count: int) -> str:
-        about = {**self.identity, "split": name, "examples": count, "batch_size": self.batch_size, "share": self.share}
+    def _summed(self, part: np.ndarray[Any, Any]) -> Array:
+        """The sum over all ranks."""
+        if self.engine.world_size > 1:
+            part = np.array(self.engine.totals(*part.ravel().tolist())).reshape(part.shape)
+        return part.astype(np.float32)
+
+    def _key(self, examples: StoredExamples) -> str:
+        about = {**self.identity, "data": examples.content_hash(), "batch_size": self.batch_size, "share": self.share}
         about |= {"format_version": FORMAT_VERSION, "world_size": self.engine.world_size}
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:40]
 

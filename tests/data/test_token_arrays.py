@@ -56,6 +56,29 @@ def test_joined_blocks_give_back_the_examples(blocks) -> None:
     assert stored.longest_sequence == max(lengths, default=0)
 
 
+def test_the_content_hash_is_of_what_a_model_reads() -> None:
+    def of(*made: TokenizedExample) -> str:
+        memory = MemorySet(TokenJoiner(Numbering()), "<u2")
+        memory.add(TokenBlock.of(made, "<u2"))
+        return memory.finish().content_hash()
+
+    def one(*parts: TokenSequence, row: int = 1, **extras: float) -> TokenizedExample:
+        return TokenizedExample(parts, Origin("a", row), 4, extras)
+
+    long, left, right = sequence([1, 2, 3, 4], [0, 1, 1]), sequence([1, 2], [0]), sequence([3, 4], [0])
+    assert of(one(long)) == of(one(long, row=7, label=1.0))
+    others = [
+        of(one(long)),
+        of(one(sequence([1, 2, 3, 5], [0, 1, 1]))),
+        of(one(sequence([1, 2, 3, 4], [0, 1, 0.5]))),
+        of(one(sequence([1, 2, 3, 4], [1, 1, 1]))),
+        of(one(left, right)),
+        of(one(left), one(right)),
+        of(),
+    ]
+    assert len(set(others)) == len(others)
+
+
 def test_a_set_mapped_from_files_travels_by_its_place(tmp_path) -> None:
     made = [
         TokenizedExample((sequence([1, 2, 70_000], [1.0, 0.5]),), Origin("a", row), 3, {"label": 1.0})

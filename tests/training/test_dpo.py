@@ -14,11 +14,12 @@ import luthier
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
 from luthier.data.records import Origin
+from luthier.data.token_arrays import MemorySet, Numbering, TokenBlock, TokenJoiner
 from luthier.foundation.errors import DataError
 from luthier.scoring.readouts import Scores, TargetLogp
 from luthier.training import reference
 from luthier.training.stages.dpo import Options, build
-from tests.tiny import config_for
+from tests.tiny import config_for, tiny_folder
 
 WORDS = ["the", "quick", "brown", "fox", "what", "is", "your", "name"]
 
@@ -142,6 +143,96 @@ def test_the_reference_is_computed_once(
     another["data"] |= {"validation": 2, "test": 2}
     luthier.train({**another, "method": method})
     assert len(computed) == 6  # another seed splits and starts otherwise
+
+
+def test_a_model_trained_anew_in_its_place_is_another_reference(
+    pairs: Path, rows: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """Its files have the same names, sizes and safetensors headers."""
+    base = tiny_folder(tmp_path / "base")
+    found = []
+    for rate in (5e-3, 1e-2):
+        config = config_for(base, rows, tmp_path / "sft", max_steps=2, learning_rate=rate)
+        luthier.train({**config, "method": "full"}, overwrite=True)
+        luthier.train(dpo_config(tmp_path / "sft" / "final", pairs, tmp_path / "dpo", max_steps=1), overwrite=True)
+        found.append(losses(tmp_path / "dpo"))
+    assert len(list(own_cache.iterdir())) == 2
+    assert found == [[pytest.approx(math.log(2), rel=1e-5)]] * 2  # the model is its reference
+
+
+def test_other_tokens_of_the_same_files_are_other_references(
+    tiny_llama: Path, pairs: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user's own format makes them after a change of its code."""
+    from luthier.data import preparing
+
+    luthier.train(dpo_config(tiny_llama, pairs, tmp_path / "first", max_steps=1))
+    own = preparing.in_memory
+
+    def changed(*arguments: Any) -> Any:
+        sets = own(*arguments)
+        sets.splits["train"]._arrays.tokens[-2] += 1
+        return sets
+
+    monkeypatch.setattr(preparing, "in_memory", changed)
+    config = dpo_config(tiny_llama, pairs, tmp_path / "second", max_steps=1)
+    config["data"] |= {"cache": False}
+    luthier.train(config)
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_one_set_in_another_file_has_the_reference_already(
+    tiny_llama: Path, pairs: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    luthier.train(dpo_config(tiny_llama, pairs, tmp_path / "first", max_steps=1))
+    moved = pairs.rename(tmp_path / "moved.jsonl")
+    luthier.train(dpo_config(tiny_llama, moved, tmp_path / "second", max_steps=1))
+    assert len(list(own_cache.iterdir())) == 1
+
+
+def test_sets_measured_apart_share_one_pass(
+    tiny_llama: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    own = reference.Reference._compute
+    monkeypatch.setattr(
+        reference.Reference, "_compute", lambda self, name, rows: computed.append(len(rows)) or own(self, name, rows)
+    )
+    rows = pairs.read_text().splitlines(keepends=True)
+    for name, part in (("one", rows[:3]), ("two", rows[3:8])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    config = dpo_config(tiny_llama, pairs, tmp_path / "run", max_steps=1, eval_strategy="steps", eval_steps=1)
+    config["data"] |= {
+        "validation": [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")],
+        "evaluate_each": True,
+    }
+    luthier.train(config)
+    assert computed == [12, 8]
+    kept = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (measured,) = (line for line in kept if "eval_loss" in line)
+    parts = (3 * measured["eval_one_loss"] + 5 * measured["eval_two_loss"]) / 8
+    assert measured["eval_loss"] == pytest.approx(parts, rel=1e-5)
+
+
+class SecondRank:
+    """What the second of two ranks sees of a run whose first rank has a reference of one pair."""
+
+    rank, world_size, device = 1, 2, torch.device("cpu")
+
+    def lead(self, work: Any) -> bool:
+        return True
+
+    def totals(self, *values: float) -> list[float]:
+        return [mine + theirs for mine, theirs in zip(values, (-2.0, -1.5), strict=True)]
+
+
+def test_a_rank_without_the_file_gets_the_first_ranks_numbers(own_cache: Path) -> None:
+    """On another machine, say: it must not begin to compute what nobody computes with it."""
+    scorer = torch.nn.Identity()  # gives no log-probabilities: computing them would fail
+    found = reference.Reference(scorer, SecondRank(), {}, 2, False, print)  # type: ignore[arg-type]
+    memory = MemorySet(TokenJoiner(Numbering()), "<u2")
+    memory.add(TokenBlock.of([example([0, 0], [0], 1)], "<u2"))
+    assert found.logp("train", memory.finish()).tolist() == [[-2.0, -1.5]]
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

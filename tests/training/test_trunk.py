@@ -16,7 +16,7 @@ from torch import nn
 import luthier
 from luthier.scoring import trunk
 from luthier.scoring.trunk import frozen_layers
-from tests.tiny import config_for, tiny_model
+from tests.tiny import config_for, tiny_folder, tiny_model
 
 
 def trained(kind: str, *names: str, **settings: Any) -> Any:
@@ -108,6 +108,40 @@ def test_a_rebuilt_trunk_has_the_same_bits_and_a_resumed_run_the_same_end(
     shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
     assert run(tiny_llama, rows, tmp_path / "run", resume=True, save_strategy="epoch", save_total_limit=5) == whole
     assert len(seen) == 2 and np.array_equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("changed", ["nothing", "weights", "tokens"])
+def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
+    changed: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights written over in place keep their names, sizes and header; a user's own format may make other tokens."""
+    from safetensors.torch import load_file, save_file
+
+    from luthier.commands import train
+    from luthier.data import preparing
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("before the trunk goes")
+
+    base = tiny_folder(tmp_path / "base")
+    file, own = base / "model.safetensors", preparing.from_cache
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="before the trunk goes"):
+        patched.setattr(train, "_leave_behind", fail)
+        run(base, rows, tmp_path / "run", save_strategy="epoch")
+    if changed == "weights":
+        save_file({name: weight * 1.5 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
+    if changed == "tokens":
+
+        def other(*arguments: Any) -> Any:
+            sets = own(*arguments)
+            tokens = sets.splits["train"]._arrays.tokens
+            sets.splits["train"]._arrays = sets.splits["train"]._arrays._replace(tokens=tokens // 2)
+            return sets
+
+        monkeypatch.setattr(preparing, "from_cache", other)
+    capsys.readouterr()
+    run(base, rows, tmp_path / "run", resume=True, save_strategy="epoch")
+    assert ("are computed once" in capsys.readouterr().err) == (changed != "nothing")
 
 
 def test_a_trunk_that_is_too_large_is_not_made(

@@ -13,7 +13,7 @@ import pytest
 
 from luthier.commands import models
 from luthier.foundation.errors import HubError, ModelError
-from luthier.model.inspection import check_folder, fingerprint
+from luthier.model.inspection import check_folder, content_hash, fingerprint
 from tests.model.hubs.conftest import safetensors_bytes
 from tests.model.hubs.stand_in_hub import COMMIT, StandInHub
 
@@ -124,9 +124,17 @@ def test_the_fingerprint_sees_names_sizes_headers_and_config(folder: Path) -> No
     assert len({before, changed, fingerprint(folder)}) == 3
 
 
+def test_the_content_hash_sees_every_byte_of_the_weights(folder: Path) -> None:
+    before, named = content_hash(folder), fingerprint(folder)
+    assert content_hash(folder) == before
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    assert fingerprint(folder) == named and content_hash(folder) != before
+
+
 def test_a_hub_snapshot_is_its_commit(hub: StandInHub, tmp_path: Path) -> None:
     folder = models.fetch("tiny/model", endpoint=hub.address, cache_dir=tmp_path)
-    assert fingerprint(folder) == f"commit:{COMMIT}"
+    assert fingerprint(folder) == content_hash(folder) == f"commit:{COMMIT}"
 
 
 def test_inspection_needs_no_torch(folder: Path) -> None:
