@@ -72,18 +72,25 @@ def open_words(
     return tokenizer, Renderer(tokenizer, template)
 
 
+def read_in(source: ModelSource, wish: str = "auto", *, trust_remote_code: bool = False) -> Any:
+    """The precision that a model is read in here; see `luthier.model.loading.choose_dtype`."""
+    return loading.choose_dtype(wish, loading.config_of(source, trust_remote_code=trust_remote_code), choose_device())
+
+
 def open_weights(
-    source: ModelSource, *, placement: Placement | None = None, trust_remote_code: bool = False
+    source: ModelSource, *, wish: str = "auto", placement: Placement | None = None, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
     """The model in evaluation mode on the best device, and the precision it was read in.
+
+    Args:
+        wish: auto, or that precision.
 
     Raises:
         ModelError: it does not load.
     """
     device = choose_device()
-    config = loading.config_of(source, trust_remote_code=trust_remote_code)
+    dtype = read_in(source, wish, trust_remote_code=trust_remote_code)
     loading.check_quantization(source, device, training=False)
-    dtype = loading.choose_dtype("auto", config, device)
     model = loading.load(source, dtype, device=device, placement=placement, trust_remote_code=trust_remote_code)
     return model.eval(), dtype
 

@@ -35,11 +35,15 @@ class BaseSettings:
     def __bool__(self) -> bool:
         return any(getattr(self, key) for key in KEYS)
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        model = ModelConfig.model_validate({"name": "base", **{key: getattr(self, key) for key in KEYS}})
+        return model.model_dump(mode="json", include=set(KEYS))
+
     def write(self, folder: Path) -> None:
         """Leave the file in an adapter's folder, if there is anything to say."""
         if self:
-            model = ModelConfig.model_validate({"name": "base", **{key: getattr(self, key) for key in KEYS}})
-            write_json(folder / FILE, model.model_dump(mode="json", include=set(KEYS)))
+            write_json(folder / FILE, self.as_dict())
 
 
 PLAIN = BaseSettings()

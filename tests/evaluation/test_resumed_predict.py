@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from luthier.cli import main
 from luthier.commands.predict import predict
 from luthier.config.generation_section import GenerationSettings
+from luthier.config.schema import ModelConfig
+from luthier.evaluation.engine import Opening
+from luthier.evaluation.engines.transformers import TransformersEngine
+from luthier.evaluation.journal import open_journal
 from luthier.foundation.errors import UserError
+from luthier.model.placement import Placement
+from luthier.training.checkpoints import seal
 from tests import warm_python
+from tests.tiny import tiny_folder
 
 RUNNER = Path(__file__).with_name("killed_predict.py")
 DRAWN = ["--max-new-tokens", "6", "--temperature", "1.5", "--seed", "4"]
@@ -42,32 +51,60 @@ def test_killed_twice_and_run_again(
     assert out.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("changed", ["data", "generation", "model", "template"])
-def test_what_changed_is_named(changed: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
-    from tests.tiny import tiny_folder
+HOW_IT_IS_READ: dict[str, Any] = {
+    "quantization": "int8",
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+    "config_overrides": {"rms_norm_eps": 1e-3},
+    "dtype": "bfloat16",
+}
 
+
+@pytest.mark.parametrize("changed", ["data", "generation", "model", "template", "device_map", *HOW_IT_IS_READ])
+def test_what_changed_is_named(changed: str, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     out, how = tmp_path / "out.jsonl", GenerationSettings(max_new_tokens=6)
     arguments = [str(tiny_llama), "--data", str(rows), "--out", str(out), "--max-new-tokens", "6"]
     assert warm_python.run(str(RUNNER), "4", *arguments, outputs=tmp_path).returncode == -signal.SIGKILL
-    model, template = tiny_llama, "auto"
+    model, template, placement = tiny_llama, "auto", None
     if changed == "data":
         rows.write_text(rows.read_text().replace("fox", "cat"))
     elif changed == "generation":
         how = GenerationSettings(max_new_tokens=7)
     elif changed == "model":
         model = tiny_folder(tmp_path / "other", seed=1, num_hidden_layers=2)
-    else:
+    elif changed == "template":
         template = "chatml"
+    elif changed == "device_map":
+        placement = Placement({"": "cpu"})
+    read = {changed: HOW_IT_IS_READ[changed]} if changed in HOW_IT_IS_READ else {}
     partial = (tmp_path / "out.jsonl.partial").read_bytes()
     with pytest.raises(UserError, match=f"differs from this one in: {changed}") as caught:
-        predict(str(model), [str(rows)], out, how, template=template)
+        predict(ModelConfig(name=str(model), **read), [str(rows)], out, how, template=template, placement=placement)
     assert "--overwrite" in caught.value.remedy
     assert (tmp_path / "out.jsonl.partial").read_bytes().startswith(partial[: partial.rfind(b"\n") + 1])
 
 
-def test_two_at_a_time_are_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
-    from luthier.evaluation.journal import open_journal
+def test_a_model_that_was_trained_anew_in_its_place_is_another(rows: Path, tmp_path: Path) -> None:
+    """Names, sizes and headers are the same; the hashes with which a run seals its final/ are not."""
+    folder, out = tmp_path / "final", tmp_path / "out.jsonl"
+    for seed in (0, 1):
+        tiny_folder(folder, seed=seed)
+        seal(folder, {})
+        engine = TransformersEngine(Opening(ModelConfig(name=str(folder))))
+        if seed == 0:
+            first = engine.source.fingerprint
+            with pytest.raises(KeyboardInterrupt), open_journal(out, engine.identity()):
+                raise KeyboardInterrupt
+    assert engine.source.fingerprint == first
+    with pytest.raises(UserError, match="differs from this one in: weights"), open_journal(out, engine.identity()):
+        pass
 
+
+def test_precision_is_that_which_was_asked_for(tiny_llama: Path) -> None:
+    opened = TransformersEngine(Opening(ModelConfig(name=str(tiny_llama), dtype="bfloat16"))).open()
+    assert opened.model.dtype == torch.bfloat16
+
+
+def test_two_at_a_time_are_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with (
         pytest.raises(UserError, match="another process is writing"),

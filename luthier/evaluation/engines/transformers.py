@@ -11,11 +11,23 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.sections import PluginOptions
 from luthier.data.records import RowError
 from luthier.evaluation.engine import Answer, Opening, Request
-from luthier.evaluation.opening import OpenedModel, find_speaker, folded, open_weights, open_words, stop_tokens
+from luthier.evaluation.opening import (
+    OpenedModel,
+    find_speaker,
+    folded,
+    open_weights,
+    open_words,
+    read_in,
+    stop_tokens,
+)
 from luthier.foundation.errors import DataError
+from luthier.foundation.files import read_json
 from luthier.model.config_changes import known_positions
+from luthier.model.hub import MANIFEST
+from luthier.model.loading import ModelSource
 
 SHOWN_ROWS = 20
+WEIGHTS = ".safetensors"
 
 
 class Options(PluginOptions):
@@ -51,12 +63,17 @@ class TransformersEngine:
             )
 
     def identity(self) -> Mapping[str, Any]:
-        """The model's fingerprint and the template's text."""
+        """The model's fingerprint and how it is read, and the template's text."""
         template = self.renderer.chat_template if self.renderer is not None else ""
+        opening, source = self._opening, self.source
         return {
             "engine": "transformers",
-            "model": self.source.fingerprint,
+            "model": source.fingerprint,
+            "weights": _sealed(source),
             "template": hashlib.sha256(template.encode()).hexdigest(),
+            "dtype": str(read_in(source, opening.model.dtype, trust_remote_code=opening.trust_remote_code)),
+            "device_map": opening.placement.device_map if opening.placement is not None else None,
+            **source.settings.as_dict(),
         }
 
     def check(self, settings: GenerationSettings) -> None:
@@ -67,7 +84,10 @@ class TransformersEngine:
         if self._opened is None:
             opening = self._opening
             model, dtype = open_weights(
-                self.source, placement=opening.placement, trust_remote_code=opening.trust_remote_code
+                self.source,
+                wish=opening.model.dtype,
+                placement=opening.placement,
+                trust_remote_code=opening.trust_remote_code,
             )
             if opening.placement is None:
                 model = folded(model, self.source, dtype)
@@ -136,6 +156,19 @@ class TransformersEngine:
                 place: found for place, (found, _) in zip(places, self.renderer.encode_pieces(rendered), strict=True)
             }
         return [ids[place] for place in range(len(requests))]
+
+
+def _sealed(source: ModelSource) -> dict[str, str]:
+    """The hashes with which luthier sealed a model's weights: the fingerprint sees names, sizes and headers only, which
+    are the same of a model that was trained anew in its place."""
+    found: dict[str, str] = {}
+    for folder in (source.base, *(part.folder for part in source.adapters)):
+        if (folder / MANIFEST).is_file():
+            files = read_json(folder / MANIFEST).get("files") or {}
+            found |= {
+                f"{len(found)} {name}": facts["sha256"] for name, facts in files.items() if name.endswith(WEIGHTS)
+            }
+    return found
 
 
 def _too_long(length: int, settings: GenerationSettings, model: Any) -> str:
