@@ -15,7 +15,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.plugins import GENERATION_ENGINES
 from luthier.config.schema import ModelConfig
 from luthier.evaluation.engine import Answer, Engine, Opening
-from luthier.evaluation.journal import Journal, open_journal, partial_path
+from luthier.evaluation.journal import Journal, open_journal
 from luthier.evaluation.prompts import Prompt, load_prompts
 from luthier.foundation.errors import UserError
 from luthier.foundation.files import need_place
@@ -86,7 +86,7 @@ def predict(
     answerer = open_engine(engine, model, template, placement, trust_remote_code, say)
     answerer.check(settings)
     started = time.monotonic()
-    with open_journal(out, _identity(answerer, prompts, settings, keep_prompts)) as journal:
+    with open_journal(out, _identity(answerer, prompts, settings, keep_prompts), anew=overwrite) as journal:
         resumed = len(journal.done)
         if resumed:
             say(f"{resumed:,} of {len(prompts):,} rows are answered already; going on with the others")
@@ -187,12 +187,9 @@ def checked(section: Any, given: Mapping[str, Any], where: str) -> Any:
 
 
 def _claim(out: Path, overwrite: bool) -> None:
-    """Raise UserError where the file is there or can't be, or remove what an earlier run left."""
+    """Raise UserError where the file is there or can't be."""
     need_place(out, "--out")
-    if overwrite:
-        out.unlink(missing_ok=True)
-        partial_path(out).unlink(missing_ok=True)
-    elif out.exists():
+    if out.exists() and not overwrite:
         raise UserError(f"{out} is there already.", "Name another file with --out, or start anew with --overwrite.")
 
 

@@ -119,7 +119,7 @@ def predict(
     answerer = open_engine(engine, model, template, placement, trust_remote_code)
     answerer.check(settings)
     started = time.monotonic()
-    with open_journal(answers, _identity(answerer, prompts, settings)) as journal:
+    with open_journal(answers, _identity(answerer, prompts, settings), anew=overwrite) as journal:
         resumed = len(journal.done)
         if resumed:
             say(f"{resumed:,} of {len(prompts):,} rows are answered already; going on with the others")
@@ -314,17 +314,14 @@ def _prompts(rows: Sequence[Row]) -> list[Prompt]:
 
 
 def _claim(target: Path, answers: Path, overwrite: bool) -> None:
-    """Raise UserError where a file is there or can't be, or remove what an earlier run left.
+    """Raise UserError where a file is there or can't be.
 
     Queries beside answers that are not whole are of a run that was killed between writing the two: they are written anew.
     """
     unfinished = partial_path(answers).exists() and not answers.exists()
     for file in (target, answers):
         need_place(file, "--out")
-        if overwrite:
-            file.unlink(missing_ok=True)
-            partial_path(file).unlink(missing_ok=True)
-        elif file.exists() and not unfinished:
+        if file.exists() and not (overwrite or unfinished):
             raise UserError(
                 f"{file} is there already.", "Name another file with --out, or start anew with --overwrite."
             )

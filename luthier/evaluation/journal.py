@@ -39,11 +39,12 @@ class Journal:
 
 
 @contextmanager
-def open_journal(out: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
+def open_journal(out: Path, identity: Mapping[str, Any], *, anew: bool = False) -> Iterator[Journal]:
     """The journal beside `out`, begun anew or gone on with; where the block ends well, `out` is written of it, in order.
 
     Args:
         identity: what the answers depend on, as JSON.
+        anew: what an earlier run left goes, `out` too; never the journal of one that is still running.
 
     Raises:
         UserError: a journal of another run is there, or another process writes it.
@@ -54,15 +55,22 @@ def open_journal(out: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is writing {out}.", "Wait for it, or name another file with --out."
-            ) from None
+            raise _busy(out) from None
+        if not path.exists() or os.fstat(stream.fileno()).st_ino != path.stat().st_ino:
+            raise _busy(out)  # it ended between opening and locking, and took its journal with it
+        if anew:
+            stream.truncate(0)
+            out.unlink(missing_ok=True)
         journal = Journal(stream, _begin(stream, path, identity))
         yield journal
         write_text(
             out, "".join(json.dumps(journal.done[row], ensure_ascii=False) + "\n" for row in sorted(journal.done))
         )
         path.unlink()
+
+
+def _busy(out: Path) -> UserError:
+    return UserError(f"another process is writing {out}.", "Wait for it, or name another file with --out.")
 
 
 def partial_path(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 from pathlib import Path
@@ -16,7 +17,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.schema import ModelConfig
 from luthier.evaluation.engine import Opening
 from luthier.evaluation.engines.transformers import TransformersEngine
-from luthier.evaluation.journal import open_journal
+from luthier.evaluation.journal import open_journal, partial_path
 from luthier.foundation.errors import UserError
 from luthier.model.placement import Placement
 from luthier.training.checkpoints import seal
@@ -104,10 +105,40 @@ def test_precision_is_that_which_was_asked_for(tiny_llama: Path) -> None:
     assert opened.model.dtype == torch.bfloat16
 
 
-def test_two_at_a_time_are_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_at_a_time_are_refused(overwrite: bool, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """Also where the second would start anew: the first one's rows stay, and it ends well."""
     out = tmp_path / "out.jsonl"
-    with (
-        pytest.raises(UserError, match="another process is writing"),
-        open_journal(out, {}),
-    ):
-        predict(str(tiny_llama), [str(rows)], out)
+    with open_journal(out, {}) as journal:
+        journal.add(0, {"index": 0})
+        with pytest.raises(UserError, match="another process is writing"):
+            predict(str(tiny_llama), [str(rows)], out, overwrite=overwrite)
+        journal.add(1, {"index": 1})
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [{"index": 0}, {"index": 1}]
+
+
+def test_a_journal_that_went_between_opening_and_locking_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run ended meanwhile: rows in a file without a name would be lost."""
+    out, lock = tmp_path / "out.jsonl", fcntl.flock
+
+    def ends_first(*arguments: Any) -> None:
+        partial_path(out).unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", ends_first)
+    with pytest.raises(UserError, match="another process is writing"), open_journal(out, {}):
+        pass
+
+
+def test_starting_anew_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("before")
+    with pytest.raises(KeyboardInterrupt), open_journal(out, {}, anew=True) as journal:
+        journal.add(0, {"index": 0})
+        raise KeyboardInterrupt
+    assert not out.exists()  # so that the same command without --overwrite goes on
+    with open_journal(out, {"of": "another run"}, anew=True) as journal:
+        assert not journal.done
+    assert out.read_text() == ""
