@@ -4,12 +4,16 @@ Registered with transformers' `AttentionInterface`, so any model that uses that 
 registered under its name, so transformers builds none; the segments travel as a keyword argument of the forward call
 (gradient checkpointing hands them to the recomputation in backward, which a global could not do safely).
 
-Shapes: T row length, H query heads, K key-value heads, D head width; L and A, tokens of one segment and of its ancestors.
+Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width; L rows of one segment that
+attend, S tokens of the segment and of its ancestors.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,6 +29,10 @@ NAME = "luthier_segmented"
 # Tokens of a segment that is computed in halves: the CPU kernel computes the half that the causal flag masks, too, and
 # is a sixth slower below 192 rows.
 HALVED_FROM = 384
+
+# Rows that make up for a run of their own among those that attend (two calls of the kernel each way); where they lie more
+# scattered, a mask says what each sees.
+WORTH_A_RUN = 8
 
 # What models pass along without changing the attention's mathematics. Anything else that is set changes it in a way
 # this function does not know (soft caps, sinks, biases), so such a model goes the padded route.
@@ -53,18 +61,28 @@ class Layout:
     Args:
         lengths: tokens of each segment, in row order.
         ancestors: of each segment, the indices of its ancestors from the root down.
-        rows_U: rows of the last layer's output that are read, int64; None: all.
-        parts: the same for `ForestAttention`; none where the segments do not stand depth first.
+        asked: how many tokens of each segment attend; they see the others too.
+        parts: the same for `ForestAttention`; none where the segments do not stand depth first, or too scattered rows attend.
+        longest: tokens of the longest sequence, from its root to a leaf.
+        rows_U: the rows that attend, int64, ascending; None: all.
+        last: the layout of the last layer, where only some rows of its output are read.
     """
 
     lengths: tuple[int, ...]
     ancestors: tuple[tuple[int, ...], ...]
+    asked: tuple[int, ...]
     parts: tuple[Part, ...]
+    longest: int
     rows_U: Tensor | None = None
+    last: Layout | None = None
 
     @classmethod
-    def of(cls, segments: tuple[Segment, ...], rows_U: Tensor | None = None) -> Layout:
-        """The layout of a row; ValueError where the segments are no forest that covers it."""
+    def of(cls, segments: tuple[Segment, ...], read_U: Tensor | None = None) -> Layout:
+        """The layout of a row; ValueError where the segments are no forest that covers it.
+
+        Args:
+            read_U: the rows of the last layer's output that are read, ascending; None: all.
+        """
         chains: list[tuple[int, ...]] = []
         end = 0
         for index, segment in enumerate(segments):
@@ -76,40 +94,74 @@ class Layout:
                 raise ValueError(f"segment {index} has the parent {segment.parent}, which does not come before it")
             chains.append(() if segment.parent is None else (*chains[segment.parent], segment.parent))
             end = segment.end
-        lengths = tuple(segment.end - segment.start for segment in segments)
-        return cls(lengths, tuple(chains), _parts(segments, chains), rows_U)
+        lengths, ancestors = tuple(segment.end - segment.start for segment in segments), tuple(chains)
+        longest = max(sum(lengths[part] for part in (*chain, index)) for index, chain in enumerate(chains))
+        last = None
+        if read_U is not None and len(read_U):
+            runs = _runs(segments, read_U.tolist())
+            asked = tuple(sum(map(len, own)) for own in runs)
+            last = cls(lengths, ancestors, asked, _parts(segments, chains, runs), longest, read_U)
+        whole = _parts(segments, chains, [[range(segment.start, segment.end)] for segment in segments])
+        return cls(lengths, ancestors, lengths, whole, longest, last=last)
 
 
-def _parts(segments: tuple[Segment, ...], chains: list[tuple[int, ...]]) -> tuple[Part, ...]:
-    """Each segment with itself, long ones in halves, then the rows of each subtree with the tokens of its root."""
-    subtree_end = [segment.end for segment in segments]
+def _runs(segments: tuple[Segment, ...], rows: list[int]) -> list[list[range]]:
+    """Of each segment, those of some ascending rows that are its own, as ranges."""
+    found: list[list[range]] = []
+    for segment in segments:
+        runs: list[range] = []
+        for row in rows[bisect_left(rows, segment.start) : bisect_left(rows, segment.end)]:
+            if runs and runs[-1].stop == row:
+                runs[-1] = range(runs[-1].start, row + 1)
+            else:
+                runs.append(range(row, row + 1))
+        found.append(runs)
+    return found
+
+
+def _parts(
+    segments: tuple[Segment, ...], chains: Sequence[tuple[int, ...]], runs: Sequence[Sequence[range]]
+) -> tuple[Part, ...]:
+    """Each run with itself, long ones in halves, and with its segment's tokens before it; then the runs of each subtree
+    with the tokens of its root."""
+    last_below = list(range(len(segments)))
     for index, chain in enumerate(chains):
         # depth first: the parent is the segment before, or one of its ancestors
         if chain and chain[-1] != index - 1 and chain[-1] not in chains[index - 1]:
             return ()
         for ancestor in chain:
-            subtree_end[ancestor] = segments[index].end
+            last_below[ancestor] = index
+    rows_before = list(accumulate((sum(map(len, own)) for own in runs), initial=0))
+    if sum(map(len, runs)) > len(segments) + rows_before[-1] / WORTH_A_RUN:
+        return ()
     triangles: list[Part] = []
     squares: list[Part] = []
-    for segment in segments:
-        _halve(segment.start, segment.end, triangles, squares)
-    below = [
-        Part(segment.end, end, segment.start, segment.end)
-        for segment, end in zip(segments, subtree_end, strict=True)
-        if end > segment.end
-    ]
+    below: list[Part] = []
+    for index, (segment, own) in enumerate(zip(segments, runs, strict=True)):
+        place = rows_before[index]
+        for run in own:
+            _halve(run.start, run.stop, place - run.start, triangles, squares)
+            if run.start > segment.start:
+                squares.append(Part(place, place + len(run), segment.start, run.start))
+            place += len(run)
+        if rows_before[last_below[index] + 1] > place:
+            below.append(Part(place, rows_before[last_below[index] + 1], segment.start, segment.end))
     return (*triangles, *squares, *below)
 
 
-def _halve(start: int, end: int, triangles: list[Part], squares: list[Part]) -> None:
-    """A segment with itself: both its halves, and the second with the first."""
+def _halve(start: int, end: int, shift: int, triangles: list[Part], squares: list[Part]) -> None:
+    """A run with itself: both its halves, and the second with the first.
+
+    Args:
+        shift: from a row's place in the whole row to its place among those that attend.
+    """
     if end - start < HALVED_FROM:
-        triangles.append(Part(start, end, start, end))
+        triangles.append(Part(start + shift, end + shift, start, end, causal=True))
         return
     middle = (start + end) // 2
-    _halve(start, middle, triangles, squares)
-    _halve(middle, end, triangles, squares)
-    squares.append(Part(middle, end, start, middle))
+    _halve(start, middle, shift, triangles, squares)
+    _halve(middle, end, shift, triangles, squares)
+    squares.append(Part(middle + shift, end + shift, start, middle))
 
 
 def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:
@@ -136,12 +188,12 @@ def segmented_attention(
     """Causal attention within each segment and over its ancestors.
 
     Args:
-        query: [1, H, T, D]. key, value: [1, K, T, D] with K dividing H.
-        segments: the row's layout.
+        query: [1, H, U, D]. key, value: [1, K, T, D] with K dividing H.
+        segments: the row's layout; all rows attend (U = T) unless it names those that do.
         sliding_window: positions a token sees, itself included.
 
     Returns:
-        [1, T, H, D], and None where other functions return attention weights.
+        [1, U, H, D], and None where other functions return attention weights.
 
     Raises:
         UnsupportedAttentionError: a mask, or an argument that changes the mathematics in a way not known here.
@@ -156,14 +208,21 @@ def segmented_attention(
         return ForestAttention.apply(*_of_one_type(query, key, value), segments.parts, scale), None  # type: ignore[no-untyped-call]
     groups = query.shape[1] // key.shape[1]
     # split, not slicing: its backward is one concatenation instead of a zero-filled [T] tensor for every segment
-    queries, keys, values = (part.split(segments.lengths, dim=2) for part in (query, key, value))
+    queries = query.split(segments.asked, dim=2)
+    keys, values = (part.split(segments.lengths, dim=2) for part in (key, value))
+    rows_U = torch.arange(key.shape[2], device=key.device) if segments.rows_U is None else segments.rows_U
+    ends = accumulate(segments.lengths)
     outputs = []
-    for index, chain in enumerate(segments.ancestors):
+    for index, (chain, rows_L, end) in enumerate(
+        zip(segments.ancestors, rows_U.split(segments.asked), ends, strict=True)
+    ):
+        if not len(rows_L):
+            continue
         seen_keys, seen_values = keys[index], values[index]
         if chain:
             seen_keys = torch.cat([*(keys[i] for i in chain), seen_keys], dim=2)
             seen_values = torch.cat([*(values[i] for i in chain), seen_values], dim=2)
-        mask = _mask(queries[index].shape[2], seen_keys.shape[2], sliding_window, query.device)
+        mask = _mask(rows_L - end, seen_keys.shape[2], sliding_window)
         if mask is not None and groups > 1:  # with a mask, CUDA's memory-saving kernel takes no grouped heads
             seen_keys, seen_values = (part.repeat_interleave(groups, dim=1) for part in (seen_keys, seen_values))
         outputs.append(
@@ -187,7 +246,7 @@ def _has_forest_kernel(query: Tensor, key: Tensor, segments: Layout, window: int
         query.device.type == "cpu"
         and dropout == 0.0
         and bool(segments.parts)
-        and (window is None or window >= query.shape[2])
+        and (window is None or window >= segments.longest)
         and query.dtype == key.dtype
     )
 
@@ -201,12 +260,16 @@ def refuse_unknown(arguments: dict[str, Any], causal: bool) -> None:
         raise UnsupportedAttentionError(f"the model's attention uses {', '.join(unknown) or 'both directions'}")
 
 
-def _mask(own: int, seen: int, window: int | None, device: torch.device) -> Tensor | None:
-    """The boolean mask [L, A + L], or None where sdpa's causal flag says the same."""
-    if own == seen and (window is None or seen <= window):
+def _mask(back_L: Tensor, seen: int, window: int | None) -> Tensor | None:
+    """The boolean mask [L, S], or None where sdpa's causal flag says the same.
+
+    Args:
+        back_L: where the rows that attend stand among the S tokens, counted from their end (-1: the last one).
+    """
+    if len(back_L) == seen and (window is None or seen <= window):
         return None
-    position_L = torch.arange(seen - own, seen, device=device)[:, None]
-    position_S = torch.arange(seen, device=device)[None, :]
+    position_L = (back_L + seen)[:, None]
+    position_S = torch.arange(seen, device=back_L.device)[None, :]
     mask_LS = position_S <= position_L
     if window is not None:
         mask_LS &= position_S > position_L - window

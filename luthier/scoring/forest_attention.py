@@ -10,7 +10,7 @@ https://arxiv.org/abs/2205.14135, section 3.1):
 The gradient needs no putting together: with the final o and l, a part's backward gives the part's share of it
 (P = exp(S - l), dS = P (dP - rowsum(do o)), ibid. appendix B.4).
 
-Shapes: T row length, H query heads, K key-value heads, D head width, L tokens of one part.
+Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width, L rows of one part.
 """
 
 from __future__ import annotations
@@ -28,17 +28,13 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows [start, end) of the queries against rows [key_start, key_end) of the keys, causal where both are the same."""
+    """Rows [start, end) of the queries against rows [key_start, key_end) of the keys; causal: a stretch with itself."""
 
     start: int
     end: int
     key_start: int
     key_end: int
-
-    @property
-    def causal(self) -> bool:
-        """Whether it is a segment, or a stretch of one, with itself."""
-        return self.start == self.key_start
+    causal: bool = False
 
     @property
     def rows(self) -> slice:
@@ -52,9 +48,9 @@ class Part:
 
 
 class ForestAttention(torch.autograd.Function):
-    """Attention of all parts: [1, T, H, D] for queries [1, H, T, D], keys and values [1, K, T, D].
+    """Attention of all parts: [1, U, H, D] for queries [1, H, U, D], keys and values [1, K, T, D].
 
-    The causal parts cover the row and come first; the others add to them.
+    The causal parts cover the queries and come first; the others add to them.
     """
 
     @staticmethod
@@ -69,23 +65,28 @@ class ForestAttention(torch.autograd.Function):
             )
             outputs.append(output.transpose(1, 2))
             sums.append(sum_.transpose(1, 2))
-        output_THD = torch.cat(outputs, dim=1)
-        sum_TH = torch.cat(sums, dim=1)
+        output_UHD = torch.cat(outputs, dim=1)
+        sum_UH = torch.cat(sums, dim=1)
         for part in parts[len(outputs) :]:
             output, sum_ = _forward(
                 query[:, :, part.rows], key[:, :, part.keys], value[:, :, part.keys], 0.0, False, scale=scale
             )
-            _put_together(output_THD[:, part.rows], sum_TH[:, part.rows], output.transpose(1, 2), sum_.transpose(1, 2))
-        ctx.save_for_backward(query, key, value, output_THD, sum_TH)
+            _put_together(output_UHD[:, part.rows], sum_UH[:, part.rows], output.transpose(1, 2), sum_.transpose(1, 2))
+        ctx.save_for_backward(query, key, value, output_UHD, sum_UH)
         ctx.parts, ctx.scale = parts, scale
-        return output_THD
+        return output_UHD
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output_THD, sum_TH = ctx.saved_tensors
-        gradient, output, sums = (part.transpose(1, 2) for part in (gradients[0], output_THD, sum_TH))
+        query, key, value, output_UHD, sum_UH = ctx.saved_tensors
+        gradient, output, sums = (part.transpose(1, 2) for part in (gradients[0], output_UHD, sum_UH))
+        covered = sum(part.key_end - part.key_start for part in ctx.parts if part.causal) == key.shape[2]
+        for_keys = torch.empty_like if covered else torch.zeros_like  # a key that no part is causal in is only added to
         # as [1, T, H, D] in memory, like what the kernel gives
-        into = [torch.empty_like(part.transpose(1, 2).contiguous()).transpose(1, 2) for part in (query, key, value)]
+        into = [
+            make(part.transpose(1, 2).contiguous()).transpose(1, 2)
+            for make, part in ((torch.empty_like, query), (for_keys, key), (for_keys, value))
+        ]
         for part in ctx.parts:
             found = _backward(
                 gradient[:, :, part.rows],

@@ -25,12 +25,12 @@ def hidden_at(
 
     Args:
         trunk: the states that a batch which knows their rows begins with, instead of its tokens.
-        arguments: for the backbone.
+        arguments: for the backbone; where something else is asked of it (a router's logits), all layers compute all rows.
     """
     backbone: Any = model.get_decoder()
     rows_U, of_place_P = torch.unique(rows_P, return_inverse=True)
-    arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False}
-    arguments["segments"] = Layout.of(batch.segments, rows_U)
+    layout = Layout.of(batch.segments, rows_U if is_narrow(backbone) and not arguments else None)
+    arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": layout}
     if trunk is not None and batch.trunk_rows_T is not None:
         states_TH = trunk.of(batch.trunk_rows_T, backbone.layers[trunk.layer])
         with above(model, trunk.layer):
@@ -38,4 +38,4 @@ def hidden_at(
     else:
         output = backbone(input_ids=batch.input_ids_T[None], **arguments)
     hidden: Tensor = output.last_hidden_state[0]
-    return output, hidden if is_narrow(backbone) else hidden.index_select(0, rows_U), of_place_P
+    return output, hidden.index_select(0, rows_U) if layout.last is None else hidden, of_place_P

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import luthier.scoring.attention as attention
 from luthier.data.batch import Segment
-from luthier.scoring.attention import Layout
+from luthier.scoring.attention import Layout, segmented_attention
 from luthier.scoring.forest_attention import ForestAttention, Part
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 3
@@ -55,19 +55,34 @@ def tensors(length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(1, 13), min_size=1, max_size=6),
     st.lists(st.integers(0, 3), min_size=6, max_size=6),
     st.integers(2, 12),
+    st.none() | st.lists(st.booleans(), min_size=78, max_size=78),
+    st.booleans(),
 )
-def test_parts_equal_one_dense_attention(lengths: list[int], climbs: list[int], halved_from: int) -> None:
+def test_parts_equal_one_dense_attention(
+    lengths: list[int], climbs: list[int], halved_from: int, read: list[bool] | None, masks: bool
+) -> None:
+    """Of all rows or of some, in parts of the kernel or, as for rows that lie scattered, by masks."""
     segments = laid_depth_first(lengths, climbs[: len(lengths)])
+    rows_U = torch.arange(sum(lengths))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "HALVED_FROM", halved_from)
-        parts = Layout.of(segments).parts
+        patch.setattr(attention, "WORTH_A_RUN", 1e9 if masks else 1)
+        layout = Layout.of(segments)
+        if read is not None:
+            rows_U = rows_U[torch.tensor([True, *read])[: sum(lengths)]]
+            of_last = Layout.of(segments, rows_U).last
+            assert of_last is not None
+            layout = of_last
+    assert layout.parts or (masks and read is not None)
     inputs = tensors(sum(lengths))
-    got, expected = ForestAttention.apply(*inputs, parts, WIDTH**-0.5), dense(*inputs, segments)
+    asked = inputs[0].index_select(2, rows_U)
+    got, _ = segmented_attention(nn.Identity(), asked, *inputs[1:], None, segments=layout)
+    expected = dense(*inputs, segments).index_select(1, rows_U)
     assert torch.allclose(got, expected, rtol=1e-12, atol=1e-12)
     weights = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view(got.shape)
     own = torch.autograd.grad((got * weights).sum(), inputs)
@@ -85,8 +100,35 @@ def test_a_long_segment_is_computed_in_halves(monkeypatch: pytest.MonkeyPatch) -
     """[0, 9) from 4 tokens on: 2 + 2 + 2 + 3 with themselves, each second half with the first, twice over."""
     monkeypatch.setattr(attention, "HALVED_FROM", 4)
     parts = Layout.of((Segment(0, 9), Segment(9, 10, 0))).parts
-    triangles = [Part(0, 2, 0, 2), Part(2, 4, 2, 4), Part(4, 6, 4, 6), Part(6, 9, 6, 9), Part(9, 10, 9, 10)]
+    triangles = [Part(start, end, start, end, causal=True) for start, end in ((0, 2), (2, 4), (4, 6), (6, 9), (9, 10))]
     squares = [Part(2, 4, 0, 2), Part(6, 9, 4, 6), Part(4, 9, 0, 4)]
     assert list(parts) == [*triangles, *squares, Part(9, 10, 0, 9)]
     pairs = sum((part.end - part.start) * (part.key_end - part.key_start) for part in parts)
     assert pairs == 81 + 1 + 9 - 2 * 2 - 2 * 3 - 4 * 5, "what is masked in whole is left out"
+
+
+def test_rows_that_lie_scattered_are_worth_no_parts() -> None:
+    """Twelve of 24, one by one: 12 runs for one segment, of which 1 + 12 / 8 are worth their calls."""
+    scattered = Layout.of((Segment(0, 24),), torch.arange(0, 24, 2)).last
+    together = Layout.of((Segment(0, 24),), torch.arange(12, 24)).last
+    assert scattered is not None and together is not None
+    assert not scattered.parts
+    assert list(together.parts) == [Part(0, 12, 12, 24, causal=True), Part(0, 12, 0, 12)]
+
+
+def test_a_window_that_cuts_nothing_off_leaves_the_kernel_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six tokens and two below them, twice: no token has eight before it, though the row has 16."""
+    segments = (Segment(0, 6), Segment(6, 8, 0), Segment(8, 14), Segment(14, 16, 2))
+    inputs = tensors(16)
+    calls: list[object] = []
+    own = ForestAttention.apply
+    monkeypatch.setattr(ForestAttention, "apply", lambda *arguments: calls.append(1) or own(*arguments))
+    found = {}
+    for window in (8, 7):
+        calls.clear()
+        found[window], _ = segmented_attention(
+            nn.Identity(), *inputs, None, segments=Layout.of(segments), sliding_window=window
+        )
+        assert bool(calls) == (window == 8)
+    assert torch.allclose(found[8], dense(*inputs, segments), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found[7], found[8])

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import luthier
 from luthier.data.packing import pack
-from luthier.scoring.fused.choosing import fuse, low_rank
+from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.fused.gated_mlp import GatedMlp
-from luthier.scoring.fused.low_rank import LowRankLinears
+from luthier.scoring.fused.low_rank import LowRankLinears, low_rank
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 from luthier.scoring.scorer import Scorer, transformers_model
 from tests.scoring.test_routes import gradients, random_examples, relative
@@ -332,26 +332,3 @@ def test_the_setting_reaches_the_run(
         calls.clear()
     assert curves[True][0] == pytest.approx(curves[False][0], rel=1e-5)
     assert curves[True][1] > 0 and curves[False][1] == 0
-
-
-def test_the_last_layer_computes_only_what_is_read() -> None:
-    """Its feed-forward block sees the tokens that predict a target, and the gradient is that of the whole layer."""
-    examples = random_examples([30, 14, 25])
-    batch = pack(examples)
-    found = []
-    for fused in (True, False):
-        model = lora_model()
-        seen: list[int] = []
-        model.get_base_model().model.layers[-1].mlp.register_forward_hook(
-            lambda module, inputs, output, seen=seen: seen.append(inputs[0].shape[1])
-        )
-        scorer = Scorer(model, "segmented", fused=fused)
-        logp_N = scorer(batch).logp_N
-        logp_N.sum().backward()
-        found.append((seen, logp_N.detach(), gradients(scorer)))
-    assert len(batch.targets_N) < len(batch.input_ids_T) - len(examples)  # some tokens are read by nobody
-    assert found[0][0] == [len(batch.targets_N)]
-    assert found[1][0] == [len(batch.input_ids_T)]
-    assert relative(found[0][1], found[1][1]) < 1e-5
-    for name, gradient in found[1][2].items():
-        assert relative(found[0][2][name], gradient) < 1e-5, name

@@ -32,26 +32,36 @@ def mixtral(**settings: Any) -> Any:
         return transformers.MixtralForCausalLM(config)
 
 
-def examples(*lengths: int) -> list[TokenizedExample]:
+def qwen3_moe(**settings: Any) -> Any:
+    """Its last layer computes only the rows that are read, where nothing else is asked of it."""
+    sizes = {**SIZES, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "decoder_sparse_step": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**{**sizes, **settings}))
+
+
+def examples(*lengths: int, untrained: int = 1) -> list[TokenizedExample]:
     chance = torch.Generator().manual_seed(1)
     found = []
     for row, length in enumerate(lengths):
         ids = tuple(torch.randint(3, 300, (length,), generator=chance).tolist())
-        sequence = TokenSequence(ids, (0.0, *[1.0] * (length - 1)))
+        sequence = TokenSequence(ids, (*[0.0] * untrained, *[1.0] * (length - untrained)))
         found.append(TokenizedExample((sequence,), Origin("rows", row), length, {}))
     return found
 
 
 @pytest.mark.parametrize("route", ["segmented", "padded"])
-def test_it_is_the_familys_own(route: Any) -> None:
-    model = mixtral(output_router_logits=True, router_aux_loss_coef=0.3)
-    rows = examples(7, 12, 5)
+@pytest.mark.parametrize("family", [mixtral, qwen3_moe])
+def test_it_is_the_familys_own(family: Any, route: Any) -> None:
+    model = family(output_router_logits=True, router_aux_loss_coef=0.3)
+    rows = examples(7, 12, 5, untrained=4)
     batch = pack(rows)
     ids, mask = torch.zeros(3, 12, dtype=torch.long), torch.zeros(3, 12, dtype=torch.long)
     for row, example in enumerate(rows):
         length = len(example.sequences[0].input_ids)
         ids[row, :length], mask[row, :length] = torch.tensor(example.sequences[0].input_ids), 1
     labels = torch.where(mask.bool(), ids, -100)
+    labels[:, :4] = -100
     theirs = model(input_ids=ids, attention_mask=mask, labels=labels)
     assert theirs.aux_loss.item() > 0.5
     scores = Scorer(model, route).train()(batch)

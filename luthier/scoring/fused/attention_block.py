@@ -1,23 +1,23 @@
 """The attention of Llama's kin with its queries, keys and values made by one function.
 
 The three maps read the same input, so their factors A do it at once, and their gradients of it come together without
-additions between.
+additions between. Where only some rows attend (the last layer's that are read), queries are made of those alone.
 
-Shapes: T tokens, N heads (H of queries, K of keys and values), D head width.
+Shapes: T tokens, U rows that attend, N heads (of queries, or of keys and values), H hidden width, D head width.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from luthier.scoring import attention
 from luthier.scoring.fused.formulas import formula
-from luthier.scoring.fused.low_rank import LowRank, LowRankLinears, LowRankMaps
-from luthier.scoring.fused.rotary import Rotation, turning
+from luthier.scoring.fused.low_rank import LowRankLinears, LowRankMaps, has_hooks, low_rank
+from luthier.scoring.fused.rotary import rotation, turning
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 
@@ -45,46 +45,81 @@ def _windows() -> dict[str, Callable[[Any], int | None]]:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether a module's forward is one of those computed here, with Llama's rotation."""
-    return formula(type(module).forward) in _windows() and turning(type(module).forward) is not None
+    """Whether a module's forward is one of those computed here."""
+    return formula(type(module).forward) in _windows() and rotation(type(module).forward) is not None
 
 
-def attention_forward(
-    self: Any, maps_of: Callable[[Any, Tensor], LowRank | None], hidden_states: Tensor, named: dict[str, Any]
-) -> tuple[Tensor, None] | None:
-    """A known module's forward over a packed row; None where it is called for anything else.
+def computes_here(module: nn.Module) -> bool:
+    """Whether a known module computes by `attention_forward`, and nothing listens to its calls."""
+    return getattr(vars(module).get("forward"), "__func__", None) is attention_forward and not has_hooks(module)
+
+
+def attention_forward(self: Any, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
+    """A known module's forward; called for anything else than a packed row, its family's own."""
+    attended = None if arguments else attend(self, hidden_states, **named)
+    if attended is not None:
+        return attended, None
+    own = turning(type(self).forward) or type(self).forward
+    return own(self, hidden_states, *arguments, **named)  # type: ignore[no-any-return]
+
+
+def attend(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **named: Any,
+) -> Tensor | None:
+    """What a known module gives for a packed row [1, T, H]: [1, U, H], of the rows that attend by the layout; None where
+    this is no packed row.
 
     Args:
-        maps_of: a projection as a map, or None where it computes something else at this moment.
-        named: the arguments of the call, as the module's forward has them.
+        named: `segments`, the layout, and whatever else the module hands on to its attention function.
     """
-    embeddings, mask, cache = (
-        named.pop(name, None) for name in ("position_embeddings", "attention_mask", "past_key_values")
-    )
-    if self.config._attn_implementation != attention.NAME or cache is not None or embeddings is None:
+    segments: attention.Layout | None = named.get("segments")
+    if module.config._attn_implementation != attention.NAME or segments is None or hidden_states.shape[0] != 1:
         return None
-    if any(part.dtype != hidden_states.dtype or part.shape[-1] != self.head_dim for part in embeddings):
+    if past_key_values is not None or position_embeddings is None:
         return None
-    maps = [maps_of(getattr(self, name), hidden_states) for name in PARTS]
-    if hidden_states.shape[0] != 1 or any(part is None for part in maps):
-        return None
-    together = LowRankMaps([part for part in maps if part is not None])
-    found = LowRankLinears.apply(hidden_states[0], together.constants, *together.tensors)  # type: ignore[no-untyped-call]
-    query_THD, key_TKD, value_TKD = (part.view(part.shape[0], -1, self.head_dim) for part in found)
-    if hasattr(self, "q_norm"):
-        query_THD, key_TKD = self.q_norm(query_THD), self.k_norm(key_TKD)
-    query, key, value = (part[None].transpose(1, 2) for part in (query_THD, key_TKD, value_TKD))
-    if getattr(self, "use_rope", True):
-        query, key = (Rotation.apply(part, *embeddings) for part in (query, key))  # type: ignore[no-untyped-call]
+    rows_U = segments.rows_U
+    if rows_U is None:
+        query, key, value = _heads(module, PARTS, hidden_states)
+    else:
+        (query,) = _heads(module, PARTS[:1], hidden_states.index_select(1, rows_U))
+        key, value = _heads(module, PARTS[1:], hidden_states)
+    if hasattr(module, "q_norm"):
+        query, key = module.q_norm(query), module.k_norm(key)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    turn = rotation(type(module).forward)
+    if turn is not None and getattr(module, "use_rope", True):
+        if rows_U is None:
+            query, key = turn(query, key, *position_embeddings)
+        else:  # each beside no heads of the other
+            query, _ = turn(query, query[:, :0], *(angles.index_select(1, rows_U) for angles in position_embeddings))
+            _, key = turn(key[:, :0], key, *position_embeddings)
     output, _ = attention.segmented_attention(
-        self,
+        module,
         query,
         key,
         value,
-        mask,
-        dropout=self.attention_dropout if self.training else 0.0,
-        scaling=self.scaling,
-        sliding_window=_windows()[formula(type(self).forward)](self),
+        attention_mask,
+        dropout=module.attention_dropout if module.training else 0.0,
+        scaling=module.scaling,
+        sliding_window=_windows()[formula(type(module).forward)](module),
         **named,
     )
-    return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
+    attended: Tensor = module.o_proj(output.reshape(1, output.shape[1], -1))
+    return attended
+
+
+def _heads(module: Any, names: Sequence[str], x: Tensor) -> list[Tensor]:
+    """Projections of one input [1, T, H], each [1, T, N, D]: by one function where all are maps at this moment."""
+    parts = [getattr(module, name) for name in names]
+    maps = [found for part in parts if (found := low_rank(part, x)) is not None]
+    if len(maps) == len(parts):
+        together = LowRankMaps(maps)
+        projected = LowRankLinears.apply(x[0], together.constants, *together.tensors)  # type: ignore[no-untyped-call]
+    else:
+        projected = [part(x) for part in parts]
+    return [part.view(*x.shape[:-1], -1, module.head_dim) for part in projected]

@@ -19,12 +19,10 @@ from transformers import PreTrainedModel
 from luthier.scoring.fused.attention_block import attention_forward, is_known
 from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
-from luthier.scoring.fused.low_rank import LowRank, LowRankLinears, LowRankMaps, frozen_weight, has_hooks
+from luthier.scoring.fused.low_rank import LowRankLinears, LowRankMaps, is_autocast, is_lora_linear, low_rank
 from luthier.scoring.fused.narrowing import narrow
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 from luthier.scoring.fused.rotary import turning
-
-_LORA_LAYERS = (("peft.tuners.lora.layer", "Linear"), ("peft.tuners.lora.bnb", "Linear4bit"))
 
 
 def fuse(model: PreTrainedModel) -> Counter[str]:
@@ -49,7 +47,7 @@ def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
 
     if "forward" in vars(module):  # something else stands there already: accelerate's hooks, another kernel
         return None
-    if _is_lora_linear(module):
+    if is_lora_linear(module):
         return _lora_linear
     if not type(module).__module__.startswith("transformers.models."):
         return None
@@ -58,7 +56,7 @@ def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
         return _norm
     if own == formula(LlamaMLP.forward) and _is_silu(module.act_fn):
         return _gated_mlp
-    return _attention if is_known(module) else turning(type(module).forward)
+    return attention_forward if is_known(module) else turning(type(module).forward)
 
 
 def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
@@ -79,63 +77,12 @@ def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     return y_TH.view(x.shape)
 
 
-def _attention(self: Any, hidden_states: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
-    found = None if arguments else attention_forward(self, low_rank, hidden_states, dict(named))
-    if found is None:
-        otherwise = turning(type(self).forward)
-        assert otherwise is not None  # else the module were not known
-        return otherwise(self, hidden_states, *arguments, **named)  # type: ignore[no-any-return]
-    return found
-
-
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
-    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32 or _is_autocast(hidden_states):
+    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32 or is_autocast(hidden_states):
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
     rows_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
     y_TH: Tensor = RootMeanSquareNorm.apply(rows_TH, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
     return y_TH.view(hidden_states.shape)
-
-
-def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
-    """A module as the map that the fused functions compute, or None where it is anything else at this moment.
-
-    A frozen `nn.Linear` or one in 4 bits, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no
-    variant (DoRA and others), no bias of its own, dropout that does nothing, no hooks, one precision.
-    """
-    if _is_autocast(x):
-        return None
-    layer: Any = module
-    weight = frozen_weight(layer, x.dtype)
-    if weight is not None:
-        return LowRank(weight, layer.bias, None, None, 0.0)
-    if not _is_lora_linear(layer) or layer.disable_adapters or layer.merged or has_hooks(layer):
-        return None
-    base = layer.base_layer
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    weight = frozen_weight(base, x.dtype)
-    if len(active) != 1 or weight is None:
-        return None
-    name = active[0]
-    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-    if name in layer.lora_variant or up.bias is not None or type(up) is not nn.Linear or type(down) is not nn.Linear:
-        return None
-    if _drops(dropout) or any(has_hooks(part) for part in (down, up, dropout)):
-        return None
-    if not x.dtype == down.weight.dtype == up.weight.dtype:
-        return None
-    return LowRank(weight, base.bias, down.weight, up.weight, layer.scaling[name])
-
-
-def _drops(dropout: nn.Module) -> bool:
-    return not isinstance(dropout, nn.Identity) and dropout.training and getattr(dropout, "p", 1.0) > 0
-
-
-def _is_lora_linear(module: nn.Module) -> bool:
-    return (type(module).__module__, type(module).__name__) in _LORA_LAYERS
-
-
-def _is_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def _is_silu(function: Any) -> bool:

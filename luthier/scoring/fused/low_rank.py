@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from luthier.scoring.fused.packed import PackedWeight, packed_weight
 
 Factors = tuple[Tensor | None, Tensor | None]
+_LORA_LAYERS = (("peft.tuners.lora.layer", "Linear"), ("peft.tuners.lora.bnb", "Linear4bit"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +190,47 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or hasattr(module, "_hf_hook")
     )
+
+
+def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
+    """A module as the map that the fused functions compute, or None where it is anything else at this moment.
+
+    A frozen `nn.Linear` or one in 4 bits, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no
+    variant (DoRA and others), no bias of its own, dropout that does nothing, no hooks, one precision.
+    """
+    if is_autocast(x):
+        return None
+    layer: Any = module
+    weight = frozen_weight(layer, x.dtype)
+    if weight is not None:
+        return LowRank(weight, layer.bias, None, None, 0.0)
+    if not is_lora_linear(layer) or layer.disable_adapters or layer.merged or has_hooks(layer):
+        return None
+    base = layer.base_layer
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    weight = frozen_weight(base, x.dtype)
+    if len(active) != 1 or weight is None:
+        return None
+    name = active[0]
+    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if name in layer.lora_variant or up.bias is not None or type(up) is not nn.Linear or type(down) is not nn.Linear:
+        return None
+    if _drops(dropout) or any(has_hooks(part) for part in (down, up, dropout)):
+        return None
+    if not x.dtype == down.weight.dtype == up.weight.dtype:
+        return None
+    return LowRank(weight, base.bias, down.weight, up.weight, layer.scaling[name])
+
+
+def _drops(dropout: nn.Module) -> bool:
+    return not isinstance(dropout, nn.Identity) and dropout.training and getattr(dropout, "p", 1.0) > 0
+
+
+def is_lora_linear(module: nn.Module) -> bool:
+    """Whether it is peft's LoRA layer over a linear one."""
+    return (type(module).__module__, type(module).__name__) in _LORA_LAYERS
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether products on a tensor's device are in another precision than its own."""
+    return torch.is_autocast_enabled(x.device.type)

@@ -1,7 +1,7 @@
-"""The last layer's feed-forward block only where its output is read.
+"""The last layer only where its output is read.
 
-Attention needs every token's keys and values; what follows it in the last layer is a function of each token alone, and
-tokens that nobody reads (a prompt's, all but its last) may leave it out.
+There every token's keys and values are needed, but queries, and what follows attention, are functions of each token alone:
+tokens that nobody reads (a prompt's, all but its last) may leave them out.
 
 Shapes: T tokens, U tokens that are read, H hidden width.
 """
@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from luthier.scoring.fused.attention_block import attend, computes_here
 from luthier.scoring.fused.formulas import formula
 
 
 def narrow(backbone: Any) -> bool:
     """Let the backbone's last layer give hidden states of the tokens that are read only; whether it can.
 
-    The layer must be Llama's (its text tells), since it is computed in two parts here; a call without `segments.rows_U`
-    gives all tokens' as before.
+    The layer must be Llama's (its text tells), since it is computed in two parts here; its attention is narrowed too where
+    `attend` knows it. A call whose layout has no `last` gives all tokens' as before.
     """
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -43,11 +44,16 @@ def is_narrow(backbone: Any) -> bool:
 
 def _last_layer(self: Any, hidden_states: Tensor, *arguments: Any, **named: Any) -> Tensor:
     """[1, U, H] of [1, T, H]."""
-    rows_U = getattr(named.get("segments"), "rows_U", None)
-    if rows_U is None or arguments:
+    last = getattr(named.get("segments"), "last", None)
+    if last is None or arguments:
         result: Tensor = type(self).forward(self, hidden_states, *arguments, **named)
         return result
-    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **named)
-    residual = hidden_states.index_select(1, rows_U) + attended.index_select(1, rows_U)
+    normed = self.input_layernorm(hidden_states)
+    attended = None
+    if computes_here(self.self_attn):
+        attended = attend(self.self_attn, normed, **{**named, "segments": last})
+    if attended is None:
+        attended = self.self_attn(hidden_states=normed, **named)[0].index_select(1, last.rows_U)
+    residual = hidden_states.index_select(1, last.rows_U) + attended
     narrowed: Tensor = residual + self.mlp(self.post_attention_layernorm(residual))
     return narrowed

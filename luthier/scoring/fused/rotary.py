@@ -49,22 +49,21 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @functools.cache
-def turning(forward: Any) -> Callable[..., Any] | None:
-    """An attention layer's forward with `Rotation` in it, or None where it turns nothing, or otherwise than Llama.
-
-    It computes on by its family's own text, in which that one function is another: whatever else a family's attention
-    does (norms of heads, windows) stays as it is.
-    """
+def rotation(forward: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What an attention layer's forward turns its queries and keys with (they, cos and sin are the arguments): with
+    `Rotation` in it where that is Llama's formula, else its family's own; None where there is no such function."""
     from transformers.models.llama import modeling_llama
 
     if not isinstance(forward, FunctionType) or forward.__closure__ or _NAME not in forward.__code__.co_names:
         return None
     own = forward.__globals__.get(_NAME)
-    if not isinstance(own, FunctionType) or formula(own) != formula(modeling_llama.apply_rotary_pos_emb):
+    if not isinstance(own, FunctionType):
         return None
     halves = own.__globals__.get("rotate_half")
-    if not isinstance(halves, FunctionType) or formula(halves) != formula(modeling_llama.rotate_half):
-        return None
+    if formula(own) != formula(modeling_llama.apply_rotary_pos_emb) or not isinstance(halves, FunctionType):
+        return own
+    if formula(halves) != formula(modeling_llama.rotate_half):
+        return own
 
     def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
         if others or named or not _takes(query, cos, sin) or not _takes(key, cos, sin):
@@ -72,6 +71,19 @@ def turning(forward: Any) -> Callable[..., Any] | None:
             return turned
         return Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)  # type: ignore[no-untyped-call]
 
+    return turn
+
+
+@functools.cache
+def turning(forward: Any) -> Callable[..., Any] | None:
+    """An attention layer's forward with `Rotation` in it, or None where it turns nothing, or otherwise than Llama.
+
+    It computes on by its family's own text, in which that one function is another: whatever else a family's attention
+    does (norms of heads, windows) stays as it is.
+    """
+    turn = rotation(forward)
+    if turn is None or turn is forward.__globals__[_NAME]:
+        return None
     copy = FunctionType(forward.__code__, {**forward.__globals__, _NAME: turn}, forward.__name__, forward.__defaults__)
     copy.__kwdefaults__ = forward.__kwdefaults__
     return copy
