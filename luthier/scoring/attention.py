@@ -206,6 +206,19 @@ def segmented_attention(
     if _has_forest_kernel(query, key, segments, sliding_window, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return ForestAttention.apply(*_of_one_type(query, key, value), segments.parts, scale), None  # type: ignore[no-untyped-call]
+    return _by_segments(query, key, value, segments, scaling, dropout, sliding_window), None
+
+
+def _by_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Layout,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """[1, U, H, D]: one call of sdpa for each segment, with copies of its ancestors' keys and values before its own."""
     groups = query.shape[1] // key.shape[1]
     # split, not slicing: its backward is one concatenation instead of a zero-filled [T] tensor for every segment
     queries = query.split(segments.asked, dim=2)
@@ -222,7 +235,7 @@ def segmented_attention(
         if chain:
             seen_keys = torch.cat([*(keys[i] for i in chain), seen_keys], dim=2)
             seen_values = torch.cat([*(values[i] for i in chain), seen_values], dim=2)
-        mask = _mask(rows_L - end, seen_keys.shape[2], sliding_window)
+        mask = _mask(rows_L - end, seen_keys.shape[2], window)
         if mask is not None and groups > 1:  # with a mask, CUDA's memory-saving kernel takes no grouped heads
             seen_keys, seen_values = (part.repeat_interleave(groups, dim=1) for part in (seen_keys, seen_values))
         outputs.append(
@@ -237,7 +250,7 @@ def segmented_attention(
                 enable_gqa=mask is None and groups > 1,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
 def _has_forest_kernel(query: Tensor, key: Tensor, segments: Layout, window: int | None, dropout: float) -> bool:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import luthier
 from luthier.scoring import trunk
 from luthier.scoring.trunk import frozen_layers
+from tests.classify import labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, tiny_model
 
 
@@ -52,25 +54,66 @@ def test_an_update_on_the_upper_layers_leaves_the_lower_ones_a_trunk() -> None:
     assert frozen_layers(tuned.get_base_model()) == 1
 
 
-def run(model: Path, rows: Path, out: Path, limit: float = 16.0, resume: bool = False, **training: Any) -> list[float]:
+LAST_LAYER = {"name": "freeze", "trainable_layers": 1}
+UPPER_LORA = {"name": "lora", "rank": 4, "target_modules": r".*layers\.[12]\..*_proj"}
+HEAD_ALONE = {"name": "freeze", "trainable_layers": 0, "trainable_modules": ["score"]}
+
+
+def run(
+    model: Path,
+    rows: Path,
+    out: Path,
+    limit: float = 16.0,
+    resume: bool = False,
+    method: Any = LAST_LAYER,
+    **training: Any,
+) -> list[float]:
     settings = {"max_steps": -1, "num_train_epochs": 3, "logging_steps": 1, "trunk_cache_limit_gib": limit, **training}
-    config = config_for(model, rows, out, **settings)
-    luthier.train({**config, "method": {"name": "freeze", "trainable_layers": 1}}, resume=resume)
+    stage = "classification" if method is HEAD_ALONE else "sft"
+    if stage == "classification":
+        rows = write_json_lines(rows.with_name("labelled.jsonl"), labelled_rows(24))
+    luthier.train({**config_for(model, rows, out, **settings), "method": method, "stage": stage}, resume=resume)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("grouping", ["off", "within_step"])
+@pytest.mark.parametrize(
+    ("method", "layer", "grouping"),
+    [(LAST_LAYER, 2, "off"), (LAST_LAYER, 2, "within_step"), (UPPER_LORA, 1, "off"), (HEAD_ALONE, 2, "off")],
+)
 def test_a_run_learns_the_same_with_and_without(
-    grouping: str, tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: Any,
+    layer: int,
+    grouping: str,
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "grouping": grouping}
+    step = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "grouping": grouping, "method": method}
     without = run(tiny_llama, rows, tmp_path / "without", 0, **step)
     assert "trunk" not in capsys.readouterr().err
     kept = run(tiny_llama, rows, tmp_path / "with", **step)
-    assert "trunk: the states below layer 2 are computed once, for 24 examples" in capsys.readouterr().err
-    assert kept == pytest.approx(without, rel=1e-5)
+    told = f"trunk: the states below layer {layer} are computed once, for 24 examples"
+    assert told in capsys.readouterr().err
+    assert kept == pytest.approx(without, rel=1e-5) and kept[-1] < 0.99 * kept[0]
     assert not (tmp_path / "with" / "trunk").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_that_learns_is_an_embedding_that_learns(
+    tied: bool, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_folder(tmp_path / "model", tie_word_embeddings=tied)
+    method = {"name": "freeze", "trainable_layers": 0, "trainable_modules": ["lm_head"]}
+    kept = run(model, rows, tmp_path / "with", method=method)
+    assert ("trunk: the states below layer 2" in capsys.readouterr().err) == (not tied)
+    assert kept == pytest.approx(run(model, rows, tmp_path / "without", 0, method=method), rel=1e-5)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+        for folder in (model, tmp_path / "with" / "final")
+    )
+    assert torch.equal(before, after) == (not tied)
 
 
 def test_lower_layers_are_passed_once_for_each_example(
@@ -91,8 +134,9 @@ def test_lower_layers_are_passed_once_for_each_example(
     assert tokens[2] > 3.5 * tokens[1]
 
 
+@pytest.mark.parametrize("method", [LAST_LAYER, UPPER_LORA, HEAD_ALONE])
 def test_a_rebuilt_trunk_has_the_same_bits_and_a_resumed_run_the_same_end(
-    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: Any, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
     own = trunk.make_trunk
@@ -104,9 +148,10 @@ def test_a_rebuilt_trunk_has_the_same_bits_and_a_resumed_run_the_same_end(
         return made
 
     monkeypatch.setattr("luthier.commands.precomputed.make_trunk", kept)
-    whole = run(tiny_llama, rows, tmp_path / "run", save_strategy="epoch", save_total_limit=5)
+    saving = {"save_strategy": "epoch", "save_total_limit": 5, "method": method}
+    whole = run(tiny_llama, rows, tmp_path / "run", **saving)
     shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
-    assert run(tiny_llama, rows, tmp_path / "run", resume=True, save_strategy="epoch", save_total_limit=5) == whole
+    assert run(tiny_llama, rows, tmp_path / "run", resume=True, **saving) == whole
     assert len(seen) == 2 and np.array_equal(seen[0], seen[1])
 
 
