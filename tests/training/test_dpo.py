@@ -9,16 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import luthier
+from luthier.commands import assembly
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.data.token_arrays import MemorySet, Numbering, TokenBlock, TokenJoiner
 from luthier.foundation.errors import DataError
 from luthier.scoring.readouts import Scores, TargetLogp
+from luthier.scoring.scorer import Scorer
 from luthier.training import reference
 from luthier.training.stages.dpo import Options, build
+from tests.scoring.test_narrowing import norm_in_double
 from tests.tiny import config_for, tiny_folder
 
 WORDS = ["the", "quick", "brown", "fox", "what", "is", "your", "name"]
@@ -81,8 +89,6 @@ def test_the_loss_of_two_pairs_written_out() -> None:
 
 def test_the_curve_equals_trl(tiny_llama: Path, pairs: Path, tmp_path: Path) -> None:
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     shared = {
@@ -122,6 +128,72 @@ def test_the_curve_equals_trl(tiny_llama: Path, pairs: Path, tmp_path: Path) -> 
     assert ours[0] == pytest.approx(math.log(2), rel=1e-5)  # the model is its reference
     assert ours == pytest.approx(theirs, rel=3e-4)
     assert ours[-1] < 0.9 * ours[0]
+
+
+LONG = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "num_train_epochs": 8, "max_steps": -1, "seed": 7}
+
+
+def plain_loop(folder: Path, pairs: Path, dtype: torch.dtype) -> list[float]:
+    """The losses of eight passes in batches of four pairs: transformers on padded rows, torch's AdamW, equation 7."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(7)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, settings).to(dtype)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=5e-3, weight_decay=0.0)
+    ids, answers = [], []
+    for row in map(json.loads, pairs.read_text().splitlines()):
+        prompt = tokenizer(
+            f"<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+        ).input_ids
+        for side in ("chosen", "rejected"):
+            answer = tokenizer(f"{row[side][0]['content']}<|im_end|>").input_ids
+            ids.append(torch.tensor(prompt + answer))
+            answers.append(torch.tensor([0] * len(prompt) + [1] * len(answer)))
+    ids_SL, answers_SL = pad_sequence(ids, batch_first=True), pad_sequence(answers, batch_first=True)
+    real_SL = pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+
+    def logp(start: int) -> Tensor:
+        rows = slice(start, start + 8)
+        logits = model(input_ids=ids_SL[rows], attention_mask=real_SL[rows], use_cache=False).logits[:, :-1]
+        chosen = logits.log_softmax(-1).gather(2, ids_SL[rows, 1:, None])[..., 0]
+        return (chosen * answers_SL[rows, 1:]).sum(1)
+
+    with torch.no_grad():
+        reference = [logp(start).float() for start in range(0, 24, 8)]  # it is kept in float32
+    losses = []
+    for step in range(24):
+        ratio_E2 = (logp(step % 3 * 8) - reference[step % 3]).view(-1, 2)
+        loss = -torch.log(torch.sigmoid(0.3 * (ratio_E2[:, 0] - ratio_E2[:, 1]))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_rounding_alone_parts_the_curve_from_a_plain_loops(
+    tiny_llama: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 every loss of eight passes is the same; in float32 both ways part, and further from step to step."""
+    apart: dict[torch.dtype, list[float]] = {}
+    for dtype in (torch.float32, torch.float64):
+        if dtype == torch.float64:
+            monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_double)
+            monkeypatch.setattr(reference, "reference_folder", lambda: tmp_path / "double")
+        monkeypatch.setattr(assembly, "Scorer", lambda model, *rest, dtype=dtype: Scorer(model.to(dtype), *rest))
+        config = dpo_config(tiny_llama, pairs, tmp_path / str(dtype), **LONG, save_strategy="no", prefix_sharing="on")
+        config |= {"method": {"name": "lora", "rank": 4, "alpha": 8}, "stage": {"name": "dpo", "beta": 0.3}}
+        config["data"] |= {"shuffle": False}
+        luthier.train({**config, "model": {"name": str(tiny_llama), "attention": "segmented"}})
+        ours, theirs = losses(tmp_path / str(dtype)), plain_loop(tiny_llama, pairs, dtype)
+        assert len(ours) == len(theirs) == 24 and theirs[-1] < 0.1 * theirs[0]
+        apart[dtype] = [abs(own - other) / other for own, other in zip(ours, theirs, strict=True)]
+    assert max(apart[torch.float64]) < 1e-9
+    in_passes = [max(apart[torch.float32][start : start + 3]) for start in range(0, 24, 3)]
+    assert 1e4 * max(apart[torch.float64]) < in_passes[0] < 1e-5 and max(in_passes[4:]) > in_passes[0]
 
 
 @pytest.mark.parametrize("method", ["full", {"name": "lora", "init": "pissa"}])
