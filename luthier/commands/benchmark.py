@@ -23,6 +23,7 @@ from luthier.foundation.progress import progress_bar, say
 from luthier.metrics._text import Scored
 from luthier.model import loading
 from luthier.model.config_changes import known_positions
+from luthier.model.placement import Placement, input_device
 from luthier.scoring.scorer import Scorer
 
 
@@ -38,6 +39,7 @@ class Benchmark:
     how: Drawing | None = None
     out: Path | None = None
     overwrite: bool = False
+    placement: Placement | None = None
     trust_remote_code: bool = False
 
 
@@ -52,7 +54,7 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
     subjects = load_benchmark(asked.folder, asked.split, asked.shots, asked.subjects)
     source = find_speaker(model)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=asked.trust_remote_code)
-    read, _ = open_weights(source, trust_remote_code=asked.trust_remote_code)
+    read, _ = open_weights(source, placement=asked.placement, trust_remote_code=asked.trust_remote_code)
     longest = known_positions(read.config)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused).eval()
 
@@ -85,8 +87,7 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
 
 def _likelihoods(scorer: Scorer, examples: Sequence[TokenizedExample]) -> list[list[float]]:
     """The log-probability of each choice of each question."""
-    device = next(scorer.parameters()).device
-    batch = pack(examples, scorer.may_share(training=False)).to(device)
+    batch = pack(examples, scorer.may_share(training=False)).to(input_device(scorer.model))
     with torch.no_grad():
         logp_N = scorer(batch).logp_N.double().cpu().numpy()
     counts = [len(example.sequences) for example in examples]

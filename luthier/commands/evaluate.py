@@ -34,6 +34,7 @@ from luthier.metrics._text import TextRow
 
 if TYPE_CHECKING:
     from luthier.commands.reading import Reading
+    from luthier.model.placement import Placement
 
 DEFAULT_TEXT_METRICS = ("exact_match", "rouge", "bleu4")
 
@@ -88,6 +89,7 @@ class Asked:
     how: Drawing | None = field(default_factory=Drawing)
     out: Path | None = None
     overwrite: bool = False
+    placement: Placement | None = None
     trust_remote_code: bool = False
 
     @property
@@ -109,7 +111,8 @@ def evaluate(
         model: a model, a run, a checkpoint or an adapter; None: only `asked.predictions` are measured.
         data: entries as in a config's data.train; may be empty with predictions that bring their labels.
         asked: metrics (names, or mappings with options); answers from `generation` settings or a file that `predict`
-            wrote; whether the loss is taken; how intervals are drawn (None: without); `out`, written whole at the end.
+            wrote; whether the loss is taken; how intervals are drawn (None: without); `out`, written whole at the end;
+            where the model's modules lie.
 
     Raises:
         UserError: rows, model or metrics that can't be used, or files that are there already.
@@ -161,7 +164,15 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
         raise UserError(f"{model.name} gives labels and writes no answers.", "Leave out --generate.")
     task = TASKS[head.problem if head is not None else "single_label_classification"]
     metrics = chosen_metrics(asked.metrics or DEFAULTS[task], task)
-    reading = open_reading(model, sources.records, head, asked.template, asked.cutoff_length, asked.trust_remote_code)
+    reading = open_reading(
+        model,
+        sources.records,
+        head,
+        asked.template,
+        asked.cutoff_length,
+        asked.trust_remote_code,
+        placement=asked.placement,
+    )
     rows, parts, outcomes = [], [], []
     for name, records in zip(sources.names, sources.records, strict=True):
         examples, found = reading.read(name, records, asked.batch_size, say, each=False)
@@ -201,7 +212,7 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
             metrics, [(f"row {row}", label) for row, label in enumerate(labels, start=1) if label is not None]
         )
     if model is not None and asked.predictions is None:
-        engine = open_engine(asked.engine, model, asked.template, None, asked.trust_remote_code, say)
+        engine = open_engine(asked.engine, model, asked.template, asked.placement, asked.trust_remote_code, say)
     if model is not None and asked.take_loss and isinstance(engine, TransformersEngine):
         reading = _reading_of(model, sources, asked, engine)
         if isinstance(reading, str):

@@ -12,6 +12,7 @@ from luthier.commands.predict_verb import Engine, Generation, generation_setting
 from luthier.commands.verb_options import (
     Json,
     OnModel,
+    Placed,
     RemoteCode,
     Template,
     people,
@@ -102,6 +103,7 @@ def evaluate(
     seed: Seed = 0,
     overwrite: Overwrite = False,
     on_model: OnModel,
+    placed: Placed,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -151,6 +153,7 @@ def _measure(given: SimpleNamespace) -> None:
             "MODEL": given.models,
             "--adapter": given.on_model.adapter,
             "--quantization": given.on_model.quantization,
+            **_of_placing(given),
         }
         unread |= {"--generate": given.generate, "--set": given.generation, "--max-new-tokens": given.max_new_tokens}
         unread |= {"--skip-loss": given.skip_loss, **_of_answering(given), **_of_batches(given)}
@@ -168,6 +171,7 @@ def _measure(given: SimpleNamespace) -> None:
         how=given.how,
         out=Path(given.out) if given.out else None,
         overwrite=given.overwrite,
+        placement=given.placed.placement(),
         trust_remote_code=given.trust_remote_code,
     )
     found = evaluate(_model(given), [mapping_or_text(text, "--data") for text in given.data or ()], asked)
@@ -186,6 +190,7 @@ def _ask_questions(given: SimpleNamespace) -> None:
         other |= {"--harness": given.harness}
     else:
         other |= {"--split": given.split if given.split != "test" else None, "--subject": given.subject}
+        other |= _of_placing(given)
     _refuse_with(f"with {name}", other)
     _check_named(given.models or [], ["questions"], None)
     model, out = _model(given), Path(given.out) if given.out else None
@@ -199,7 +204,13 @@ def _ask_questions(given: SimpleNamespace) -> None:
 
         shots = 5 if given.shots is None else given.shots
         asked = Benchmark(
-            Path(given.benchmark), given.split, shots, tuple(given.subject or ()), how=given.how, **common
+            Path(given.benchmark),
+            given.split,
+            shots,
+            tuple(given.subject or ()),
+            how=given.how,
+            placement=given.placed.placement(),
+            **common,
         )
         found = benchmark(model, asked)
         print(benchmark_table(found), file=people(given.as_json))
@@ -221,6 +232,10 @@ def _of_answering(given: SimpleNamespace) -> dict[str, bool]:
         "--template": given.template != TEMPLATE,
         "--cutoff-length": given.cutoff_length != CUTOFF,
     }
+
+
+def _of_placing(given: SimpleNamespace) -> dict[str, str | None]:
+    return {"--device-map": given.placed.device_map, "--offload-folder": given.placed.offload_folder}
 
 
 def _of_batches(given: SimpleNamespace) -> dict[str, bool]:
@@ -249,6 +264,7 @@ def _compare(given: SimpleNamespace) -> None:
     ignored |= {"--split": given.split if given.split != "test" else None, "--shots": given.shots is not None}
     ignored |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens, "--skip-loss": given.skip_loss}
     ignored |= {"--adapter": given.on_model.adapter, "--quantization": given.on_model.quantization}
+    ignored |= _of_placing(given)
     ignored |= {"--generate": given.generate, **_of_answering(given), **_of_batches(given)}
     _refuse_with("with --compare", ignored)
     if given.how is None:

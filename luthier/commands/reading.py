@@ -30,6 +30,7 @@ from luthier.foundation.progress import progress_bar
 from luthier.metrics._metric import Task
 from luthier.model import loading
 from luthier.model.heads import SequenceHead
+from luthier.model.placement import Placement, is_spread
 from luthier.scoring.scorer import Scorer
 from luthier.training.engine import make_engine
 from luthier.training.stage import Stage
@@ -106,11 +107,13 @@ def open_reading(
     cutoff_length: int,
     trust_remote_code: bool,
     weights: Callable[[], Any] | None = None,
+    placement: Placement | None = None,
 ) -> Reading:
     """Read a model's weights, and choose encoder and stage by its head, its run or the rows' kind.
 
     Args:
         weights: gives the model where something else has it too; it is left as it is.
+        placement: where its modules lie, without `weights`.
 
     Raises:
         UserError: model, template or rows that can't be used.
@@ -126,14 +129,20 @@ def open_reading(
     settings = {**stage.encoder_options, **({"labels": labels} if labels else {})}
     encoder = choose_encoder(data, tokenizer, stage.encoder, settings, renderer)
     stage.know(labels)
-    read = beside(weights()) if weights else open_weights(source, trust_remote_code=trust_remote_code)[0]
+    if weights:
+        read = beside(weights())
+    else:
+        read, _ = open_weights(source, placement=placement, trust_remote_code=trust_remote_code)
     loading.grow_embeddings(read, tokenizer)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused)
-    return Reading(stage, encoder, scorer.to(choose_device()), cutoff_length)
+    return Reading(stage, encoder, scorer if is_spread(read) else scorer.to(choose_device()), cutoff_length)
 
 
 def beside(model: Any) -> Any:
-    """The same model with the same tensors, in modules of its own: a Scorer changes those that it is given."""
+    """The same model with the same tensors, in modules of its own: a Scorer changes those that it is given, but for one
+    whose modules lie on several devices, which it can only call."""
+    if is_spread(model):
+        return model
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, tensors)
 

@@ -26,8 +26,8 @@ from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
 from luthier.model.placement import check_on_one
 from luthier.model.tokenizers.repair import Repair, fit_model
-from luthier.scoring.probe import probe
-from luthier.scoring.virtual_tokens import has_virtual_tokens, padded_only, refuse_checkpointed_prefix
+from luthier.scoring.probe import padded_only, probe
+from luthier.scoring.virtual_tokens import WHY_PADDED, has_virtual_tokens, refuse_checkpointed_prefix
 from luthier.training.answering import check_answers
 from luthier.training.callbacks import metric_problems
 from luthier.training.grouping import regrouped
@@ -240,7 +240,7 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
         check_mergeable(part.folder)
     tuned = setup.tune(model)
     if has_virtual_tokens(tuned):
-        padded_only(finding).choose(wish)
+        padded_only(finding, WHY_PADDED).choose(wish)
         refuse_checkpointed_prefix(tuned, setup.config.training.gradient_checkpointing)
     ratio = setup.method.learning_rate_ratio
     for remark in check_optimizer(setup.config, tuned, ratio, setup.schedule.total_steps):

@@ -16,7 +16,7 @@ from luthier.model.config_changes import changed, check_shapes_kept, sized_for
 from luthier.model.finding import ModelSource, base_of_run, find
 from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
 from luthier.model.inspection import MENDING
-from luthier.model.placement import Placement, dispatch, resolved
+from luthier.model.placement import Placement, dispatch, is_spread, resolved
 from luthier.model.quantization import (
     check_backend,
     check_saved,
@@ -257,12 +257,21 @@ def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Give a model rows for tokens it never saw, as many as its tokenizer has; True if any were added.
 
     New rows start as the mean of the old ones: a neutral token, the same on every run.
+
+    Raises:
+        ModelError: the model's modules lie on several devices, where none can be exchanged.
     """
     import torch
 
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) <= rows:
         return False
+    if is_spread(model):
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,}, and a model whose modules lie on "
+            "several devices can't be given more.",
+            "Leave out --device-map, or name a --template whose tokens the model has.",
+        )
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         for weight in both_embeddings(model):

@@ -177,6 +177,14 @@ def workshop(folder: Path, owner: object) -> str:
     return made
 
 
+def is_spread(model: Any) -> bool:
+    """Whether a model's modules lie on several devices or come from the disk for each pass: its weights are there only
+    while the module that owns them is called."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    devices = set(getattr(inner, "hf_device_map", {"": 0}).values())
+    return hasattr(model, "_hf_hook") or len(devices) > 1
+
+
 def input_device(model: Any) -> torch.device:
     """Where a model takes its token ids: not the device of its first weights, if those lie on the disk."""
     import torch

@@ -61,8 +61,11 @@ class Head:
         return logits.float()
 
     def frozen_linear(self) -> nn.Linear | None:
-        """The head as a plain frozen `nn.Linear` (no adapter, no trained or tied-to-trained weight), else None."""
+        """The head as a plain frozen `nn.Linear` (no adapter, no trained or tied-to-trained weight, which is there before
+        it is called), else None."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
+        if hasattr(head, "_hf_hook"):
+            return None
         if self.plain and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
             return head
         return None

@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -64,6 +64,11 @@ class Finding:
                 "Set model.attention to auto or padded.",
             )
         return "padded" if wish == "padded" or not self.segmented else "segmented"
+
+
+def padded_only(finding: Finding, reason: str) -> Finding:
+    """What the probe found of a model's kind, where something about this one keeps it from the segmented route."""
+    return replace(finding, segmented=False, reason=reason)
 
 
 def probe(config: PreTrainedConfig, model_class: type[PreTrainedModel], need_segments: bool = True) -> Finding:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
+from luthier.model.placement import is_spread
 from luthier.scoring import attention
 from luthier.scoring.dropout import drops_out
 from luthier.scoring.dynamic_positions import forget_lengths
 from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
-from luthier.scoring.probe import Finding, has_sequence_head, probe
+from luthier.scoring.probe import Finding, has_sequence_head, padded_only, probe
 from luthier.scoring.readouts import (
     HeadAt,
     PerChunk,
@@ -37,9 +38,9 @@ from luthier.scoring.router import RouterLoss
 from luthier.scoring.segmented import hidden_at
 from luthier.scoring.trunk import Trunk
 from luthier.scoring.virtual_tokens import (
+    WHY_PADDED,
     has_virtual_tokens,
     hidden_behind_virtual_tokens,
-    padded_only,
     refuse_checkpointed_prefix,
 )
 
@@ -83,10 +84,13 @@ class Scorer(nn.Module):
         self.model = model
         inner = transformers_model(model)
         self._virtual = has_virtual_tokens(model)
-        finding = probe(inner.config, type(inner), need_segments=route != "padded" and not self._virtual)
+        spread = is_spread(model)
+        finding = probe(inner.config, type(inner), need_segments=route != "padded" and not (self._virtual or spread))
         if self._virtual:
             refuse_checkpointed_prefix(model, inner.is_activation_checkpointing)
-            finding = padded_only(finding)
+            finding = padded_only(finding, WHY_PADDED)
+        elif spread:
+            finding = padded_only(finding, "its modules lie on several devices")
         self.finding: Finding = finding
         self._reads_itself = has_sequence_head(inner) and not finding.pools_last
         self.route: Route = self.finding.choose(route)
@@ -159,5 +163,5 @@ class Scorer(nn.Module):
             use_cache=False,
             **router,
         )
-        hidden = output.last_hidden_state[rows.row_N, rows.column_N]
+        hidden = output.last_hidden_state.to(rows.row_N.device)[rows.row_N, rows.column_N]
         return hidden, each_N, self.router_loss(output, rows.attention_mask_RL) if router else None

@@ -7,7 +7,6 @@ Shapes: R rows, L longest row, P virtual tokens, H hidden width.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from luthier.foundation.errors import ModelError
 from luthier.scoring.padded import PaddedRows
-from luthier.scoring.probe import Finding
+
+WHY_PADDED = "virtual tokens stand before every row"
 
 
 def has_virtual_tokens(model: Any) -> bool:
@@ -26,11 +26,6 @@ def has_virtual_tokens(model: Any) -> bool:
 def is_prefix(model: Any) -> bool:
     """Whether the virtual tokens are keys and values of every layer instead of embeddings."""
     return bool(model.active_peft_config.peft_type == "PREFIX_TUNING")
-
-
-def padded_only(finding: Finding) -> Finding:
-    """What the probe found of a model, once virtual tokens stand before its rows."""
-    return replace(finding, segmented=False, reason="virtual tokens stand before every row")
 
 
 def refuse_checkpointed_prefix(model: Any, checkpointed: bool) -> None:

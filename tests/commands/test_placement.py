@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM
 import luthier
 from luthier.cli import main
 from luthier.commands.chat import chat
+from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.export import export
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import ModelError, UserError
 from luthier.model import loading
-from luthier.model.placement import Placement, parse
+from luthier.model.placement import Placement, parse, resolved
+from tests.classify import labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, write_rows
 
 SPREAD = {
@@ -118,6 +120,71 @@ def test_chat_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "Add --dtype float32" in capsys.readouterr().err
     assert main(["export", str(run), str(tmp_path / "adapter"), *spread, "--format", "adapter"]) == 2
     assert "no effect on format adapter" in capsys.readouterr().err
+
+
+def spread_out(folder: Path) -> list[str]:
+    """Options that put the last layers and the head on the disk."""
+    return ["--device-map", json.dumps({**SPREAD, "lm_head": "disk"}), "--offload-folder", str(folder)]
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The device maps that models are read under."""
+    found: list[Any] = []
+
+    def noted(placement: Placement, *more: Any) -> dict[str, Any]:
+        found.append(placement.device_map)
+        return resolved(placement, *more)
+
+    monkeypatch.setattr(loading, "resolved", noted)
+    return found
+
+
+@pytest.mark.parametrize("what", ["base", "run"])
+def test_predictions_and_evaluations(what: str, base: Path, run: Path, tmp_path: Path, placed: list[Any]) -> None:
+    model, rows = str({"base": base, "run": run}[what]), write_rows(tmp_path / "rows.jsonl", count=6)
+    common = ["--data", str(rows), "--max-new-tokens", "6"]
+    measured = ["--metric", "chrf", "--resamples", "0"]
+    for name, more in (("here", []), ("there", spread_out(tmp_path / "off"))):
+        assert len(placed) == 0
+        assert main(["predict", model, *common, "--out", str(tmp_path / f"{name}.jsonl"), *more]) == 0
+        assert main(["evaluate", model, *common, *measured, "--out", str(tmp_path / f"{name}.json"), *more]) == 0
+    assert [found["lm_head"] for found in placed] == ["disk", "disk"]
+    assert (tmp_path / "here.jsonl").read_text() == (tmp_path / "there.jsonl").read_text()
+    here, there = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("here", "there"))
+    assert there["sources"][0]["loss"] == pytest.approx(here["sources"][0]["loss"], rel=1e-5)
+    assert there["metrics"]["chrf"]["value"] == here["metrics"]["chrf"]["value"]
+
+
+def test_a_classifier_is_evaluated(base: Path, tmp_path: Path, placed: list[Any]) -> None:
+    rows = write_json_lines(tmp_path / "rows.jsonl", labelled_rows(24))
+    config = config_for(base, rows, tmp_path / "run", max_steps=6)
+    luthier.train({**config, "stage": "classification", "data": {"train": str(rows)}})
+    here = evaluate(str(tmp_path / "run"), [str(rows)], Asked(how=None))
+    assert not placed
+    spread = {**SPREAD, "score": "disk"}
+    there = evaluate(str(tmp_path / "run"), [str(rows)], Asked(how=None, placement=Placement(spread, tmp_path / "off")))
+    assert placed == [spread]
+    assert [row["predicted"] for row in there.rows] == [row["predicted"] for row in here.rows]
+    assert there.sources[0]["loss"] == pytest.approx(here.sources[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "more", [["--predictions", "a.jsonl"], ["--compare", "a.json", "b.json"], ["MODEL", "--harness", "arc_easy"]]
+)
+def test_a_map_without_effect_is_refused(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *more, *spread_out(tmp_path)]) == 2
+    assert "--device-map, --offload-folder would have no effect with" in capsys.readouterr().err
+
+
+def test_a_vocabulary_does_not_grow_there(base: Path, tmp_path: Path) -> None:
+    source = loading.find(ModelConfig(name=str(base)))
+    model = loading.load(source, torch.float32, placement=Placement(SPREAD, tmp_path / "off"))
+    tokenizer = loading.tokenizer_at(base)
+    assert not loading.grow_embeddings(model, tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(ModelError, match=r"301 tokens, the model's embedding 300"):
+        loading.grow_embeddings(model, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from luthier.evaluation.benchmarks import Question, Subject, encoded, load_bench
 from luthier.evaluation.statistics import Drawing
 from luthier.foundation.errors import DataError
 from luthier.model.loading import tokenizer_at
+from luthier.model.placement import Placement
 
 FEW = Drawing(resamples=99)
 ROWS = [
@@ -63,6 +64,15 @@ def test_the_likeliest_answer_is_the_one_that_transformers_finds(tiny_llama: Pat
     categories = {part["category"]: part for part in found.settings["categories"]}
     assert set(categories) == {"STEM", "other"} and categories["other"]["rows"] == 3
     assert [part["source"] for part in found.sources] == ["astronomy", "made_up", "virology"]
+
+
+def test_a_model_partly_on_the_disk_finds_the_same(tiny_llama: Path, tmp_path: Path) -> None:
+    folder, model = mmlu(tmp_path / "mmlu"), ModelConfig(name=str(tiny_llama))
+    here = benchmark(model, Benchmark(folder, shots=1, how=None))
+    spread = Placement({"model.embed_tokens": "disk", "model.layers.1": "disk", "": "cpu"}, tmp_path / "off")
+    there = benchmark(model, Benchmark(folder, shots=1, how=None, placement=spread))
+    for row, expected in zip(there.rows, here.rows, strict=True):
+        assert row["log_likelihoods"] == pytest.approx(expected["log_likelihoods"], abs=1e-5)
 
 
 def test_common_beginnings_are_computed_once(tiny_llama: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.config.generation_section import GenerationSettings
 from luthier.model.generation import Job
+from luthier.model.placement import is_spread
 from luthier.scoring.decoding.decoder import Decoder
 from luthier.scoring.probe import SEED, TOLERANCE, brief, enlarge, probe, relative, shrink
 from luthier.scoring.scorer import transformers_model
@@ -26,7 +27,7 @@ def why_not(job: Job) -> str:
     if has_virtual_tokens(job.model):
         return "virtual tokens stand before every prompt"
     model = transformers_model(job.model)
-    if hasattr(job.model, "_hf_hook") or len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
+    if is_spread(job.model):
         return "the model's modules lie on several devices"
     text: Any = model.config.get_text_config()
     longest = max(len(prompt) + job.room(prompt) for prompt in job.prompts)
