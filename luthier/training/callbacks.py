@@ -258,13 +258,16 @@ class Bridge:
         """Put back what `export` gave."""
         names = set(TrainerState.__dataclass_fields__)
         for key, kept in value.items():
-            # steps between events follow the config of now, which may have been changed on purpose
+            # steps between events follow the config of now, which may have been changed on purpose; what was written is the
+            # first rank's, and the others go on being others
             if key in names and key not in (
                 "max_steps",
                 "num_train_epochs",
                 "logging_steps",
                 "eval_steps",
                 "save_steps",
+                "is_world_process_zero",
+                "is_local_process_zero",
             ):
                 setattr(self.state, key, kept)
         saved = value.get("stateful_callbacks") or {}

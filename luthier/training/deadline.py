@@ -13,7 +13,8 @@ from transformers.trainer_callback import ExportableState
 class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Stops training, with an evaluation and a checkpoint, while there is time for what comes after the last step.
 
-    Its state says to a run that is resumed that its time was up: see `time_was_up`.
+    Its state says to a run that is resumed that its time was up: see `time_was_up`. Of several ranks the first one's clock
+    decides, whose state a checkpoint keeps.
 
     Args:
         at: when all should be over, by `time.monotonic()`.
@@ -74,7 +75,7 @@ class Deadline(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._seconds += now - self._moment
         self._steps += 1
         self._moment, self._evaluating = now, control.should_evaluate
-        if state.global_step >= state.max_steps or control.should_training_stop:
+        if state.global_step >= state.max_steps or control.should_training_stop or not state.is_world_process_zero:
             return
         at_end = args.eval_strategy == "epoch" and state.epoch is not None and float(state.epoch).is_integer()
         step = self._seconds / self._steps

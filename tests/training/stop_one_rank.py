@@ -1,10 +1,14 @@
 """A user's callbacks that act on one of two ranks alone."""
 
+import math
 import os
 import signal
 from typing import Any
 
 from transformers import TrainerCallback
+
+from luthier.foundation.ranks import ranks
+from luthier.training.deadline import Deadline
 
 
 class StopOneRank(TrainerCallback):
@@ -29,3 +33,8 @@ class KillOneRank(StopOneRank):
     """Ends it at once, in the second epoch."""
 
     number, step = signal.SIGKILL, 4
+
+
+def time_is_up_on_the_second_rank() -> Deadline:
+    """Its clock alone is past the deadline."""
+    return Deadline(0.0 if ranks().rank else math.inf, 0.0, 0, 0.0)

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,15 @@ def test_evaluations_at_the_ends_of_epochs_count(monkeypatch: pytest.MonkeyPatch
     # the sixth step ends at 100; its epoch's evaluation, a seventh step and one more evaluation would be over at 190
     assert deadline.stopped_after == 6
     assert not control.should_evaluate  # the epoch's end asks for it
+
+
+def test_the_first_rank_alone_looks_at_the_clock() -> None:
+    for first in (True, False):
+        deadline, control = Deadline(0.0, 0.0, 0, 0.0), TrainerControl()
+        state = TrainerState(max_steps=9, global_step=1, is_world_process_zero=first)
+        deadline.on_step_begin(None, state, control)
+        deadline.on_step_end(SimpleNamespace(eval_strategy="no", save_strategy="no"), state, control)
+        assert (deadline.stopped_after, control.should_training_stop) == ((1, True) if first else (None, False))
 
 
 def test_the_last_step_is_no_early_stop() -> None:

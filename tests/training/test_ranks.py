@@ -146,7 +146,10 @@ def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on_with_the_same_bi
     assert "stopped after step 3 of 6, as asked" in stopped.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert f"{tmp_path / 'config.json'} --nproc-per-node 2 --resume" in stopped.stderr
-    statuses, said = start_warm(config, tmp_path, "--resume")
+    # time is the first rank's to watch: the second one's clock, which no checkpoint would know of, ends nothing
+    late = "tests.training.stop_one_rank.time_is_up_on_the_second_rank"
+    going_on = {**config, "training": {**config["training"], "callbacks": [late]}}
+    statuses, said = start_warm(going_on, tmp_path, "--resume")
     assert statuses == [0, 0], said
     assert "Going on from step-00000003." in said
     assert lines(tmp_path / "run") == lines(two[0])
