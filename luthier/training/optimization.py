@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from luthier.config.plugins import OPTIMIZERS
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError
+from luthier.model.heads import ENDING, head_modules
 from luthier.training.trained import Role, TrainedParameter, check_fit
 
 SEPARATOR = "|"  # between a parameter's name and its state's: neither contains it
@@ -57,9 +59,9 @@ def parameter_groups(
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
     """What each trained parameter is to an optimizer, by its name."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables += head.modules() if head is not None else []  # an adapter's copy of the head is inside it
+    tables: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for end in _ends(model):  # what an adapter puts beside or in place of one is inside it
+        tables += end.modules()
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     embeddings, vectors = (
         {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
@@ -74,6 +76,17 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         else:
             roles[name] = "embedding" if id(parameter) in embeddings else "matrix"
     return roles
+
+
+def _ends(model: nn.Module) -> list[nn.Module]:
+    """The embedding of a model's tokens, its head over them, and a head that gives classes or a number."""
+    wrapper: Any = model
+    inner = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        return []
+    heads = head_modules(inner).values() if type(inner).__name__.endswith(ENDING) else ()
+    found: list[Any] = [inner.get_input_embeddings(), inner.get_output_embeddings(), *heads]
+    return [module for module in found if module is not None]
 
 
 def trained_shapes(model: nn.Module, *, pure_bf16: bool = False) -> list[TrainedParameter]:

@@ -14,7 +14,8 @@ from luthier.config.plugins import OPTIMIZERS
 from luthier.config.sections import OptimizerOptions
 
 # matrix: a weight of a hidden layer, of two dimensions or more (experts are stacked); embedding: a row for each token,
-# at the input or in the head; vector: norms, biases and whatever else has one dimension, which never decays
+# at the input or in the head, an adapter's factors there, and a head over classes; vector: norms, biases and whatever else
+# has one dimension, which never decays
 Role = Literal["matrix", "embedding", "vector"]
 
 

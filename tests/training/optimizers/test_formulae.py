@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from transformers import LlamaForSequenceClassification
 
 from luthier.config.loading import load
-from luthier.config.plugins import OPTIMIZERS
+from luthier.config.plugins import METHODS, OPTIMIZERS
 from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import TrainingError
-from luthier.training.optimization import check_optimizer, to_evaluation, to_training
+from luthier.model.heads import SequenceHead, with_head
+from luthier.model.method import Apply
+from luthier.training.optimization import check_optimizer, parameter_roles, to_evaluation, to_training
 from luthier.training.optimizers import badam, galore, muon
 from luthier.training.trained import Role
+from tests.tiny import tiny_model
 from tests.training.optimizers.tiny_runs import TinyRun, config_of
 
 RATE, DECAY = 0.01, 0.1
@@ -467,6 +471,26 @@ def test_vectors_do_not_decay(method: str, vectors: list[str], matrices: list[st
             assert {decay for n, decay in decays.items() if part in n} == {expected}, part
 
 
+def test_what_stands_at_a_models_ends_is_no_hidden_matrix() -> None:
+    """LoRA's factors beside the embedding and the head, rows for new tokens, a head over classes: most of an embedding's
+    gradient is zero, and made orthogonal the rest would be moved as far as if all of it were there."""
+    lora, new = METHODS.load("lora"), Apply(seed=1, new_token_ids=(298, 299))
+    options = lora.Options(target_modules=["embed_tokens", "q_proj", "lm_head"])
+    words = parameter_roles(lora.build(options).apply(tiny_model("llama"), Apply(seed=1)))
+    for part, role in (("embed_tokens", "embedding"), ("lm_head", "embedding"), ("q_proj", "matrix")):
+        own = {name: found for name, found in words.items() if part in name}
+        assert len(own) >= 2 and set(own.values()) == {role}, own
+    rows = parameter_roles(lora.build(lora.Options()).apply(tiny_model("llama"), new))
+    assert {role for name, role in rows.items() if "trainable_tokens" in name} == {"embedding"}
+    head = SequenceHead("single_label_classification", ("bad", "good", "plain"))
+    config = tiny_model("llama").config
+    config.pad_token_id = 0
+    classifier = LlamaForSequenceClassification(with_head(config, head))
+    classes = parameter_roles(lora.build(lora.Options()).apply(classifier, Apply(seed=1, head=head)))
+    assert [role for name, role in classes.items() if "score" in name] == ["embedding"]
+    assert {role for name, role in classes.items() if "score" not in name} == {"matrix"}
+
+
 # what does not fit
 
 
@@ -485,6 +509,12 @@ def test_a_method_that_trains_nothing_of_its_kind(name: str, method: str, said: 
     run = TinyRun(config_of("adamw"), method)
     with pytest.raises(TrainingError, match=said):
         check_optimizer(config, run.model, lambda parameter: 1.0, total_steps=10)
+
+
+def test_schedule_free_needs_a_first_moment() -> None:
+    run = TinyRun(config_of("adamw"))
+    with pytest.raises(TrainingError, match="adam_beta1 is 0, with which schedule_free has no average"):
+        check_optimizer(config_of("schedule_free", adam_beta1=0.0), run.model, lambda parameter: 1.0, total_steps=10)
 
 
 def test_a_single_block() -> None:
