@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from pydantic import Field
 
 from luthier.config.sections import OPTIMIZER_SETTINGS, OptimizerOptions
-from luthier.foundation.errors import import_extra
+from luthier.foundation.errors import TrainingError, import_extra
 from luthier.training.trained import TrainedParameter, total_bytes
 
 if TYPE_CHECKING:
@@ -50,9 +50,15 @@ def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate:
     """The library's AdamWScheduleFree, made to switch without loss.
 
     Raises:
-        MissingExtraError: schedulefree is absent.
+        MissingExtraError: schedulefree is absent. TrainingError: a first decay of 0, where gradients are taken at z and the
+            average could not be made from y and z.
     """
     import_extra("schedulefree", extra="optimizers", purpose="training.optim: schedule_free")
+    if training.adam_beta1 == 0:
+        raise TrainingError(
+            "training.adam_beta1 is 0, with which schedule_free has no average to give.",
+            "Leave it at 0.9, or use optim: adamw.",
+        )
     from luthier.training.optimizers._averaged import ExactScheduleFree
 
     options = cast(Options, training.optim)
