@@ -72,12 +72,12 @@ class IndexedFeed:
         schedule, examples = self._batches.schedule, self._batches.examples
         places = [(epoch, step) for step in range(index, schedule.steps_per_epoch)]
         for (_, step), batches in zip(places, _packed(self._batches, places, self._workers), strict=True):
-            rows = partial(_origins, examples, schedule.indices(epoch, step))
+            rows = partial(_origins, examples, schedule, (epoch, step))
             yield Step(batches, rows, last=step + 1 == schedule.steps_per_epoch)
 
 
-def _origins(examples: Sequence[TokenizedExample], batches: Sequence[Sequence[int]]) -> list[Origin]:
-    return [examples[row].origin for batch in batches for row in batch]
+def _origins(examples: Sequence[TokenizedExample], schedule: IndexedSchedule, place: tuple[int, int]) -> list[Origin]:
+    return [examples[row].origin for batch in schedule.indices(*place) for row in batch]
 
 
 class StepBatches(Dataset[list[Batch]]):

@@ -15,6 +15,7 @@ from luthier.data.packing import pack
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
 from luthier.scoring.scorer import Scorer
+from luthier.training.schedule import in_batches
 from luthier.training.stage import Stage
 
 Grouping = Literal["off", "within_step", "within_buffer"]
@@ -112,6 +113,40 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next(
         (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
+
+
+def dealt(
+    step: Sequence[int], examples: Sequence[TokenizedExample], batch_size: int, ranks: int, share: bool
+) -> list[list[int]]:
+    """A step's batches, each of examples that begin alike, dealt so that the ranks have equally much to compute.
+
+    The longest batches are given out first, each to the rank that has the least so far and takes more (Graham, Bounds on
+    Multiprocessing Timing Anomalies, 1969): all ranks wait for the one that is last.
+
+    Args:
+        step: example indices of an optimizer step.
+        share: whether a batch lays down once what its sequences begin with.
+
+    Returns:
+        The batches, rank r's at r, r + ranks, r + 2 ranks, ...; as many for each as if they were taken in turn.
+    """
+    batches = in_batches(sorted(step, key=lambda index: _beginning(examples[index])), batch_size)
+    work = [
+        sum(
+            laid_down(examples[index], examples[before] if before is not None else None, share)
+            for before, index in pairwise([None, *batch])
+            if index is not None
+        )
+        for batch in batches
+    ]
+    room = [len(batches[rank::ranks]) for rank in range(ranks)]
+    given: list[list[list[int]]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for number in sorted(range(len(batches)), key=lambda each: -work[each]):
+        rank = min((rank for rank in range(ranks) if len(given[rank]) < room[rank]), key=lambda each: loads[each])
+        given[rank].append(batches[number])
+        loads[rank] += work[number]
+    return [given[place % ranks][place // ranks] for place in range(len(batches))]
 
 
 def regrouped(

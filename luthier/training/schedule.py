@@ -63,6 +63,8 @@ class IndexedSchedule:
         seed: of the order. shuffle: whether the order changes at all.
         rank, world_size: which part of a step this process computes.
         order: an epoch's order in place of the shuffled one.
+        deal: a step's batches, of its examples, where these are not to be taken as they come; every rank's are each
+            world_size-th, its own first.
     """
 
     examples: int
@@ -75,6 +77,7 @@ class IndexedSchedule:
     rank: int = 0
     world_size: int = 1
     order: Callable[[int], Sequence[int]] | None = None
+    deal: Callable[[Sequence[int]], list[list[int]]] | None = None
 
     @property
     def examples_per_step(self) -> int:
@@ -113,8 +116,13 @@ class IndexedSchedule:
         """Example indices of each of this rank's batches in step `index` of an epoch, both from 0."""
         order = self.order(epoch) if self.order else self.shuffled(epoch)
         chosen = order[index * self.examples_per_step : (index + 1) * self.examples_per_step]
-        batches = [list(chosen[start : start + self.batch_size]) for start in range(0, len(chosen), self.batch_size)]
+        batches = self.deal(chosen) if self.deal else in_batches(chosen, self.batch_size)
         return batches[self.rank :: self.world_size]
+
+
+def in_batches(examples: Sequence[int], size: int) -> list[list[int]]:
+    """So many examples after the others; the last batch may have fewer."""
+    return [list(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
-from luthier.training.grouping import Packing, pack_step, regrouped
+from luthier.training.grouping import Packing, dealt, pack_step, regrouped
 from tests.tiny import config_for
 
 
@@ -84,6 +84,37 @@ def test_a_buffers_steps_hold_rows_of_one_head() -> None:
     heads = [{index % 3 for index in found[start : start + 4]} for start in range(0, 24, 4)]
     assert all(len(head) == 1 for head in heads)
     assert found != sorted(found, key=lambda index: (index % 3, index))  # the steps are shuffled
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 59), unique=True, min_size=1), st.integers(1, 5), st.integers(1, 4))
+def test_a_dealt_step_holds_its_examples_once_and_each_rank_has_as_many_batches(
+    step: list[int], batch_size: int, ranks: int
+) -> None:
+    found = dealt(step, rows(60), batch_size, ranks, share=True)
+    assert sorted(index for batch in found for index in batch) == sorted(step)
+    in_turn = [step[start : start + batch_size] for start in range(0, len(step), batch_size)]
+    assert sorted(map(len, found)) == sorted(map(len, in_turn))
+    for rank in range(ranks):
+        assert len(found[rank::ranks]) == len(in_turn[rank::ranks])
+
+
+def test_ranks_have_equally_much_to_compute() -> None:
+    lengths = (40, 30, 20, 10, 12, 8)
+    rows = [example(*range(100 * number, 100 * number + length)) for number, length in enumerate(lengths)]
+
+    def loads(share: bool, examples: list[TokenizedExample]) -> list[int]:
+        batches = dealt(range(len(examples)), examples, 1 if examples is rows else 2, 2, share)
+        packed = [pack_step([[examples[index] for index in batch]], Packing(share)) for batch in batches]
+        return [sum(len(batch.input_ids_T) for step in packed[rank::2] for batch in step) for rank in (0, 1)]
+
+    assert [sum(lengths[rank::2]) for rank in (0, 1)] == [72, 48]  # in turn
+    assert loads(False, rows) == [60, 60]
+    # of four pairs three share 18 of 20 tokens: 22, 22, 22 and 40 laid down, where without sharing all have 40
+    pairs = [example(*range(100 * n, 100 * n + 18), 1000 + turn, 2000 + turn) for n in (1, 2, 3) for turn in (0, 1)]
+    pairs += [example(*range(start, start + 20)) for start in (500, 600)]
+    assert loads(True, pairs) == [62, 44]
+    assert sorted(loads(False, pairs)) == [80, 80]
 
 
 def losses_of(model: Path, data: Path, out: Path, **training: Any) -> list[float]:
