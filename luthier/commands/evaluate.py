@@ -22,7 +22,7 @@ from luthier.data.records import Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Engine
 from luthier.evaluation.engines.transformers import TransformersEngine
-from luthier.evaluation.matching import matched, refuse_without_reference
+from luthier.evaluation.matching import matched, refuse_without_reference, told_unanswered
 from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
@@ -223,6 +223,7 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
     if asked.writes:
         answered = _answered(model, engine, sources, asked, say)
         reasons.update(str(row.get("finish_reason", "unknown")) for row in answered)
+        remarks += told_unanswered(answered)
         rows = _joined(rows, answered, remarks)
         texts = [TextRow(row["prediction"], row["reference"], row.pop("prompt", "")) for row in answered]
         measured_texts = measure_texts(metrics, texts)

@@ -24,6 +24,8 @@ from luthier.foundation.progress import progress_bar, say
 if TYPE_CHECKING:
     from luthier.model.placement import Placement
 
+FIRST_ROWS = 8  # that fail alike, and none would get an answer
+
 
 @dataclass(frozen=True)
 class PredictResult:
@@ -87,7 +89,7 @@ def predict(
     answerer.check(settings)
     started = time.monotonic()
     with open_journal(out, _identity(answerer, prompts, settings, keep_prompts), anew=overwrite) as journal:
-        resumed = len(journal.done)
+        resumed = len(journal.answered)
         if resumed:
             say(f"{resumed:,} of {len(prompts):,} rows are answered already; going on with the others")
         tokens = answer_into(journal, answerer, prompts, settings, keep_prompts)
@@ -124,12 +126,20 @@ def open_engine(
 def answer_into(
     journal: Journal, engine: Engine, prompts: Sequence[Prompt], settings: GenerationSettings, keep_prompts: bool
 ) -> int:
-    """Answer the rows that a journal lacks; returns the number of tokens that were generated."""
-    left = [prompt for prompt in prompts if prompt.request.row not in journal.done]
+    """Answer the rows that a journal lacks, then again those that could not be answered; returns the number of tokens that
+    were generated.
+
+    Raises:
+        UserError: the first rows get no answer, all for the same reason: no other will get one.
+    """
+    answered = journal.answered
+    left = [prompt for prompt in prompts if prompt.request.row not in answered]
+    left.sort(key=lambda prompt: prompt.request.row in journal.done)  # whatever failed may fail again: it comes last
     tokens = 0
     found: dict[int, list[Answer]] = {}
+    first: list[str] | None = [] if not answered else None  # reasons of the first rows, until one is answered
     with progress_bar("predicting", len(prompts), unit="rows") as bar:
-        bar.update(len(journal.done))
+        bar.update(len(answered))
         if not left:
             return 0
         for answer in engine.answers([prompt.request for prompt in left], settings):
@@ -141,7 +151,26 @@ def answer_into(
                 prompt = prompts[answer.row]
                 journal.add(answer.row, line_of(prompt, samples, keep_prompts))
                 bar.advance()
+                first = _refuse_alike(first, samples, len(prompts))
     return tokens
+
+
+def _refuse_alike(first: list[str] | None, samples: Sequence[Answer], rows: int) -> list[str] | None:
+    """The reasons why the first rows have no answer, and this row's; None as soon as one has an answer.
+
+    Raises:
+        UserError: they are enough, and all the same.
+    """
+    failed = [sample for sample in samples if sample.finish_reason == "error"]
+    if first is None or not failed:
+        return None
+    first.append(failed[0].reason)
+    if len(first) == min(FIRST_ROWS, rows) and len({*first}) == 1:
+        raise UserError(
+            f"the first {len(first):,} rows get no answer, all for the same reason: {first[0]}.",
+            "Mend that; the same command asks them again.",
+        )
+    return first
 
 
 def line_of(prompt: Prompt, answers: Sequence[Answer], keep_prompt: bool = False) -> dict[str, Any]:

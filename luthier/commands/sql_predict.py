@@ -120,7 +120,7 @@ def predict(
     answerer.check(settings)
     started = time.monotonic()
     with open_journal(answers, _identity(answerer, prompts, settings), anew=overwrite) as journal:
-        resumed = len(journal.done)
+        resumed = len(journal.answered)
         if resumed:
             say(f"{resumed:,} of {len(prompts):,} rows are answered already; going on with the others")
         tokens = answer_into(journal, answerer, prompts, settings, False)

@@ -49,6 +49,8 @@ class Answer:
         tokens: how many were generated.
         prompt_tokens: of the prompt, where the engine knows them.
         reason: why there is no answer, under the last two reasons.
+
+    Half of a surrogate pair in `text` or `reason`, which no file can hold, becomes U+FFFD.
     """
 
     row: int
@@ -58,6 +60,19 @@ class Answer:
     tokens: int
     prompt_tokens: int | None = None
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("text", "reason"):
+            object.__setattr__(self, name, encodable(getattr(self, name)))
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair; JSON's escapes can say one, UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,15 @@ class Journal:
         self.done = done
         self._stream = stream
 
+    @property
+    def answered(self) -> set[int]:
+        """The rows that need not be asked again: all but those that an engine could not answer."""
+        return {
+            row
+            for row, line in self.done.items()
+            if all(sample.get("finish_reason") != "error" for sample in line.get("samples", [line]))
+        }
+
     def add(self, row: int, line: Mapping[str, Any]) -> None:
         """Keep a finished row, in place of what was kept of it before."""
         self.done[row] = dict(line)

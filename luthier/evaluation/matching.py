@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from luthier.evaluation.engine import encodable
 from luthier.evaluation.prompts import Prompt
 from luthier.foundation.errors import UserError
 
@@ -51,13 +52,28 @@ def matched(
                 "file": origin.path if origin is not None else where,
                 "row": origin.row if origin is not None else place + 1,
                 "prompt": asked_text(prompt.request.as_dict() if prompt is not None else line),
-                "prediction": prediction,
-                "reference": reference,
+                "prediction": encodable(prediction),
+                "reference": encodable(reference),
                 "finish_reason": line.get("finish_reason"),
+                **({"reason": line["reason"]} if line.get("reason") else {}),
             }
         )
     refuse_without_reference(without, len(lines))
     return rows
+
+
+def told_unanswered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Remarks on rows that have no answer and are measured as if it were empty."""
+    remarks = []
+    for finish, why in (
+        ("error", "the engine could not answer them"),
+        ("prompt_too_long", "their prompts are too long"),
+    ):
+        found = [row for row in rows if row.get("finish_reason") == finish]
+        if found:
+            said = f", such as: {found[0]['reason']}" if found[0].get("reason") else ""
+            remarks.append(f"{len(found):,} of {len(rows):,} rows have no answer and count as empty: {why}{said}")
+    return remarks
 
 
 def refuse_without_reference(numbers: Sequence[int], count: int) -> None:

@@ -117,6 +117,110 @@ def test_a_server_that_goes_away_stops_the_run_which_then_goes_on(rows: Path, tm
     assert [line["prediction"] for line in lines_of(out)] == [row["instruction"] for row in lines_of(rows)]
 
 
+def test_a_row_on_which_the_server_fails_again_and_again_does_not_stop_the_run(rows: Path, tmp_path: Path) -> None:
+    poison = lines_of(rows)[5]["instruction"]
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        return refuses(500, "out of memory") if body["messages"][-1]["content"] == poison else says("yes")
+
+    with stand_in(reply) as server:
+        result = predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url, retries=2))
+    assert result.finish_reasons == {"stop": 23, "error": 1}
+    assert lines_of(tmp_path / "out.jsonl")[5]["reason"] == (
+        "the server gives no answer in 3 attempts; the last time: 500: out of memory"
+    )
+    assert sum(body["messages"][-1]["content"] == poison for _, body, _ in server.asked) == 3
+
+
+def test_a_server_that_refuses_all_rows_alike_is_refused_in_its_words(rows: Path, tmp_path: Path) -> None:
+    with (
+        stand_in(lambda body, before: refuses(400, "temperature is not supported")) as server,
+        pytest.raises(UserError) as caught,
+    ):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url, parallel=1))
+    assert caught.value.problem == (
+        "the first 8 rows get no answer, all for the same reason: the server refuses it (400): temperature is not supported."
+    )
+    assert len(server.asked) < 24 and not (tmp_path / "out.jsonl").exists()
+    one = tmp_path / "one.jsonl"
+    one.write_text(rows.read_text().splitlines()[0])
+    with (
+        stand_in(lambda body, before: refuses(400, "no")) as server,
+        pytest.raises(UserError, match="the first 1 rows"),
+    ):
+        predict("m", [str(one)], tmp_path / "one.out.jsonl", engine=engine(server.url))
+    with stand_in(lambda body, before: refuses(400, f"{len(server.asked)} tokens are too many")) as server:
+        result = predict("m", [str(rows)], tmp_path / "each.jsonl", engine=engine(server.url, parallel=1))
+    assert result.finish_reasons == {"error": 24}  # each for a reason of its own
+
+
+def test_a_resume_asks_refused_rows_again_and_last(rows: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "out.jsonl", [row["instruction"] for row in lines_of(rows)]
+    again = False
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        if not again and body["messages"][-1]["content"] in asked[1:10]:
+            return refuses(422, "not today")
+        return says("yes") if again or len(server.asked) <= 12 else refuses(401, "the key is used up")
+
+    with stand_in(reply) as server:
+        with pytest.raises(UserError, match="refuses access"):
+            predict("m", [str(rows)], out, engine=engine(server.url, parallel=1))
+        again, before = True, len(server.asked)
+        result = predict("m", [str(rows)], out, engine=engine(server.url, parallel=1))
+    assert result.resumed == 3 and result.finish_reasons == {"stop": 24}
+    later = [body["messages"][-1]["content"] for _, body, _ in server.asked[before:]]
+    assert later == [*asked[12:], *asked[1:10]]
+
+
+@pytest.mark.parametrize(
+    ("choice", "prediction", "reason"),
+    [
+        ({"message": {"content": "half \ud83d of it"}}, "half \ufffd of it", None),
+        ({"message": {"content": "whole \ud83d\ude00"}}, "whole \U0001f600", None),
+        ({"message": {"content": None}}, "", None),
+        ({"message": {"tool_calls": [{"function": {"name": "f"}}, None]}}, '[{"name": "f"}]', None),
+        ({"message": None, "finish_reason": "content_filter"}, "", "the server's answer holds no text: {"),
+        ({"text": "no message"}, "", "the server's answer holds no text: {"),
+        ({"message": {"content": ["parts"]}}, "", "the server's answer holds no text: {"),
+    ],
+)
+def test_whatever_a_server_answers_with_is_written(
+    choice: dict[str, Any], prediction: str, reason: str | None, rows: Path, tmp_path: Path
+) -> None:
+    def reply(body: dict[str, Any], before: int) -> Any:
+        if body["messages"][-1]["content"] == lines_of(rows)[3]["instruction"]:
+            return 200, {"choices": [choice], "usage": "none"}, {}
+        return says("yes")
+
+    with stand_in(reply) as server:
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url))
+    line = lines_of(tmp_path / "out.jsonl")[3]
+    assert line["prediction"] == prediction
+    assert line.get("reason", "").startswith(reason or "") and ("reason" in line) is bool(reason)
+
+
+def test_rows_without_an_answer_are_remarked_on(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = [row["instruction"] for row in lines_of(rows)[:2]]
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        return refuses(400, "too long") if body["messages"][-1]["content"] in refused else says("yes")
+
+    with stand_in(reply) as server:
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url))
+    with (tmp_path / "out.jsonl").open("a") as stream:  # another program may have written the answers
+        stream.write('{"prediction": "half \\ud83d of it", "label": "half"}\n')
+    options = ["--metric", "exact_match", "--resamples", "0", "--json", "--out", str(tmp_path / "found.json")]
+    assert main(["evaluate", "--predictions", str(tmp_path / "out.jsonl"), *options]) == 0
+    captured = capsys.readouterr()
+    (remark,) = json.loads(captured.out.splitlines()[-1])["remarks"]
+    assert remark == (
+        "2 of 25 rows have no answer and count as empty: the engine could not answer them, such as: the server refuses it "
+        "(400): too long"
+    )
+    assert f"- {remark}" in captured.err
+
+
 @pytest.mark.parametrize(
     ("reply", "told"),
     [

@@ -1,11 +1,13 @@
 """Any server that speaks OpenAI's chat completions (vLLM, llama.cpp, Ollama, a provider), several requests at a time.
 
 The key comes from the environment and is never written or printed. A busy server (429, 5xx, no answer) is asked again, each
-time after twice as long, or after as long as it says; what it refuses for a row (400, 413, 422) becomes that row's reason.
+time after twice as long, or after as long as it says; what it refuses for a row (400, 413, 422) becomes that row's reason, and so
+does what keeps going wrong with a row while another question is answered.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -105,7 +107,7 @@ class OpenAIEngine:
             raise UserError(f"the engine openai can't ask for {', '.join(refused)}.", f"Leave it out.{hint}")
 
     def answers(self, requests: Sequence[Request], settings: GenerationSettings) -> Iterator[Answer]:
-        """See `Engine`. A row that the server refuses gets an answer with the reason.
+        """See `Engine`. A row that the server refuses, or fails on again and again, gets an answer with the reason.
 
         Raises:
             UserError: the server can't be reached, refuses the key, does not know the model, or stays busy.
@@ -136,22 +138,15 @@ class OpenAIEngine:
             found = self._ask(client, *self._body(request, number, settings))
         except _Failed as failed:
             return Answer(request.row, number, "", "error", 0, reason=failed.reason)
+        usage = found.get("usage")
+        tokens, prompt_tokens = (_count(usage, key) for key in ("completion_tokens", "prompt_tokens"))
         choice = found["choices"][0]
-        text = choice["text"] if request.text is not None else choice["message"].get("content")
-        calls = None if request.text is not None else choice["message"].get("tool_calls")
-        if not text and calls:
-            import json
-
-            text = json.dumps([call["function"] for call in calls], ensure_ascii=False)
-        usage = found.get("usage") or {}
-        return Answer(
-            request.row,
-            number,
-            text or "",
-            "length" if choice.get("finish_reason") == "length" else "stop",
-            int(usage.get("completion_tokens") or 0),
-            usage.get("prompt_tokens"),
-        )
+        reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        text = _text(choice, plain=request.text is not None)
+        if text is None:
+            refused = f"the server's answer holds no text: {json.dumps(choice)[:300]}"
+            return Answer(request.row, number, "", "error", 0, reason=refused)
+        return Answer(request.row, number, text, reason, tokens or 0, prompt_tokens)
 
     def _body(self, request: Request, number: int, settings: GenerationSettings) -> tuple[str, dict[str, Any]]:
         """The path and what is sent."""
@@ -192,10 +187,24 @@ class OpenAIEngine:
                 # a little more by chance: requests that failed together should not come back together
                 self._ending.wait(min(max(wait, asked or 0.0), LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25))  # noqa: S311
                 wait *= 2
+        attempts = f"no answer in {self._options.retries + 1} attempts; the last time: {trouble}"
+        if not self._ending.is_set() and self._answers_others(client, path):
+            raise _Failed(f"the server gives {attempts}")
         raise UserError(
-            f"{url} gave no answer in {self._options.retries + 1} attempts; the last time: {trouble}.",
+            f"{url} gave {attempts}.",
             "Is the server up? The same command goes on with the rows that are left.",
         )
+
+    def _answers_others(self, client: httpx2.Client, path: str) -> bool:
+        """Whether the server answers the shortest question: then it is up, and it is the row that it can't answer."""
+        import httpx2
+
+        asked = {"prompt": "1"} if path == "/completions" else {"messages": [{"role": "user", "content": "1"}]}
+        body = {"model": self._model, "max_tokens": 1, **asked}
+        try:
+            return client.post(self._options.base_url + path, json=body).status_code == 200
+        except httpx2.HTTPError:
+            return False
 
     def _read(self, response: httpx2.Response, url: str) -> dict[str, Any]:
         if response.status_code in OF_A_ROW:
@@ -213,17 +222,37 @@ class OpenAIEngine:
             )
         try:
             found = response.json()
-            choice = found["choices"][0]
-            complete = "message" in choice or "text" in choice
+            is_completion = isinstance(found["choices"][0], dict)
         except (ValueError, KeyError, IndexError, TypeError):
-            complete = False
-        if not complete:
+            is_completion = False
+        if not is_completion:
             raise UserError(
                 f"{url} answers with something that is no completion: {response.text[:200]!r}.",
                 "base_url must be the address of an OpenAI-compatible server, up to /v1.",
             )
         answer: dict[str, Any] = found
         return answer
+
+
+def _text(choice: Mapping[str, Any], *, plain: bool) -> str | None:
+    """What a choice says: its text; or its message's, and where that only calls tools, the calls as JSON; None where it has
+    no message or text at all, as a filter may leave it."""
+    if plain:
+        return choice["text"] if isinstance(choice.get("text"), str) else None
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
+        return None
+    content, calls = message.get("content"), message.get("tool_calls")
+    if not content and isinstance(calls, list) and calls:
+        functions = [call.get("function") for call in calls if isinstance(call, Mapping)]
+        return json.dumps(functions, ensure_ascii=False)
+    return "" if content is None else content if isinstance(content, str) else None
+
+
+def _count(usage: Any, key: str) -> int | None:
+    """A number of tokens, where the server gives one."""
+    found = usage.get(key) if isinstance(usage, Mapping) else None
+    return found if isinstance(found, int) else None
 
 
 def _said(response: httpx2.Response) -> str:
