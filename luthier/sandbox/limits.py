@@ -12,7 +12,7 @@ class Limits:
     Args:
         seconds: wall time of one query.
         rows: rows of its result.
-        result_bytes: bytes of all cells of its result.
+        result_bytes: bytes of all cells of its result, 8 for each number and 8 more than its length for a text or a blob.
         cell_bytes: bytes of one text or blob, also of one in the middle of a computation.
         memory_bytes: memory that SQLite may take; the process around it may take `PROCESS_BYTES` more.
         sql_bytes: length of the query.

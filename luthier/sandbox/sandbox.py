@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import queue
-import select
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from luthier.sandbox import worker as worker_file
+from luthier.sandbox.child import Child, DiedError
 from luthier.sandbox.limits import Limits
 from luthier.sandbox.snapshots import DatabaseError, Snapshots
 
-# a worker stops a query itself; where it can't (one opcode goes on), it is killed so much later
-GRACE_SECONDS = 1.0
-# an answer has JSON's quotes, commas and escapes around its cells
-ANSWER_FACTOR = 12
 Cell = None | int | float | str | bytes
 Row = tuple[Cell, ...]
 Kind = Literal["", "sql", "forbidden", "time", "rows", "bytes", "memory", "database", "died"]
@@ -61,18 +54,26 @@ class Sandbox:
     Args:
         workers: processes; so many threads may call `run` at the same time, others wait.
         limits: for every query; a call may lower rows and seconds.
+
+    Raises:
+        UserError: on entering, or later: a process that runs queries can't be started here.
     """
 
     def __init__(self, workers: int = 1, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._folder = tempfile.TemporaryDirectory(prefix="luthier-sandbox-")
         self._snapshots = Snapshots(Path(self._folder.name))
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        self._workers = [_Worker(self.limits) for _ in range(workers)]
+        self._idle: queue.LifoQueue[Child] = queue.LifoQueue()
+        self._workers = [Child(self.limits) for _ in range(workers)]
         for worker in self._workers:
             self._idle.put(worker)
 
     def __enter__(self) -> Self:
+        try:
+            self._workers[-1].start()  # the one that is taken first
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -81,19 +82,39 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the workers and remove the copies."""
+        """End the workers and what they run, and remove the copies. Threads that wait get a ClosedError."""
         for worker in self._workers:
+            worker.close()
+        stopped = [self._idle.get() for _ in self._workers]  # a thread whose worker is killed gives it back
+        for worker in stopped:
             worker.stop()
+            self._idle.put(worker)
         self._folder.cleanup()
 
+    @contextmanager
+    def threads(self) -> Iterator[ThreadPoolExecutor]:
+        """A thread for each worker. Where the block ends with an error (a Ctrl-C, too) the sandbox is closed first, so that
+        nobody waits for a query that still runs."""
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            try:
+                yield threads
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                self.close()
+                raise
+
     def run(self, database: Path, sql: str, *, first_rows: int | None = None, seconds: float | None = None) -> Outcome:
-        """Run one query. Whatever it is, an outcome comes back within its time and a second more.
+        """Run one query. Whatever it is, an outcome comes back within its time and a second more; or twice that, where its
+        process dies and it is tried again.
 
         Args:
             database: an SQLite file; never written, nor anything beside it.
             sql: one statement that reads.
             first_rows: so many are wanted, and the query is stopped after them without being at fault.
             seconds: in place of the limits' time, if less.
+
+        Raises:
+            ClosedError: the sandbox was closed meanwhile.
         """
         request = {
             "sql": sql,
@@ -113,7 +134,7 @@ class Sandbox:
             snapshot.check()
             worker = self._idle.get()
             try:
-                outcome = worker.run({"database": str(snapshot.path), **request})
+                outcome = _asked(worker, {"database": str(snapshot.path), **request})
             finally:
                 self._idle.put(worker)
             snapshot.check()
@@ -122,94 +143,17 @@ class Sandbox:
         return outcome
 
 
-class _Worker:
-    """One child process, started when it is first needed and again after it died."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def run(self, request: dict[str, Any]) -> Outcome:
-        seconds = request["seconds"]
-        process = self._started()
-        deadline = time.monotonic() + seconds + GRACE_SECONDS
+def _asked(worker: Child, request: dict[str, Any]) -> Outcome:
+    """What comes of a request; where the process died (the system may have been short of memory) of a second attempt."""
+    reason = ""
+    for _ in range(2):
         try:
-            _write(process, json.dumps(request).encode(), deadline)
-            value = json.loads(_read(process, self._limits.result_bytes * ANSWER_FACTOR, deadline))
-            return _outcome(value)
+            return _outcome(worker.ask(request))
         except TimeoutError:
-            self.stop()
-            return Outcome(kind="time", error=f"stopped after {seconds:g} seconds")
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            status = self.stop()
-            return Outcome(kind="died", error=f"its process ended ({_why(status, error)})")
-
-    def stop(self) -> int | None:
-        """End the process; its exit status, if it had ended by itself before."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        try:
-            status = process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            status = None
-            process.kill()
-            process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-        return status
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self.stop()
-            command = [sys.executable, "-I", "-S", str(Path(worker_file.__file__)), json.dumps(asdict(self._limits))]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env={"PATH": os.defpath},
-                start_new_session=True,  # a Ctrl-C at the terminal is for the parent to handle
-            )
-            assert self._process.stdin is not None
-            os.set_blocking(self._process.stdin.fileno(), False)
-        return self._process
-
-
-def _write(process: subprocess.Popen[bytes], body: bytes, deadline: float) -> None:
-    assert process.stdin is not None
-    descriptor = process.stdin.fileno()
-    rest = memoryview(len(body).to_bytes(8, "big") + body)
-    while rest:
-        _, ready, _ = select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _read(process: subprocess.Popen[bytes], most: int, deadline: float) -> bytes:
-    assert process.stdout is not None
-    descriptor = process.stdout.fileno()
-    size = int.from_bytes(_exactly(descriptor, 8, deadline), "big")
-    if size > most:
-        raise ValueError("an answer too long")
-    return _exactly(descriptor, size, deadline)
-
-
-def _exactly(descriptor: int, size: int, deadline: float) -> bytes:
-    parts: list[bytes] = []
-    while size:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
-        part = os.read(descriptor, min(size, 1 << 20))
-        if not part:
-            raise EOFError("no answer")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+            return Outcome(kind="time", error=f"stopped after {request['seconds']:g} seconds")
+        except (DiedError, LookupError, TypeError, ValueError) as error:  # the others of an answer that is none
+            reason = str(error)
+    return Outcome(kind="died", error=f"its process ended twice ({reason})")
 
 
 def _outcome(value: dict[str, Any]) -> Outcome:
@@ -221,9 +165,3 @@ def _outcome(value: dict[str, Any]) -> Outcome:
 
 def _cell(value: Any) -> Cell:
     return base64.b64decode(value["blob"]) if isinstance(value, dict) else value
-
-
-def _why(status: int | None, error: Exception) -> str:
-    if status is None:
-        return str(error) or type(error).__name__
-    return f"signal {-status}" if status < 0 else f"status {status}"

@@ -1,9 +1,9 @@
 """The child process that runs queries: `python -I -S worker.py LIMITS`, an object of JSON as in `Limits`.
 
 It imports the standard library alone, and this file is run by its path, so that a new worker stands in a few hundredths of a
-second. Requests and answers are JSON, each behind its length in 8 bytes: `{"database", "sql", "rows", "cut", "seconds"}` on
-standard input (without `sql` it asks for the tables), on standard output `{"columns", "rows", "seconds", "cut"}` or
-`{"kind", "error"}`. It ends when standard input does.
+second. It says `{"ready": true}` first, when it is confined and has run a query. Requests and answers are JSON, each behind
+its length in 8 bytes: `{"database", "sql", "rows", "cut", "seconds"}` on standard input (without `sql` it asks for the
+tables), on standard output `{"columns", "rows", "seconds", "cut"}` or `{"kind", "error"}`. It ends when standard input does.
 
 What keeps a query inside, from the outermost: the parent kills a worker that does not answer; the system lets the process
 write no byte to any file (RLIMIT_FSIZE 0), take no more memory and processor time than it is given, and start no process; the
@@ -27,6 +27,11 @@ from urllib.parse import quote
 # what the process needs beside SQLite's memory: the interpreter, the rows as Python values and as JSON
 PROCESS_BYTES = 768 << 20
 OPCODES_BETWEEN_CLOCKS = 20_000
+CELL_BYTES = 8  # of a number; of a text or a blob, what comes to its length
+READY = {"ready": True}
+TOO_MUCH_MEMORY = {"kind": "memory", "error": "more memory than it may take"}
+# limits that a system other than Linux may not know for a process that is larger already (macOS: addresses)
+OPTIONAL_LIMITS = frozenset({"RLIMIT_AS"})
 # functions that read and compute only; all others are refused: load_extension, fts3_tokenizer, readfile, writefile, edit, ...
 FUNCTION_NAMES = """
 abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling changes char coalesce cos cosh count cume_dist
@@ -69,7 +74,11 @@ def confine(limits: dict[str, Any]) -> None:
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)  # what this process was given may be less already
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (most, most))
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (ValueError, OSError):
+            if name not in OPTIONAL_LIMITS or sys.platform == "linux":
+                raise
 
 
 class Guard:
@@ -185,7 +194,8 @@ def columns_of(connection: sqlite3.Connection, guard: Guard) -> list[tuple[str, 
 
 
 def size_of(cell: object) -> int:
-    return len(cell) if isinstance(cell, (str, bytes)) else 8
+    """Its bytes, or characters; an empty one takes memory, too."""
+    return CELL_BYTES + len(cell) if isinstance(cell, (str, bytes)) else CELL_BYTES
 
 
 def run(
@@ -239,7 +249,7 @@ def answer(request: dict[str, Any], limits: dict[str, Any], opened: dict[str, An
     except RefusedError as error:
         return {"kind": error.kind, "error": str(error)}
     except MemoryError:
-        return {"kind": "memory", "error": "more memory than it may take"}
+        return TOO_MUCH_MEMORY
     # a query with a surrogate or a NUL can't be handed to SQLite
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         return explain(error, opened.get("guard"), request)
@@ -264,7 +274,7 @@ def bound_processor_time(seconds: float) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(usage.ru_utime + usage.ru_stime + seconds) + 10
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def encode(value: object) -> object:
@@ -282,12 +292,21 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:
     return request
 
 
-def send(stream: BinaryIO, value: dict[str, Any]) -> None:
+def body_of(value: dict[str, Any], most: int) -> bytes:
+    """An answer as it is sent; in place of one that is longer than `most`, or for which there is no memory, why not."""
     try:
-        body = json.dumps(value, default=encode, separators=(",", ":")).encode()
+        body = json.dumps(value, default=encode, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(body) <= most:
+            return body
+        value = {"kind": "bytes", "error": f"a result of more than {most:,} bytes as it is sent"}
     except MemoryError:
-        body = b'{"kind": "memory", "error": "more memory than it may take"}'
-    stream.write(len(body).to_bytes(8, "big") + body)
+        value = TOO_MUCH_MEMORY
+    return json.dumps(value).encode()
+
+
+def send(stream: BinaryIO, body: bytes) -> None:
+    stream.write(len(body).to_bytes(8, "big"))
+    stream.write(body)
     stream.flush()
 
 
@@ -296,6 +315,9 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     os.chdir("/")
     confine(limits)
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("SELECT 1").fetchone()
+    send(answers, json.dumps(READY).encode())
     opened: dict[str, Any] = {}
     while (request := receive(requests)) is not None:
         value = answer(request, limits, opened)
@@ -305,7 +327,10 @@ def main() -> None:
             opened.clear()
             if connection is not None:
                 connection.close()
-        send(answers, value)
+        body = body_of(value, limits["answer_bytes"])
+        del value
+        send(answers, body)
+        del body  # nor that
 
 
 if __name__ == "__main__":

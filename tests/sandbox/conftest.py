@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.sandbox import sandbox as sandbox_file
+from luthier.sandbox import child as child_file
 from luthier.sandbox.limits import Limits
 from luthier.sandbox.sandbox import Sandbox
 
@@ -57,7 +57,7 @@ def database(folder: Path) -> Path:
 def sandbox() -> Iterator[Sandbox]:
     """Two workers with narrow limits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox_file, "GRACE_SECONDS", 0.3)
+        patch.setattr(child_file, "GRACE_SECONDS", 0.3)
         limits = Limits(
             seconds=0.2, rows=1_000, result_bytes=1 << 20, cell_bytes=1 << 20, memory_bytes=64 << 20, sql_bytes=50_000
         )

@@ -374,7 +374,7 @@ def test_a_benchmark_that_is_not_known(files: Path, capsys: pytest.CaptureFixtur
 
 
 def test_an_interruption_leaves_no_process(files: Path) -> None:
-    """Ctrl-C while a query runs: the command ends, and with it the process that runs the query."""
+    """Ctrl-C while a query runs: the command ends at once, and with it the process that runs the query."""
     bomb = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
     (files / "pred.sql").write_text("\n".join([bomb] * 4))
     # a shell that started the tests in the background has SIGINT ignored
@@ -384,7 +384,7 @@ def test_an_interruption_leaves_no_process(files: Path) -> None:
     options = [
         part for pair in zip(("--gold", "--pred", "--database", "--tables"), places, strict=True) for part in pair
     ]
-    command = [sys.executable, "-c", code, "sql", "evaluate", *options, "--timeout", "2", "--jobs", "1"]
+    command = [sys.executable, "-c", code, "sql", "evaluate", *options, "--timeout", "60", "--jobs", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     children: list[str] = []
     while not children and process.poll() is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def evaluate(
     for index, gold in enumerate(pairs.gold):
         groups.setdefault((gold.db_id, gold.query, gold.difficulty), []).append(index)
     verdicts: dict[int, Verdict] = {}
-    with Sandbox(jobs, Limits(seconds=seconds)) as sandbox, ThreadPoolExecutor(jobs) as pool:
+    with Sandbox(jobs, Limits(seconds=seconds)) as sandbox, sandbox.threads() as threads:
         judge = Judge(benchmark, sandbox, runs)
         targets = Targets(folder, stated, faults, benchmark, sandbox)
 
@@ -99,14 +99,10 @@ def evaluate(
             gold = pairs.gold[indices[0]]
             return judge.judge(gold, targets.of(gold.db_id), [pairs.predictions[index] for index in indices])
 
-        tasks = {pool.submit(work, indices): indices for indices in groups.values()}
-        try:
-            for done in as_completed(tasks):
-                verdicts.update(zip(tasks[done], done.result(), strict=True))
-                advance(len(tasks[done]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        tasks = {threads.submit(work, indices): indices for indices in groups.values()}
+        for done in as_completed(tasks):
+            verdicts.update(zip(tasks[done], done.result(), strict=True))
+            advance(len(tasks[done]))
     return [
         Item(index, gold, prediction, verdicts[index])
         for index, (gold, prediction) in enumerate(zip(pairs.gold, pairs.predictions, strict=True))
