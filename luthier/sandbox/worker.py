@@ -34,22 +34,27 @@ TOO_MUCH_MEMORY = {"kind": "memory", "error": "more memory than it may take"}
 OPTIONAL_LIMITS = frozenset({"RLIMIT_AS"})
 # functions that read and compute only; all others are refused: load_extension, fts3_tokenizer, readfile, writefile, edit, ...
 FUNCTION_NAMES = """
-abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling changes char coalesce cos cosh count cume_dist
+abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling changes char coalesce concat concat_ws cos cosh count cume_dist
 current_date current_time current_timestamp date datetime degrees dense_rank exp first_value floor format glob
-group_concat hex ifnull iif instr json json_array json_array_length json_each json_extract json_group_array
-json_group_object json_insert json_object json_patch json_quote json_remove json_replace json_set json_tree json_type
-json_valid julianday lag last_insert_rowid last_value lead length like likelihood likely ln log log10 log2 lower ltrim
-match max min mod nth_value ntile nullif octet_length percent_rank pi pow power printf quote radians random
+group_concat hex if ifnull iif instr json json_array json_array_insert json_array_length json_each json_error_position
+json_extract json_group_array json_group_object json_insert json_object json_patch json_pretty json_quote json_remove
+json_replace json_set json_tree json_type json_valid jsonb jsonb_array jsonb_array_insert jsonb_each jsonb_extract
+jsonb_group_array jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace jsonb_set jsonb_tree
+julianday lag last_insert_rowid last_value lead length like likelihood likely ln log log10 log2 lower ltrim match max
+median min mod nth_value ntile nullif octet_length percent_rank percentile percentile_cont percentile_disc pi pow power
+printf quote radians random
 randomblob rank replace round row_number rtrim sign sin sinh soundex sqlite_version sqrt strftime string_agg substr
-substring subtype sum tan tanh time timediff total total_changes trim trunc typeof unhex unicode unixepoch unlikely
-upper zeroblob -> ->>
+substring subtype sum tan tanh time timediff total total_changes trim trunc typeof unhex unicode unistr unistr_quote unixepoch
+unlikely upper zeroblob -> ->>
 """
 FUNCTIONS = frozenset(FUNCTION_NAMES.split())
 # tables of SQLite's own that describe the database; others (dbstat, sqlite_stmt, ...) are refused
 DESCRIPTIONS = frozenset(
     {"sqlite_master", "sqlite_schema", "sqlite_temp_master", "sqlite_temp_schema", "sqlite_sequence"}
 )
-TABLE_FUNCTIONS = frozenset({"json_each", "json_tree"})
+TABLE_FUNCTIONS = frozenset({"json_each", "json_tree", "jsonb_each", "jsonb_tree"})  # those of jsonb since SQLite 3.51
+# such as there may be in an SQLite that does not list what it has
+MODULES = ("bytecode", "dbstat", "fts3tokenize", "sqlite_dbpage", "sqlite_stmt", "tables_used", "pragma_database_list")
 HIDDEN = 1  # what PRAGMA table_xinfo says of a virtual table's columns that `*` leaves out; generated ones are 2 and 3
 
 
@@ -88,6 +93,7 @@ class Guard:
         self.refusal = ""
         self.deadline = float("inf")
         self.tables: frozenset[str] = frozenset()
+        self.modules: frozenset[str] = frozenset()
 
     def authorize(
         self, action: int, first: str | None, second: str | None, database: str | None, inner: str | None
@@ -104,7 +110,7 @@ class Guard:
             if name in self.tables or name in DESCRIPTIONS or name in TABLE_FUNCTIONS:
                 return sqlite3.SQLITE_OK
             # no column of it is read: a name that WITH gave, of which only the rows are counted
-            if second == "" and not name.startswith(("sqlite_", "pragma_", "dbstat", "fts")):
+            if second == "" and name not in self.modules:
                 return sqlite3.SQLITE_OK
             return self._deny(f"the table {first}")
         if (first or "").lower() in DESCRIPTIONS:
@@ -150,9 +156,11 @@ def open_database(path: str, limits: dict[str, Any], guard: Guard) -> sqlite3.Co
         "query_only=ON",
     ):
         connection.execute(f"PRAGMA {pragma}").fetchall()
-    with contextlib.suppress(sqlite3.OperationalError):  # an SQLite that was built without JSON
-        # these are declared as tables when they are first read, which the guard would refuse
-        connection.execute("SELECT * FROM json_each('[]'), json_tree('[]')").fetchall()
+    for query in ("SELECT * FROM json_each('[]'), json_tree('[]')", "SELECT * FROM jsonb_each('[]'), jsonb_tree('[]')"):
+        with contextlib.suppress(sqlite3.OperationalError):  # an SQLite that was built without, or is older
+            # these are declared as tables when they are first read, which the guard would refuse
+            connection.execute(query).fetchall()
+    guard.modules = modules_of(connection)
     guard.tables = frozenset(
         name.lower() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
     )
@@ -169,6 +177,13 @@ def open_database(path: str, limits: dict[str, Any], guard: Guard) -> sqlite3.Co
     connection.set_authorizer(guard.authorize)
     connection.set_progress_handler(guard.late, OPCODES_BETWEEN_CLOCKS)
     return connection
+
+
+def modules_of(connection: sqlite3.Connection) -> frozenset[str]:
+    """What can be read like a table without being one of the database's, by its name; `sqlite_master` is none."""
+    modules = [name for (name,) in connection.execute("PRAGMA module_list")]
+    pragmas = [f"pragma_{name}" for (name,) in connection.execute("PRAGMA pragma_list")]
+    return frozenset(name.lower() for name in (*modules, *pragmas, *MODULES))
 
 
 def columns_of(connection: sqlite3.Connection, guard: Guard) -> list[tuple[str, str]]:

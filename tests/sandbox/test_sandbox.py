@@ -202,9 +202,10 @@ def test_an_answer_is_no_longer_than_the_parent_takes(database: Path) -> None:
         assert processes_of(sandbox) == [before]
 
 
-def test_empty_texts_count_too(database: Path, sandbox: Sandbox) -> None:
+def test_empty_texts_count_too(database: Path) -> None:
     columns = ", ".join(["''"] * 500)
-    assert sandbox.run(database, f"SELECT {columns} FROM number").kind == "bytes"
+    with Sandbox(1, Limits(result_bytes=1 << 20)) as sandbox:
+        assert sandbox.run(database, f"SELECT {columns} FROM number").kind == "bytes"
 
 
 def test_an_answer_for_which_there_is_no_memory() -> None:
@@ -229,6 +230,25 @@ def test_an_interruption_waits_for_no_query(database: Path) -> None:
     assert not [process for process in running if Path(f"/proc/{process}").exists()]
     with pytest.raises(ClosedError):
         sandbox._workers[0].start()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["concat", "concat_ws", "if", "JSON_pretty", "unistr", "jsonb", "jsonb_extract", "jsonb_group_array", "percentile"],
+)
+def test_functions_of_newer_versions_are_allowed_where_there_are_such(name: str) -> None:
+    """The SQLite of the tests may be older, so the guard is asked."""
+    guard = worker.Guard()
+    assert guard.authorize(sqlite3.SQLITE_FUNCTION, None, name, None, None) == sqlite3.SQLITE_OK
+    assert guard.authorize(sqlite3.SQLITE_FUNCTION, None, f"{name}_x", None, None) == sqlite3.SQLITE_DENY
+
+
+def test_what_sqlite_itself_computes_is_allowed() -> None:
+    """Of the functions that are built in, those alone are refused that load, look at files or belong to virtual tables."""
+    with closing(sqlite3.connect(":memory:")) as opened:
+        built_in = {name for name, own in opened.execute("SELECT name, builtin FROM pragma_function_list") if own}
+    refused = {name for name in built_in - worker.FUNCTIONS if "fts" not in name}
+    assert all(name.startswith(("sqlite_", "load_extension", "rtree", "geopoly_", "fts")) for name in refused), refused
 
 
 def test_columns_of_the_tables(database: Path, sandbox: Sandbox) -> None:
