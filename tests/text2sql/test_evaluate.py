@@ -67,7 +67,16 @@ def test_gold_against_gold(files: Path) -> None:
     assert verdicts(result) == [(1, 1)] * 4 and reasons(result) == [""] * 4
     assert [item.verdict.hardness for item in result.items] == ["easy", "easy", "medium", "medium"]
     assert (result.summary["exact"], result.summary["execution"], result.summary["count"]) == (1.0, 1.0, 4)
-    assert list(result.summary["levels"]) == ["easy", "medium", "all"]
+    # a level without items is there, as in the official table
+    assert list(result.summary["levels"]) == ["easy", "medium", "hard", "extra", "all"]
+    assert result.summary["levels"]["extra"] == {"count": 0, "exact": 0.0, "execution": 0.0}
+    assert result.summary["partial"]["f1"]["keywords"] == {
+        "easy": 1.0,
+        "medium": 1.0,
+        "hard": 0.0,
+        "extra": 0.0,
+        "all": 1.0,
+    }
 
 
 def test_what_is_wrong_is_said(files: Path) -> None:
@@ -107,8 +116,14 @@ def test_the_results_file_and_the_last_line(files: Path, capsys: pytest.CaptureF
     }
     assert [item["index"] for item in written["items"]] == [0, 1, 2, 3]
     assert written["summary"]["levels"]["all"] == {"count": 4, "exact": 0.75, "execution": 0.75}
-    assert written["summary"]["partial"]["recall"]["select"] == {"easy": 1.0, "medium": 0.5, "all": 0.75}
-    assert "execution   1.000    0.500   0.750" in told.err
+    assert written["summary"]["partial"]["recall"]["select"] == {
+        "easy": 1.0,
+        "medium": 0.5,
+        "hard": 0.0,
+        "extra": 0.0,
+        "all": 0.75,
+    }
+    assert "execution   1.000    0.500   0.000   0.000   0.750" in told.err
     assert "partial match: accuracy" in told.err
 
 

@@ -106,8 +106,11 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert found is not None
     told: dict[str, Any] = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert told["title"] == "<b>.sql beside gold.sql" and told["cards"] == 4 and told["markup"] == 0
-    shares = "0.500 0.333 0.400"
-    assert " ".join(told["levels"].split()) == f"easy hard all count 2 3 5 exact {shares} execution {shares}"
+    shares = "0.500 0.000 0.333 0.000 0.400"
+    assert (
+        " ".join(told["levels"].split())
+        == f"easy medium hard extra all count 2 0 3 0 5 exact {shares} execution {shares}"
+    )
     assert told["queries"] == [f"SELECT a, '{EVIL}' FROM t", EVIL] and told["words"][:1] == ["SELECT"]
     assert told["reasons"] == [EVIL, f"near {EVIL}"]
     assert told["counts"] == [["1 row"], ["1 row", "the first 20 rows"], ["1 row", "no rows"], ["not run", "not run"]]

@@ -20,12 +20,14 @@ TURNS = ("turn 1", "turn 2", "turn 3", "turn 4", "turn > 4")
 def summarize(items: Sequence[Item], benchmark: str, conversations: bool) -> dict[str, Any]:
     """Shares from 0 to 1.
 
-    `levels`: by hardness, count, exact and execution; `partial` (Spider): accuracy, recall and F1 of every part by hardness, as the
+    `levels`: by hardness, count, exact and execution, Spider's four always; `partial` (Spider): accuracy, recall and F1 of every part by hardness, as the
     official script reckons them; `turns` and `conversations` (CoSQL, SParC): by turn, and the share of conversations in which every
     turn is right; `ves` and `r_ves` (BIRD, percent) where queries were timed.
     """
-    levels = [level for level in (*LEVELS, *BIRD_LEVELS) if any(item.verdict.hardness == level for item in items)]
-    levels += sorted({item.verdict.hardness for item in items} - {*levels})
+    found = {item.verdict.hardness for item in items}
+    always = LEVELS if benchmark == "spider" else ()
+    levels = [level for level in (*LEVELS, *BIRD_LEVELS) if level in found or level in always]
+    levels += sorted(found - {*levels})
     groups = {level: [item for item in items if item.verdict.hardness == level] for level in levels}
     groups["all"] = list(items)
     by_level = {level: _shares(found) for level, found in groups.items()}
@@ -75,7 +77,7 @@ def partial_scores(groups: dict[str, list[Item]]) -> dict[str, dict[str, dict[st
     """accuracy, recall and F1 -> part -> level.
 
     A part's accuracy is over the predictions that have it, its recall over the gold queries that do; F1 is made of the two, and 1
-    where both are 0.
+    where both are 0, but for a level without items, of which everything is 0.
     """
     scores: dict[str, dict[str, dict[str, float]]] = {"accuracy": {}, "recall": {}, "f1": {}}
     for part in PARTS:
@@ -83,7 +85,7 @@ def partial_scores(groups: dict[str, list[Item]]) -> dict[str, dict[str, dict[st
             found = [item.verdict.parts[part] for item in items if part in item.verdict.parts]
             accuracy = _share(match.matched for match in found if match.predicted)
             recall = _share(match.matched for match in found if match.labelled)
-            f1 = 2 * accuracy * recall / (accuracy + recall) if accuracy + recall else 1.0
+            f1 = 2 * accuracy * recall / (accuracy + recall) if accuracy + recall else float(bool(items))
             for name, value in (("accuracy", accuracy), ("recall", recall), ("f1", f1)):
                 scores[name].setdefault(part, {})[level] = value
     return scores
