@@ -24,13 +24,13 @@ def summarize(items: Sequence[Item], benchmark: str, conversations: bool) -> dic
     official script reckons them; `turns` and `conversations` (CoSQL, SParC): by turn, and the share of conversations in which every
     turn is right; `ves` and `r_ves` (BIRD, percent) where queries were timed.
     """
-    found = {item.verdict.hardness for item in items}
+    there = {item.verdict.hardness for item in items}
     always = LEVELS if benchmark == "spider" else ()
-    levels = [level for level in (*LEVELS, *BIRD_LEVELS) if level in found or level in always]
-    levels += sorted(found - {*levels})
+    levels = [level for level in (*LEVELS, *BIRD_LEVELS) if level in there or level in always]
+    levels += sorted(there - {*levels})
     groups = {level: [item for item in items if item.verdict.hardness == level] for level in levels}
     groups["all"] = list(items)
-    by_level = {level: _shares(found) for level, found in groups.items()}
+    by_level = {level: _shares(there) for level, there in groups.items()}
     summary: dict[str, Any] = {"benchmark": benchmark, **_shares(items), "levels": by_level}
     if benchmark == "spider":
         summary["partial"] = partial_scores(groups)
