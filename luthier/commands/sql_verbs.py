@@ -22,6 +22,7 @@ from luthier.commands.verb_options import (
     people,
 )
 from luthier.config.plugins import PROMPT_STYLES, SQL_LAYOUTS
+from luthier.foundation.signals import ends_at_sigterm
 
 if TYPE_CHECKING:
     from luthier.commands.sql_reading import Reading
@@ -140,14 +141,15 @@ def sql_prepare(
     """Make training rows {db_id, instruction, input, output, history} of a text-to-SQL data set."""
     from luthier.commands.sql_prepare import prepare
 
-    result = prepare(
-        out,
-        asking.reading(path),
-        tokenizer=tokenizer,
-        template=template,
-        queries=not without_queries,
-        invalid_rows=invalid_rows,
-    )
+    with ends_at_sigterm("stopped, as asked: nothing was written."):
+        result = prepare(
+            out,
+            asking.reading(path),
+            tokenizer=tokenizer,
+            template=template,
+            queries=not without_queries,
+            invalid_rows=invalid_rows,
+        )
     print(result.text(), file=people(as_json))
     return result, as_json
 
@@ -179,19 +181,20 @@ def sql_predict(
     """Write a query for every question, one a line, in order."""
     from luthier.commands.sql_predict import predict
 
-    result = predict(
-        on_model.named(model),
-        asking.reading(data, question),
-        out,
-        generation_settings(_drawn(samples, temperature, seed, max_new_tokens), generation or ()),
-        engine=mapping_or_text(engine, "--engine"),
-        template=template,
-        tokenizer=tokenizer,
-        repairs=repairs,
-        overwrite=overwrite,
-        placement=placed.placement(),
-        trust_remote_code=trust_remote_code,
-    )
+    with ends_at_sigterm("stopped, as asked.", "The same command goes on: what was answered is kept."):
+        result = predict(
+            on_model.named(model),
+            asking.reading(data, question),
+            out,
+            generation_settings(_drawn(samples, temperature, seed, max_new_tokens), generation or ()),
+            engine=mapping_or_text(engine, "--engine"),
+            template=template,
+            tokenizer=tokenizer,
+            repairs=repairs,
+            overwrite=overwrite,
+            placement=placed.placement(),
+            trust_remote_code=trust_remote_code,
+        )
     print(result.text(), file=people(as_json))
     return result, as_json
 
@@ -233,17 +236,18 @@ def sql_evaluate(
     from luthier.commands.sql_evaluate import evaluate, known_benchmark
     from luthier.foundation.devices import usable_cores
 
-    result = evaluate(
-        gold,
-        pred,
-        database,
-        tables,
-        out=out,
-        html=html,
-        benchmark=known_benchmark(benchmark),
-        jobs=jobs or usable_cores(),
-        timeout=timeout,
-        runs=runs,
-        console=Console(file=people(as_json), highlight=False),
-    )
+    with ends_at_sigterm("stopped, as asked: nothing was written."):
+        result = evaluate(
+            gold,
+            pred,
+            database,
+            tables,
+            out=out,
+            html=html,
+            benchmark=known_benchmark(benchmark),
+            jobs=jobs or usable_cores(),
+            timeout=timeout,
+            runs=runs,
+            console=Console(file=people(as_json), highlight=False),
+        )
     return result, as_json

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import queue
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from luthier.sandbox.child import Child, DiedError
+from luthier.sandbox.folders import PrivateFolder
 from luthier.sandbox.limits import Limits
 from luthier.sandbox.snapshots import DatabaseError, Snapshots
 
@@ -61,8 +61,8 @@ class Sandbox:
 
     def __init__(self, workers: int = 1, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._folder = tempfile.TemporaryDirectory(prefix="luthier-sandbox-")
-        self._snapshots = Snapshots(Path(self._folder.name))
+        self._folder = PrivateFolder()
+        self._snapshots = Snapshots(self._folder.path)
         self._idle: queue.LifoQueue[Child] = queue.LifoQueue()
         self._workers = [Child(self.limits) for _ in range(workers)]
         for worker in self._workers:
@@ -89,7 +89,7 @@ class Sandbox:
         for worker in stopped:
             worker.stop()
             self._idle.put(worker)
-        self._folder.cleanup()
+        self._folder.remove()
 
     @contextmanager
     def threads(self) -> Iterator[ThreadPoolExecutor]:
@@ -130,17 +130,14 @@ class Sandbox:
 
     def _ask(self, database: Path, request: dict[str, Any]) -> Outcome:
         try:
-            snapshot = self._snapshots.of(database)
-            snapshot.check()
-            worker = self._idle.get()
-            try:
-                outcome = _asked(worker, {"database": str(snapshot.path), **request})
-            finally:
-                self._idle.put(worker)
-            snapshot.check()
+            with self._snapshots.held(database) as file:
+                worker = self._idle.get()
+                try:
+                    return _asked(worker, {"database": str(file), **request})
+                finally:
+                    self._idle.put(worker)
         except (DatabaseError, OSError) as error:
             return Outcome(kind="database", error=str(error))
-        return outcome
 
 
 def _asked(worker: Child, request: dict[str, Any]) -> Outcome:

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 
-from luthier.foundation.errors import Interrupted
+from luthier.foundation.signals import ends_at_sigterm
 
 
-@contextmanager
-def ended_early() -> Iterator[None]:
+def ended_early() -> AbstractContextManager[None]:
     """SIGTERM before the first step, while weights are read: nothing is to be saved, so the run ends at once, noted.
 
     Raises:
-        Interrupted: it came.
+        Interrupted: inside, it came.
     """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped before the first step, as asked: nothing new was learnt.", "", number)
-
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python can't set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return ends_at_sigterm("stopped before the first step, as asked: nothing new was learnt.")
 
 
 class StopRequest:

@@ -321,7 +321,8 @@ def test_a_large_database_is_read_in_place_and_watched(tmp_path: Path, monkeypat
         monkeypatch.setattr(sandbox._snapshots, "_copied_bytes", 10)
         before = state_of(tmp_path)
         assert sandbox.run(path, "SELECT a FROM t").rows == ((1,),)
-        assert sandbox._snapshots.of(path).path == path and state_of(tmp_path) == before
+        with sandbox._snapshots.held(path) as file:
+            assert file == path and state_of(tmp_path) == before
         os.utime(path, ns=(1, 1))
         changed = sandbox.run(path, "SELECT a FROM t")
         assert changed.kind == "database" and "changed while it was read" in changed.error
@@ -335,15 +336,17 @@ def test_without_room_for_a_copy_a_database_is_read_in_place(database: Path, mon
     with Sandbox() as sandbox:
         monkeypatch.setattr(snapshots.shutil, "copyfile", full)
         assert sandbox.run(database, "SELECT count(*) FROM singer").rows == ((3,),)
-        snapshot = sandbox._snapshots.of(database)
-        assert snapshot.path == database and snapshot.stamp is not None
-        assert list(Path(sandbox._folder.name).iterdir()) == []
+        with sandbox._snapshots.held(database) as file:
+            assert file == database
+        assert list(sandbox._folder.path.iterdir()) == []
 
 
 def test_a_copy_is_made_once_and_removed(database: Path) -> None:
     with Sandbox() as sandbox:
-        copy = sandbox._snapshots.of(database).path
-        assert copy != database and copy == sandbox._snapshots.of(database).path
+        with sandbox._snapshots.held(database) as copy:
+            assert copy != database
+        with sandbox._snapshots.held(database) as again:
+            assert copy == again
         assert copy.read_bytes() == database.read_bytes()
         database.touch()
         assert sandbox.run(database, "SELECT 1").ok

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -388,8 +390,9 @@ def test_a_benchmark_that_is_not_known(files: Path, capsys: pytest.CaptureFixtur
     assert "--benchmark 'wikisql' is not known" in capsys.readouterr().err
 
 
-def test_an_interruption_leaves_no_process(files: Path) -> None:
-    """Ctrl-C while a query runs: the command ends at once, and with it the process that runs the query."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_no_process_and_no_copy(files: Path, number: int, status: int) -> None:
+    """Ctrl-C or SIGTERM while a query runs: the command ends at once, with it the process that runs the query and the copies."""
     bomb = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
     (files / "pred.sql").write_text("\n".join([bomb] * 4))
     # a shell that started the tests in the background has SIGINT ignored
@@ -400,16 +403,21 @@ def test_an_interruption_leaves_no_process(files: Path) -> None:
         part for pair in zip(("--gold", "--pred", "--database", "--tables"), places, strict=True) for part in pair
     ]
     command = [sys.executable, "-c", code, "sql", "evaluate", *options, "--timeout", "60", "--jobs", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    temporary = files / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
     children: list[str] = []
     while not children and process.poll() is None:
         time.sleep(0.1)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for task in Path(f"/proc/{process.pid}/task").iterdir():
             children += (task / "children").read_text().split()
-    process.send_signal(2)
-    assert process.wait(timeout=20) == 130
-    assert children
+    while not list(temporary.glob("*/*.sqlite")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == status
+    assert children and list(temporary.iterdir()) == []
     for child in children:
         deadline = time.monotonic() + 5
         while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
