@@ -199,10 +199,13 @@ def test_a_family_computes_the_same_fused_or_is_left_alone(kind: str) -> None:
 
 def half(layer: Any) -> None:
     layer.lora_A["default"].to(torch.bfloat16)
+    layer.lora_B["default"].to(torch.bfloat16)
 
 
 def second_adapter(layer: Any) -> None:
-    layer.update_layer("other", r=2, lora_alpha=2, config=LoraConfig(r=2, lora_alpha=2))
+    torch.manual_seed(2)
+    layer.update_layer("other", r=2, lora_alpha=2, config=LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian"))
+    nn.init.normal_(layer.lora_B["other"].weight)
     layer.set_adapter(["default", "other"])
 
 
@@ -210,34 +213,77 @@ def dropout(layer: Any) -> None:
     layer.lora_dropout["default"] = nn.Dropout(0.5)
 
 
+class OneMore:
+    """In place of DoRA and its like."""
+
+    @staticmethod
+    def forward(layer: Any, *, result: Tensor, **_: Any) -> Tensor:
+        return result + 1
+
+
+class Twice(nn.Linear):
+    """A base of another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def another_base(layer: Any) -> None:
+    own = Twice(layer.in_features, layer.out_features, bias=False).requires_grad_(False)
+    own.load_state_dict(layer.base_layer.state_dict())
+    layer.base_layer = own
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "disabled": lambda layer: layer.enable_adapters(False),
     "merged": lambda layer: layer.merge(),
     "two adapters": second_adapter,
     "no adapter is active": lambda layer: layer.set_adapter([]),
-    "a variant": lambda layer: layer.lora_variant.update(default=object()),
+    "a variant": lambda layer: layer.lora_variant.update(default=OneMore()),
     "a bias of the update": lambda layer: layer.lora_B["default"].register_parameter(
-        "bias", nn.Parameter(torch.ones(32))
+        "bias", nn.Parameter(torch.ones(layer.out_features))
     ),
     "dropout": dropout,
     "another precision": half,
     "a trained base": lambda layer: layer.base_layer.requires_grad_(True),
-    "another class of base": lambda layer: setattr(layer, "base_layer", type("Own", (nn.Linear,), {})(32, 32)),
-    "a hook on the layer": lambda layer: layer.register_forward_hook(lambda *_: None),
-    "a hook before the base": lambda layer: layer.base_layer.register_forward_pre_hook(lambda *_: None),
-    "a hook on a factor": lambda layer: layer.lora_A["default"].register_full_backward_hook(lambda *_: None),
+    "another class of base": another_base,
+    "a hook on the layer": lambda layer: layer.register_forward_hook(lambda module, inputs, output: 2 * output),
+    "a hook before the base": lambda layer: layer.base_layer.register_forward_pre_hook(
+        lambda module, inputs: (2 * inputs[0],)
+    ),
+    "a hook on a factor": lambda layer: layer.lora_A["default"].register_full_backward_hook(
+        lambda module, into, out: (2 * into[0],)
+    ),
     "a stand-in of accelerate": lambda layer: setattr(layer.base_layer, "_hf_hook", object()),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_layer_computes_as_its_class_does(change: str) -> None:
-    layer = lora_model().get_base_model().model.layers[0].self_attn.q_proj
-    layer.train()
-    x = torch.randn(2, 3, 32)
-    assert low_rank(layer, x) is not None
-    CHANGES[change](layer)
-    assert low_rank(layer, x) is None
+    """Each projection changed alone in the second layer: the model's values and gradients are those without fusing."""
+    batch = pack(random_examples([9, 4]))
+    whole = lora_model()
+    for name in ALL:
+        found = []
+        for fused in (True, False):
+            scorer = Scorer(copy.deepcopy(whole), "segmented", fused=fused).train()
+            second = scorer.model.get_base_model().model.layers[1]
+            layer = getattr(second.self_attn if name in "q_proj k_proj v_proj o_proj" else second.mlp, name)
+            x = torch.randn(2, 3, layer.in_features)
+            assert low_rank(layer, x) is not None
+            CHANGES[change](layer)
+            assert low_rank(layer, x) is None
+            torch.manual_seed(3)
+            logp_N = scorer(batch).logp_N
+            logp_N.sum().backward()
+            found.append((logp_N.detach(), gradients(scorer)))
+        assert relative(found[0][0], found[1][0]) < 1e-5, name
+        assert found[0][1].keys() == found[1][1].keys()
+        for parameter, gradient in found[1][1].items():
+            assert relative(found[0][1][parameter], gradient) < (1e-2 if change == "another precision" else 1e-5), (
+                name,
+                parameter,
+            )
 
 
 def test_dropout_that_does_nothing_is_no_obstacle() -> None:

@@ -141,8 +141,15 @@ def forest(parents: list[int | None], lengths: list[int], vocabulary: int, seed:
 
 @st.composite
 def forests(draw: st.DrawFn) -> Batch:
-    count = draw(st.integers(1, 6))
-    parents = [None] + [draw(st.one_of(st.none(), st.integers(0, index - 1))) for index in range(1, count)]
+    count, depth_first = draw(st.integers(1, 6)), draw(st.booleans())
+    parents: list[int | None] = [None]
+    path = [
+        0
+    ]  # the segment before and its ancestors, below one of which the next stands if it is laid down depth first
+    for index in range(1, count):
+        parent = draw(st.none() | (st.sampled_from(path) if depth_first else st.integers(0, index - 1)))
+        path = [*path[: path.index(parent) + 1 if depth_first and parent is not None else 0], index]
+        parents.append(parent)
     lengths = [draw(st.integers(2 if parent is None else 1, 7)) for parent in parents]
     return forest(parents, lengths, 300, draw(st.integers(0, 9)))
 
