@@ -75,7 +75,11 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
                 likelihoods = _likelihoods(scorer, members)
                 rows += [_row(subject, one, found) for one, found in zip(asked_now, likelihoods, strict=True)]
                 bar.advance(len(members))
-    remarks = [f"{fewer:,} questions had room for fewer examples than {asked.shots}"] if fewer else []
+    remarks = [f"{fewer:,} questions had room for fewer examples than their subject has"] if fewer else []
+    lacking = [len(subject.shots) for subject in subjects if len(subject.shots) < asked.shots]
+    if lacking:
+        of_all = f"{len(lacking):,} of {len(subjects):,} subjects"
+        remarks.append(f"dev has fewer than {asked.shots} examples for {of_all}, {min(lacking)} the fewest")
     for remark in remarks:
         say(remark)
     found = _evaluated(model.name, asked, subjects, rows, remarks)

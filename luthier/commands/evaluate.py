@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.commands.predict import entry_of, open_engine, predict
+from luthier.commands.predict import entry_of, on_server, open_engine, predict
 from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.metric_choice import check_references
@@ -28,7 +28,7 @@ from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
 from luthier.evaluation.statistics import Drawing, scipy_stats
 from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import need_place
+from luthier.foundation.files import need_apart, need_place
 from luthier.foundation.progress import say
 from luthier.metrics._text import TextRow
 
@@ -119,11 +119,13 @@ def evaluate(
     """
     if asked.how is not None:
         scipy_stats()
-    _claim(asked)
-    sources = Sources.load([entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data])
+    elsewhere = asked.predictions is None and on_server(asked.engine)
+    entries = [entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data]
+    _claim(asked, [entry.path for entry in entries])
+    sources = Sources.load(entries)
     named = ModelConfig(name=model) if isinstance(model, str) else model
     found = None
-    if named is not None and asked.predictions is None:
+    if named is not None and asked.predictions is None and not elsewhere:
         found = _labels(named, sources, asked, say)
     found = found or _texts(named, sources, asked, say)
     if asked.out is not None:
@@ -132,15 +134,15 @@ def evaluate(
     return found
 
 
-def _claim(asked: Asked) -> None:
-    """Raise UserError where what would be written is there already, or can't be written."""
+def _claim(asked: Asked, read: Sequence[str]) -> None:
+    """Raise UserError where what would be written is there already, can't be written, or is read."""
     if asked.out is None:
         return
     made = [asked.out, rows_path(asked.out)]
     if asked.predictions is None and asked.writes:
         made.append(predictions_path(asked.out))
     for path in made:
-        need_place(path, "--out")
+        need_apart(need_place(path, "--out"), "--out", [*read, *([asked.predictions] if asked.predictions else [])])
         if path.exists() and not asked.overwrite:
             remedy = "Name another file with --out, or replace it with --overwrite."
             if path == predictions_path(asked.out):
@@ -160,8 +162,11 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
     head = saved_head(source.adapter, source.base)
     if head is None and (asked.generate or not answers_with_labels(model, sources.records)):
         return None
-    if asked.generate:
-        raise UserError(f"{model.name} gives labels and writes no answers.", "Leave out --generate.")
+    idle = [name for name, given in _of_answers(asked).items() if given]
+    if idle:
+        raise UserError(
+            f"{model.name} gives labels and writes no answers: {', '.join(idle)} would have no effect.", "Leave it out."
+        )
     task = TASKS[head.problem if head is not None else "single_label_classification"]
     metrics = chosen_metrics(asked.metrics or DEFAULTS[task], task)
     reading = open_reading(
@@ -196,6 +201,17 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
     )
 
 
+def _of_answers(asked: Asked) -> dict[str, bool]:
+    """What acts on a model that writes, by the option that says it, and whether it was asked for."""
+    settings = (asked.generation or GenerationSettings()).model_dump(exclude_defaults=True)
+    return {
+        "--generate": asked.generate,
+        "--skip-loss": not asked.take_loss,
+        "--engine": asked.engine != "transformers",
+        **dict.fromkeys(settings, True),
+    }
+
+
 def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Callable[[str], None]) -> Evaluated:
     """A language model: its loss, and metrics of its answers."""
     metrics = chosen_metrics(asked.metrics or (DEFAULT_TEXT_METRICS if asked.writes else ()))
@@ -213,6 +229,8 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
         )
     if model is not None and asked.predictions is None:
         engine = open_engine(asked.engine, model, asked.template, asked.placement, asked.trust_remote_code, say)
+        if asked.take_loss and not isinstance(engine, TransformersEngine):
+            remarks.append("no loss is taken: only the engine transformers gives it")
     if model is not None and asked.take_loss and isinstance(engine, TransformersEngine):
         reading = _reading_of(model, sources, asked, engine)
         if isinstance(reading, str):

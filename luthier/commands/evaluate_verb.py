@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.evaluation.statistics import Drawing
 
 ENGINE, TEMPLATE, CUTOFF, BATCH = "transformers", "auto", 1024, 8
+CONFIDENCE, RESAMPLES = 0.95, 2000
 
 Models = Annotated[
     list[str] | None,
@@ -98,8 +99,8 @@ def evaluate(
     template: Template = TEMPLATE,
     cutoff_length: Cutoff = CUTOFF,
     batch_size: BatchSize = BATCH,
-    confidence: Confidence = 0.95,
-    resamples: Resamples = 2000,
+    confidence: Confidence = CONFIDENCE,
+    resamples: Resamples = RESAMPLES,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     on_model: OnModel,
@@ -110,6 +111,8 @@ def evaluate(
     """Measure a model on rows: loss, perplexity and metrics of its answers; or compare evaluations."""
     given = SimpleNamespace(**locals())
     given.how = _drawing(confidence, resamples, seed)
+    if overwrite and not (out or html):
+        raise UserError("--overwrite would have no effect without --out.", "Leave it out.")
     if compare:
         _compare(given)
     elif benchmark or harness:
@@ -123,6 +126,8 @@ def _drawing(confidence: float, resamples: int, seed: int) -> Drawing | None:
 
     if not 0 < confidence < 1:
         raise UserError(f"--confidence is {confidence:g}, which must lie between 0 and 1.", "Such as 0.95.")
+    if not resamples:
+        _refuse_with("with --resamples 0", {"--confidence": confidence != CONFIDENCE, "--seed": seed})
     return Drawing(confidence, resamples, seed) if resamples else None
 
 
@@ -148,23 +153,32 @@ def _measure(given: SimpleNamespace) -> None:
         "without --benchmark", {"--split": changed, "--subject": given.subject, "--shots": given.shots is not None}
     )
     _check_named(given.models or [], given.data, given.predictions)
+    engine = mapping_or_text(given.engine, "--engine")
+    of_loss = {**_of_batches(given), "--cutoff-length": given.cutoff_length != CUTOFF}
     if given.predictions:
-        unread = {
-            "MODEL": given.models,
-            "--adapter": given.on_model.adapter,
-            "--quantization": given.on_model.quantization,
+        unread = {"MODEL": given.models, "--generate": given.generate, "--skip-loss": given.skip_loss}
+        unread |= {
+            **_of_model(given),
+            **_of_generation(given),
+            **_of_answering(given),
+            **_of_batches(given),
             **_of_placing(given),
         }
-        unread |= {"--generate": given.generate, "--set": given.generation, "--max-new-tokens": given.max_new_tokens}
-        unread |= {"--skip-loss": given.skip_loss, **_of_answering(given), **_of_batches(given)}
         _refuse_with("with --predictions, which reads no model", unread)
+    elif not given.metric and not given.generate:
+        unasked = {**_of_generation(given), "--engine": given.engine != ENGINE}
+        _refuse_with("without --metric or --generate, where nothing is answered", unasked)
+    if given.skip_loss:
+        _refuse_with("with --skip-loss", of_loss)
+    if (engine if isinstance(engine, str) else engine.get("name")) != ENGINE:
+        _refuse_with("on the loss, which only the engine transformers gives", of_loss)
     asked = Asked(
         metrics=[mapping_or_text(text, "--metric") for text in given.metric or ()],
         generate=given.generate,
         generation=generation_settings({"max_new_tokens": given.max_new_tokens}, given.generation or ()),
         predictions=Path(given.predictions) if given.predictions else None,
         take_loss=not given.skip_loss,
-        engine=mapping_or_text(given.engine, "--engine"),
+        engine=engine,
         template=given.template,
         cutoff_length=given.cutoff_length,
         batch_size=given.batch_size,
@@ -185,12 +199,13 @@ def _ask_questions(given: SimpleNamespace) -> None:
     name = "--benchmark" if given.benchmark else "--harness"
     other = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
     other |= {"--generate": given.generate, "--html": given.html, "--skip-loss": given.skip_loss}
-    other |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens, **_of_answering(given)}
+    other |= {**_of_generation(given), **_of_answering(given)}
     if given.benchmark:
         other |= {"--harness": given.harness}
     else:
         other |= {"--split": given.split if given.split != "test" else None, "--subject": given.subject}
         other |= _of_placing(given)
+        other |= _of_drawing(given)
     _refuse_with(f"with {name}", other)
     _check_named(given.models or [], ["questions"], None)
     model, out = _model(given), Path(given.out) if given.out else None
@@ -218,7 +233,7 @@ def _ask_questions(given: SimpleNamespace) -> None:
         from luthier.commands.evaluation_tables import harness_table
         from luthier.commands.harness import harness
 
-        tasks = [task for task in given.harness.split(",") if task]
+        tasks = [task.strip() for task in given.harness.split(",") if task.strip()]
         found = harness(model, tasks, shots=given.shots, **common)
         print(harness_table(found), file=people(given.as_json))
     if given.as_json:
@@ -242,6 +257,22 @@ def _of_batches(given: SimpleNamespace) -> dict[str, bool]:
     return {"--batch-size": given.batch_size != BATCH}
 
 
+def _of_generation(given: SimpleNamespace) -> dict[str, bool]:
+    return {"--set": bool(given.generation), "--max-new-tokens": given.max_new_tokens is not None}
+
+
+def _of_drawing(given: SimpleNamespace) -> dict[str, bool]:
+    changed = {"--confidence": given.confidence != CONFIDENCE, "--resamples": given.resamples != RESAMPLES}
+    return {**changed, "--seed": given.seed != 0}
+
+
+def _of_model(given: SimpleNamespace) -> dict[str, bool]:
+    """What is put on a model, and how it is read."""
+    on_model: OnModel = given.on_model
+    found = {"--adapter": bool(on_model.adapter), "--combine": on_model.combine != OnModel().combine}
+    return {**found, "--quantization": bool(on_model.quantization), "--trust-remote-code": given.trust_remote_code}
+
+
 def _model(given: SimpleNamespace) -> ModelConfig | None:
     if not given.models:
         return None
@@ -262,10 +293,9 @@ def _compare(given: SimpleNamespace) -> None:
     ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
     ignored |= {"--benchmark": given.benchmark, "--harness": given.harness, "--subject": given.subject}
     ignored |= {"--split": given.split if given.split != "test" else None, "--shots": given.shots is not None}
-    ignored |= {"--set": given.generation, "--max-new-tokens": given.max_new_tokens, "--skip-loss": given.skip_loss}
-    ignored |= {"--adapter": given.on_model.adapter, "--quantization": given.on_model.quantization}
+    ignored |= {"--skip-loss": given.skip_loss, "--generate": given.generate, **_of_model(given)}
+    ignored |= {**_of_generation(given), **_of_answering(given), **_of_batches(given)}
     ignored |= _of_placing(given)
-    ignored |= {"--generate": given.generate, **_of_answering(given), **_of_batches(given)}
     _refuse_with("with --compare", ignored)
     if given.how is None:
         raise UserError("--resamples 0 leaves a comparison nothing to test with.", "Leave it out.")

@@ -51,6 +51,8 @@ def harness(
     Raises:
         UserError: the harness is not installed, knows no such task, or `out` is there already.
     """
+    if not tasks:
+        raise UserError("--harness names no task.", "Such as --harness piqa,arc_easy.")
     if out is not None:
         need_new(out, "--out", overwrite=overwrite)
     library: Any = import_extra("lm_eval", package="lm-eval", extra="harness", purpose="--harness")

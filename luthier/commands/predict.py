@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.data_section import DataEntry
@@ -18,7 +19,7 @@ from luthier.evaluation.engine import Answer, Engine, Opening
 from luthier.evaluation.journal import Journal, open_journal
 from luthier.evaluation.prompts import Prompt, load_prompts
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import need_place
+from luthier.foundation.files import need_apart, need_place
 from luthier.foundation.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -82,8 +83,11 @@ def predict(
         UserError: rows, model, engine or settings that can't be used; `out` is there; it was begun by another run.
     """
     out, settings = Path(out), settings or GenerationSettings()
-    _claim(out, overwrite)
+    need_place(out, "--out")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already.", "Name another file with --out, or start anew with --overwrite.")
     entries = [entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data]
+    need_apart(out, "--out", [entry.path for entry in entries])
     prompts = load_prompts(entries)
     answerer = open_engine(engine, model, template, placement, trust_remote_code, say)
     answerer.check(settings)
@@ -115,12 +119,31 @@ def open_engine(
     """
     if not isinstance(engine, (str, Mapping)):
         return engine
-    given = {"name": engine} if isinstance(engine, str) else dict(engine)
-    plugin = GENERATION_ENGINES.load(given["name"])
+    plugin, given = _plugin(engine)
     options = checked(plugin.Options, given, f"the engine {given['name']}")
     named = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
     opened: Engine = plugin.build(options, Opening(named, template, placement, trust_remote_code, say))
     return opened
+
+
+def on_server(engine: str | Mapping[str, Any]) -> bool:
+    """Whether an engine's model is a server's, of which nothing can be read here.
+
+    Raises:
+        UserError: no such engine.
+    """
+    return bool(getattr(_plugin(engine)[0].Options, "on_server", False))
+
+
+def _plugin(engine: str | Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
+    """An engine's module, and its settings."""
+    given = {"name": engine} if isinstance(engine, str) else dict(engine)
+    if not isinstance(given.get("name"), str):
+        raise UserError(
+            f"the engine's settings lack its name: {given}.",
+            "Such as '{name: openai, base_url: http://localhost:8000/v1}'.",
+        )
+    return GENERATION_ENGINES.load(given["name"]), given
 
 
 def answer_into(
@@ -213,13 +236,6 @@ def checked(section: Any, given: Mapping[str, Any], where: str) -> Any:
         return section.model_validate(dict(given))
     except ValidationError as error:
         raise ConfigError(describe(error.errors(), section), where) from error
-
-
-def _claim(out: Path, overwrite: bool) -> None:
-    """Raise UserError where the file is there or can't be."""
-    need_place(out, "--out")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already.", "Name another file with --out, or start anew with --overwrite.")
 
 
 def _identity(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import need_file, need_place, write_json, write_text
+from luthier.foundation.files import need_apart, need_file, need_place, write_json, write_text
 from luthier.foundation.progress import progress_bar
 from luthier.text2sql.evaluation.evaluating import Item
 from luthier.text2sql.evaluation.evaluating import evaluate as judge_all
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # BIRD's script allows so many; Spider's has no limit, and its slowest gold query takes a fraction of a second
 SECONDS: Mapping[Benchmark, float] = {"spider": 10.0, "bird": 30.0}
+RUNS = 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def evaluate(
     benchmark: Benchmark = "spider",
     jobs: int = 2,
     timeout: float | None = None,
-    runs: int = 10,
+    runs: int | None = None,
     console: Console | None = None,
 ) -> EvaluatedQueries:
     """Judge a file of predictions.
@@ -67,14 +69,15 @@ def evaluate(
         html: file for a page with each wrong query.
         jobs: queries that run at the same time.
         timeout: seconds that one query may take; None: as `SECONDS` says.
-        runs: how often BIRD's right queries are timed.
+        runs: how often BIRD's right queries are timed; None: `RUNS` times.
 
     Raises:
         UserError: a file is missing or of no use as a whole; a single item that is of no use scores 0 and has its reason.
     """
     folder = Path(database)
-    _check_places(folder, {"--out": out, "--html": html})
-    stated, faults = _schemas(tables, benchmark)
+    _check_places(folder, {"--out": out, "--html": html}, [gold, predicted, *([tables] if tables else [])])
+    _check_limits(benchmark, timeout, runs)
+    stated, faults = _schemas(tables, benchmark, console)
     pairs = read_pairs(Path(gold), Path(predicted))
     for note in pairs.notes:
         _say(console, note)
@@ -87,7 +90,7 @@ def evaluate(
             benchmark=benchmark,
             jobs=jobs,
             seconds=timeout or SECONDS[benchmark],
-            runs=runs if benchmark == "bird" else 0,
+            runs=0 if benchmark != "bird" else RUNS if runs is None else runs,
             advance=bar.advance,
         )
     summary = summarize(items, benchmark, pairs.conversations)
@@ -116,19 +119,33 @@ def known_benchmark(name: str) -> Benchmark:
     return known[name]
 
 
-def _check_places(folder: Path, written: Mapping[str, str | Path | None]) -> None:
-    """Raise UserError where there is no folder of databases, or a file can't be written."""
+def _check_places(folder: Path, written: Mapping[str, str | Path | None], read: Sequence[str | Path]) -> None:
+    """Raise UserError where there is no folder of databases, or a file can't be written or is one that is read."""
     if not folder.is_dir():
         raise UserError(f"--database {str(folder)!r} is no folder.", "It holds the databases as DB_ID/DB_ID.sqlite.")
     for option, place in written.items():
         if place is not None:
-            need_place(Path(place), option)
+            need_apart(need_place(Path(place), option), option, read)
 
 
-def _schemas(tables: str | Path | None, benchmark: Benchmark) -> tuple[Mapping[str, Schema], Mapping[str, str]]:
+def _check_limits(benchmark: Benchmark, timeout: float | None, runs: int | None) -> None:
+    """Raise UserError for a time that is none, or for runs that nothing is timed in."""
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise UserError(f"--timeout is {timeout:g} seconds.", "Such as --timeout 10.")
+    if runs is not None and benchmark != "bird":
+        raise UserError(
+            "--runs would have no effect without --benchmark bird, whose queries are timed.", "Leave it out."
+        )
+
+
+def _schemas(
+    tables: str | Path | None, benchmark: Benchmark, console: Console | None
+) -> tuple[Mapping[str, Schema], Mapping[str, str]]:
     """The schemas of tables.json, and what is wrong with others of it."""
     if benchmark == "bird":
-        return {}, {}  # execution needs none
+        if tables is not None:
+            _say(console, f"{tables} is not looked at: --benchmark bird compares results alone")
+        return {}, {}
     if tables is None:
         raise UserError(
             "--tables is missing: Spider's exact match needs the foreign keys of tables.json.",

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.commands.predict import answer_into, open_engine
+from luthier.commands.predict import answer_into, on_server, open_engine
 from luthier.commands.sql_reading import Reading, counter, read
 from luthier.config.generation_section import SAMPLING, GenerationSettings
 from luthier.config.schema import ModelConfig
@@ -25,7 +25,7 @@ from luthier.evaluation.engine import Answer, Request
 from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import need_file, need_place, write_text
+from luthier.foundation.files import need_apart, need_file, need_place, write_text
 from luthier.foundation.progress import say
 from luthier.sandbox.limits import Limits
 from luthier.sandbox.sandbox import Sandbox
@@ -108,10 +108,8 @@ def predict(
         UserError: rows, model, engine or settings that can't be used; `out` is there, or was begun by another run.
     """
     target, answers = Path(out).expanduser(), answers_path(Path(out).expanduser())
-    _claim(target, answers, overwrite)
-    if tokenizer is not None and reading.told.max_length is None:
-        raise UserError("--tokenizer has no effect without --max-length.", "Leave it out.")
-    asked = questions(reading, tokenizer or model.name, template)
+    _check_places(target, answers, str(reading.settings["path"]), overwrite)
+    asked = questions(reading, tokenizer, None if on_server(engine) else model.name, template)
     rows, prompts = asked.rows, _prompts(asked.rows)
     guided = settings.num_return_sequences > 1 or repairs > 0
     prepared = Path(str(reading.settings["path"])).suffix in PREPARED
@@ -239,16 +237,27 @@ class Asked:
     databases: Mapping[str, Path]
 
 
-def questions(reading: Reading, tokenizer: str, template: str) -> Asked:
+def questions(reading: Reading, tokenizer: str | None, own: str | None, template: str) -> Asked:
     """The rows to be asked, whether they are prepared or made now.
+
+    Args:
+        tokenizer: the model whose tokens a longest length is counted in; None: `own`, the one that is asked, if it is here.
 
     Raises:
         UserError: they can't be read; options that prepared rows have no use for. DataError: rows that can't be asked.
     """
     path = str(reading.settings["path"])
+    if tokenizer is not None and reading.told.max_length is None:
+        raise UserError("--tokenizer has no effect without --max-length.", "Leave it out.")
     if Path(path).suffix in PREPARED:
         return _prepared(Path(path).expanduser(), reading)
-    count = counter(tokenizer, template) if reading.told.max_length else None
+    counted = tokenizer or own
+    if reading.told.max_length and counted is None:
+        raise UserError(
+            "--max-length counts tokens, and those of a server's model can't be counted here.",
+            "Name a model with the same tokens, or with much the same: --tokenizer MODEL.",
+        )
+    count = counter(counted, template) if reading.told.max_length and counted else None
     found = read(reading, count, queries=False)
     refuse(found.rejected, remedy="Mend them: a query is predicted for every question, in order.")
     if not found.rows:
@@ -313,14 +322,15 @@ def _prompts(rows: Sequence[Row]) -> list[Prompt]:
     return prompts
 
 
-def _claim(target: Path, answers: Path, overwrite: bool) -> None:
-    """Raise UserError where a file is there or can't be.
+def _check_places(target: Path, answers: Path, data: str, overwrite: bool) -> None:
+    """Raise UserError where a file is there, can't be, or is the one that is read.
 
     Queries beside answers that are not whole are of a run that was killed between writing the two: they are written anew.
     """
     unfinished = partial_path(answers).exists() and not answers.exists()
     for file in (target, answers):
         need_place(file, "--out")
+        need_apart(file, "--out", [data])
         if file.exists() and not (overwrite or unfinished):
             raise UserError(
                 f"{file} is there already.", "Name another file with --out, or start anew with --overwrite."

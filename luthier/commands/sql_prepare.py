@@ -11,7 +11,7 @@ from typing import Any
 from luthier.commands.sql_reading import Reading, counter, read
 from luthier.data.rejecting import refuse, write_rejected
 from luthier.foundation.errors import DataError, UserError
-from luthier.foundation.files import need_place, write_json, write_text
+from luthier.foundation.files import need_apart, need_place, write_json, write_text
 from luthier.text2sql.preparing import Row
 
 
@@ -69,6 +69,7 @@ def prepare(
     if invalid_rows not in ("error", "reject"):
         raise UserError(f"--invalid-rows is {invalid_rows!r}.", "It is error or reject.")
     found = read(reading, _counter(tokenizer, template, reading.told.max_length), queries=queries)
+    need_apart(target, "--out", {question.origin.path for question in found.dataset.questions})
     if invalid_rows == "error":
         refuse(
             found.rejected,

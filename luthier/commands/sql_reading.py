@@ -62,6 +62,7 @@ def read(reading: Reading, count: Callable[[Row], int] | None = None, *, queries
     style = module.build(module.Options(name=reading.style))
     name, dataset = chosen_layout(reading.layout, reading.settings)
     if reading.texts:
+        _check_asked(reading)
         dataset = _asked(dataset, reading.texts)
     if reading.shots_from and not reading.told.shots:
         raise UserError("--shots-from has no effect without --shots.", "Say how many: --shots 3.")
@@ -78,6 +79,20 @@ def read(reading: Reading, count: Callable[[Row], int] | None = None, *, queries
     for note in notes:
         say(f"note: {note}")
     return Read(rows, dataset, name, [*dataset.rejected, *unmade], tuple(notes))
+
+
+def _check_asked(reading: Reading) -> None:
+    """Raise UserError for what has no effect where questions are asked as they are."""
+    idle = [f"--{key}" for key in ("split", "questions") if key in reading.settings]
+    if idle:
+        raise UserError(
+            f"{' and '.join(idle)} would have no effect with --question.",
+            "Leave it out; examples come from --shots-from FILE.",
+        )
+    if reading.told.shots and not reading.shots_from:
+        raise UserError(
+            "--shots with --question has no questions to take examples from.", "Name a file of them: --shots-from FILE."
+        )
 
 
 def _asked(dataset: Dataset, texts: Sequence[str]) -> Dataset:

@@ -22,6 +22,7 @@ from luthier.commands.verb_options import (
     people,
 )
 from luthier.config.plugins import PROMPT_STYLES, SQL_LAYOUTS
+from luthier.foundation.errors import UserError
 from luthier.foundation.signals import ends_at_sigterm
 
 if TYPE_CHECKING:
@@ -112,11 +113,18 @@ class Asking:
 
 
 def _drawn(samples: int, temperature: float | None, seed: int | None, max_new_tokens: int) -> dict[str, Any]:
-    """How answers are generated; a setting that was not given is None."""
-    drawn: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    if samples > 1:
-        drawn |= {"num_return_sequences": samples, "do_sample": True, "temperature": temperature or 0.8}
-    return drawn
+    """How answers are generated; a setting that was not given is None.
+
+    Raises:
+        UserError: one that acts on samples only.
+    """
+    if samples == 1:
+        idle = [name for name, value in {"--temperature": temperature, "--seed": seed}.items() if value is not None]
+        if idle:
+            raise UserError(f"{' and '.join(idle)} would have no effect without --samples.", "Add --samples 8.")
+        return {"max_new_tokens": max_new_tokens}
+    drawn = {"do_sample": True, "temperature": 0.8 if temperature is None else temperature, "seed": seed}
+    return {"max_new_tokens": max_new_tokens, "num_return_sequences": samples, **drawn}
 
 
 @sql_app.command("prepare")
@@ -226,8 +234,8 @@ def sql_evaluate(
         typer.Option(min=0.1, metavar="SECONDS", help="Longest time of one query; default: 10, for bird 30."),
     ] = None,
     runs: Annotated[
-        int, typer.Option(min=0, help="How often bird's right queries are timed; 0: no efficiency score.")
-    ] = 10,
+        int | None, typer.Option(min=0, help="How often bird's right queries are timed (10); 0: no efficiency score.")
+    ] = None,
     as_json: Json = False,
 ) -> Ended:
     """Judge predicted queries: exact set match and execution by hardness; queries run where they can do no harm."""

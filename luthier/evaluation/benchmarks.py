@@ -70,6 +70,11 @@ def load_benchmark(folder: Path, split: str, shots: int, subjects: Sequence[str]
             else f"{folder / split} has no CSV file.",
             f"It has: {', '.join(files)}." if files else "Each subject is a CSV file there.",
         )
+    if shots and split == "dev":
+        raise DataError(
+            "the examples are dev's own questions: with --split dev a question would be shown with its answer.",
+            "Set --shots 0, or take another split.",
+        )
     if shots and not (folder / "dev").is_dir():
         raise DataError(f"{folder} has no folder dev to take {shots} examples from.", "Set --shots 0.")
     examples = files_of(folder, "dev") if shots else {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.schema import ModelConfig
+from luthier.config.sections import PluginOptions
 from luthier.data.records import Message, Tools
 from luthier.foundation.progress import say
 
@@ -90,6 +91,16 @@ class Opening:
     placement: Placement | None = None
     trust_remote_code: bool = False
     say: Callable[[str], None] = field(default=say)
+
+
+class EngineOptions(PluginOptions):
+    """Base of an engine's `Options`.
+
+    Args:
+        on_server: the model is a server's: nothing of it can be read here, be it tokens or a loss.
+    """
+
+    on_server: ClassVar[bool] = False
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,18 @@ def need_place(path: Path, what: str) -> Path:
     if problem := unwritable(path.parent):
         raise UserError(f"{what} {str(path)!r} can't be written: {problem}.", "Name another place.")
     return path
+
+
+def need_apart(path: Path, what: str, read: Iterable[str | Path]) -> None:
+    """Refuse to write a file that is read: nobody could read it again.
+
+    Raises:
+        UserError: it is one of those.
+    """
+    for other in read:
+        there = Path(other).expanduser()
+        if path.exists() and there.exists() and path.samefile(there):
+            raise UserError(f"{what} {str(path)!r} is a file that is read here.", "Name another file.")
 
 
 def need_new(path: Path, what: str, *, overwrite: bool) -> None:

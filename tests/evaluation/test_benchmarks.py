@@ -120,7 +120,10 @@ def test_shots_that_find_no_room_are_left_out_and_told(tiny_llama: Path, tmp_pat
     folder = mmlu(tmp_path / "mmlu")
     (folder / "dev" / "virology_dev.csv").write_text(quoted(("word " * 80, "a", "b", "c", "d", "A")))
     found = benchmark(ModelConfig(name=str(tiny_llama)), Benchmark(folder, shots=2, subjects=("virology",)))
-    assert found.remarks == ["3 questions had room for fewer examples than 2"]
+    assert found.remarks == [
+        "3 questions had room for fewer examples than their subject has",
+        "dev has fewer than 2 examples for 1 of 1 subjects, 1 the fewest",
+    ]
     (folder / "test" / "virology_test.csv").write_text(quoted(("word " * 80, "a", "b", "c", "d", "A")))
     with pytest.raises(
         DataError, match=r"row 1 has .* tokens without any example, and the model knows positions up to 256"
@@ -165,6 +168,9 @@ def test_folders_that_are_no_benchmark(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no folder 'test' \(found: none"):
         load_benchmark(tmp_path, "test", 0)
     folder = mmlu(tmp_path / "mmlu")
+    with pytest.raises(DataError, match="a question would be shown with its answer"):
+        load_benchmark(folder, "dev", 1)
+    assert len(load_benchmark(folder, "dev", 0)) == 2
     with pytest.raises(DataError, match="no subject astrology"):
         load_benchmark(folder, "test", 0, ["astrology"])
     (folder / "mapping.json").write_text("[]")

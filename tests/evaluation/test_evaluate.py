@@ -243,6 +243,32 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
         (["evaluate", "--compare", "a.json", "b.json", "--html", "/dev/null/p.html"], "/dev/null is no folder"),
         (["evaluate", "a", "--benchmark", "b", "--out", "/dev/null/o.json"], "/dev/null is no folder"),
         (["evaluate", "--compare", "a.json"], "at least two"),
+        (["evaluate", "--compare", "a.json", "--combine", "cat"], "--combine would have no effect with --compare"),
+        (
+            ["evaluate", "--compare", "a.json", "b.json", "--overwrite"],
+            "--overwrite would have no effect without --out",
+        ),
+        (
+            ["evaluate", "a", "--data", "x", "--resamples", "0", "--seed", "3"],
+            "--seed would have no effect with --resam",
+        ),
+        (
+            ["evaluate", "a", "--data", "x", "--max-new-tokens", "9"],
+            "--max-new-tokens would have no effect without --me",
+        ),
+        (["evaluate", "a", "--data", "x", "--engine", "openai"], "--engine would have no effect without --metric"),
+        (
+            ["evaluate", "a", "--data", "x", "--skip-loss", "--batch-size", "2"],
+            "--batch-size would have no effect with",
+        ),
+        (["evaluate", "a", "--harness", "x", "--resamples", "9"], "--resamples would have no effect with --harness"),
+        (["evaluate", "a", "--harness", ","], "--harness names no task"),
+        (["evaluate", "--predictions", "p.jsonl", "--trust-remote-code"], "--trust-remote-code would have no effect"),
+        (
+            ["evaluate", "a", "--data", "x", "--generate", "--engine", "openai", "--cutoff-length", "64"],
+            "--cutoff-length would have no effect on the loss",
+        ),
+        (["evaluate", "a", "--data", "x", "--generate", "--engine", "{base_url: x}"], "lack its name"),
         (["evaluate", "--compare", "a.json", "b.json"], "a.json can't be read"),
         (["evaluate", "a", "--data", "x", "--confidence", "1"], "--confidence is 1"),
         (["evaluate", "--predictions", "nothing.jsonl"], "nothing.jsonl can't be read"),

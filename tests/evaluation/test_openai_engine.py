@@ -260,3 +260,21 @@ def test_options_are_checked(rows: Path, tmp_path: Path) -> None:
         predict("m", [str(rows)], tmp_path / "out.jsonl", engine="openia")
     with pytest.raises(UserError, match="a template would have no effect"):
         predict("m", [str(rows)], tmp_path / "out.jsonl", engine="openai", template="chatml")
+    with pytest.raises(UserError, match="--trust-remote-code would have no effect"):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine="openai", trust_remote_code=True)
+    with pytest.raises(UserError, match="lack its name"):
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine={"base_url": "http://localhost/v1"})
+
+
+def test_answers_of_a_server_are_measured(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of the model is looked for on this machine, and it has no loss."""
+    first = lines_of(rows)[0]
+    with stand_in(lambda body, before: says(first["output"])) as server:
+        how = f"{{name: openai, base_url: '{server.url}'}}"
+        arguments = ["evaluate", "gpt-of-nobody", "--data", str(rows), "--metric", "exact_match", "--engine", how]
+        assert main([*arguments, "--out", str(tmp_path / "out.json"), "--resamples", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    right = sum(row["output"] == first["output"] for row in lines_of(rows))
+    assert list(found["metrics"]) == ["exact_match"]
+    assert found["metrics"]["exact_match"]["value"] == pytest.approx(right / 24)
+    assert found["remarks"] == ["no loss is taken: only the engine transformers gives it"]

@@ -60,6 +60,17 @@ def test_a_file_that_is_there_is_not_written_over(tiny_llama: Path, rows: Path, 
     assert len(lines_of(out)) == 24
 
 
+def test_nothing_that_is_read_or_still_good_is_lost(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    before = rows.read_bytes()
+    with pytest.raises(UserError, match="is a file that is read here"):
+        predict(str(tiny_llama), [str(rows)], rows, overwrite=True)
+    out = tmp_path / "out.jsonl"
+    out.write_text("answers of yesterday")
+    with pytest.raises(UserError, match="there is no generation engine named"):
+        predict(str(tiny_llama), [str(rows)], out, engine="vlm", overwrite=True)
+    assert rows.read_bytes() == before and out.read_text() == "answers of yesterday"
+
+
 def test_a_prompt_that_is_too_long_gets_a_row_with_the_reason(tiny_llama: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     texts = ["short", "x" * 400, "short too"]

@@ -380,6 +380,12 @@ def test_other_files_that_are_of_no_use(files: Path) -> None:
         evaluate(files / "gold.sql", files / "gold.sql", files / "absent", files / "tables.json")
     with pytest.raises(UserError, match=r"--html '.*' is a folder"):
         run(files, "SELECT 1", gold=files / "gold.sql", html=files)
+    with pytest.raises(UserError, match=r"--out '.*gold\.sql' is a file that is read here"):
+        run(files, "SELECT 1", out=files / "gold.sql")
+    with pytest.raises(UserError, match="--runs would have no effect without --benchmark bird"):
+        run(files, "SELECT 1", runs=0)
+    with pytest.raises(UserError, match="--timeout is nan"):
+        run(files, "SELECT 1", timeout=float("nan"))
     with pytest.raises(UserError, match="--tables is missing"):
         evaluate(files / "gold.sql", files / "gold.sql", files / "database")
 

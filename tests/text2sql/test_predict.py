@@ -9,6 +9,7 @@ import pytest
 
 from luthier import cli
 from luthier.text2sql.queries import NO_QUERY
+from tests.evaluation.stand_in_server import says, stand_in
 from tests.text2sql import scripted_engine
 from tests.text2sql.conftest import QUESTIONS, prepare, rows_of, write
 
@@ -125,6 +126,51 @@ def test_rows_that_can_not_be_asked(
 ) -> None:
     assert predict(write(tmp_path / "rows.json", rows), tmp_path / "pred.sql", [["SELECT 1"]], *more) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--temperature", "0.5"], "--temperature would have no effect without --samples"),
+        (["--seed", "0", "--temperature", "0.5"], "--temperature and --seed would have no effect without --samples"),
+        (["--samples", "2", "--temperature", "0"], "temperature: must be greater than 0, found 0"),
+        (["--question", "How many?", "--questions", "more.json"], "--questions would have no effect with --question"),
+        (["--question", "How many?", "--shots", "1"], "no questions to take examples from"),
+    ],
+)
+def test_options_without_effect(
+    more: list[str], expected: str, spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = spider / "database/department_management/department_management.sqlite"
+    write(spider / "database/department_management/more.json", QUESTIONS)
+    assert predict(database, tmp_path / "pred.sql", [["SELECT 1"]], *more) == 2
+    assert expected in capsys.readouterr().err and not ASKED
+
+
+def test_a_servers_tokens_are_not_counted_here(
+    spider: Path, tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pred.sql"
+    asked = ["--data", str(spider), "--out", str(out), "--max-length", "9000"]
+    with stand_in(lambda body, before: says("SELECT 1")) as server:
+        engine = f"{{name: openai, base_url: '{server.url}'}}"
+        assert cli.main(["sql", "predict", "gpt-of-nobody", *asked, "--engine", engine]) == 2
+        assert "those of a server's model can't be counted here" in capsys.readouterr().err
+        assert cli.main(["sql", "predict", "m", *asked, "--engine", engine, "--tokenizer", str(tiny_llama)]) == 0
+    assert out.read_text() == "SELECT 1\nSELECT 1\n"
+
+
+def test_nothing_that_is_read_or_still_good_is_lost(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "pred.answers.jsonl", tmp_path / "pred.sql"
+    assert prepare(spider, "--out", rows) == 0
+    before = rows.read_bytes()
+    assert predict(rows, out, [["SELECT 1"]], "--overwrite") == 2
+    assert "is a file that is read here" in capsys.readouterr().err
+    out.write_text("SELECT 'yesterday'\n")
+    assert predict(spider, out, [["SELECT 1"]], "--overwrite", "--layout", "cosql") == 2
+    assert rows.read_bytes() == before and out.read_text() == "SELECT 'yesterday'\n"
 
 
 def test_questions_that_can_not_be_asked(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

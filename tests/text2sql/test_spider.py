@@ -198,6 +198,13 @@ def test_the_rows_file_has_a_known_ending(spider: Path, tmp_path: Path, capsys: 
     assert "Name a .json file" in capsys.readouterr().err
 
 
+def test_questions_are_not_written_over(spider: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (spider / "train_spider.json").read_bytes()
+    assert prepare(spider, "--out", spider / "train_spider.json") == 2
+    assert "is a file that is read here" in capsys.readouterr().err
+    assert (spider / "train_spider.json").read_bytes() == before
+
+
 def test_nothing_is_written_beside_a_database(spider: Path, tmp_path: Path) -> None:
     folder = spider / "database/department_management"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

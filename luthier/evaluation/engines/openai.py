@@ -14,13 +14,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from luthier.config.generation_section import GenerationSettings
-from luthier.config.sections import PluginOptions
-from luthier.evaluation.engine import Answer, Opening, Request
+from luthier.evaluation.engine import Answer, EngineOptions, Opening, Request
 from luthier.foundation.errors import UserError
 from luthier.foundation.seeding import derive_seed
 
@@ -35,9 +34,10 @@ LONGEST_SEED = 2**31  # some servers take no longer one
 LONGEST_WAIT_SECONDS = 60.0
 
 
-class Options(PluginOptions):
+class Options(EngineOptions):
     """Where the server is, and how it is asked."""
 
+    on_server: ClassVar[bool] = True
     name: Literal["openai"] = "openai"
     base_url: str = Field("https://api.openai.com/v1", description="Address of the server, up to /v1.")
     key_variable: str = Field(
@@ -69,6 +69,7 @@ def build(options: Options, opening: Opening) -> OpenAIEngine:
     set_too = [name for name in ("adapters", "quantization") if getattr(model, name)]
     set_too += ["a template"] if opening.template != "auto" else []
     set_too += ["a device map"] if opening.placement is not None else []
+    set_too += ["--trust-remote-code"] if opening.trust_remote_code else []
     if set_too:
         raise UserError(
             f"{' and '.join(set_too)} would have no effect: the engine openai asks {options.base_url}, which has its own.",

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from luthier.config.generation_section import GenerationSettings
-from luthier.config.sections import PluginOptions
 from luthier.data.records import RowError
-from luthier.evaluation.engine import Answer, Opening, Request
+from luthier.evaluation.engine import Answer, EngineOptions, Opening, Request
 from luthier.evaluation.opening import (
     OpenedModel,
     find_speaker,
@@ -30,7 +29,7 @@ SHOWN_ROWS = 20
 WEIGHTS = ".safetensors"
 
 
-class Options(PluginOptions):
+class Options(EngineOptions):
     """This engine has no settings of its own: it takes what the machine has."""
 
     name: Literal["transformers"] = "transformers"

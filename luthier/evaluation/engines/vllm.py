@@ -9,8 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from luthier.config.generation_section import GenerationSettings
-from luthier.config.sections import PluginOptions
-from luthier.evaluation.engine import Answer, Opening, Request
+from luthier.evaluation.engine import Answer, EngineOptions, Opening, Request
 from luthier.evaluation.engines.transformers import TransformersEngine
 from luthier.evaluation.opening import stop_tokens
 from luthier.foundation.errors import ModelError, UserError, import_extra
@@ -22,7 +21,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ROWS_AT_A_TIME = 256  # of which the finished ones are kept together
 
 
-class Options(PluginOptions):
+class Options(EngineOptions):
     """vLLM's own settings that a run most often needs."""
 
     name: Literal["vllm"] = "vllm"
