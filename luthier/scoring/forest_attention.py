@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -77,6 +78,7 @@ class ForestAttention(torch.autograd.Function):
         return output_UHD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output_UHD, sum_UH = ctx.saved_tensors
         gradient, output, sums = (part.transpose(1, 2) for part in (gradients[0], output_UHD, sum_UH))

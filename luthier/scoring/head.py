@@ -15,7 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from luthier.scoring.fused.low_rank import has_hooks
 
 CACHE_BYTES = 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; on a CPU 16 to 256 MiB differ by 5 %, 4 MiB take twice as long
@@ -61,14 +64,12 @@ class Head:
         return logits.float()
 
     def frozen_linear(self) -> nn.Linear | None:
-        """The head as a plain frozen `nn.Linear` (no adapter, no trained or tied-to-trained weight, which is there before
-        it is called), else None."""
+        """The head as a plain frozen `nn.Linear`, else None: no adapter, no trained or tied-to-trained weight, no hooks, which
+        may listen to its call or bring its weights."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
-        if hasattr(head, "_hf_hook"):
+        if not self.plain or type(head) is not nn.Linear or has_hooks(head):
             return None
-        if self.plain and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
-            return head
-        return None
+        return None if any(parameter.requires_grad for parameter in head.parameters()) else head
 
     def target_logp(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         """log p(target) of every position, float32 [N]."""
@@ -161,6 +162,7 @@ class _FrozenLinearLogp(torch.autograd.Function):
         return logp_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         expected_UH, weight_VH, targets_N, position_of_N = ctx.saved_tensors
         gradient_N = gradients[0].to(expected_UH.dtype)

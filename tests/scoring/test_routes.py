@@ -256,6 +256,41 @@ def test_soft_caps_and_scales_of_a_family_are_in_the_scores(name: str) -> None:
         assert relative(own[parameter], reference) < 1e-4, parameter
 
 
+def test_a_frozen_head_that_something_listens_to_is_called() -> None:
+    model = tiny_model("llama").requires_grad_(False)
+    scorer = Scorer(model)
+    batch = pack(random_examples([9, 5]))
+    expected = scorer(batch).logp_N
+    seen: list[int] = []
+    handle = model.lm_head.register_forward_hook(lambda module, arguments, logits: seen.append(len(logits)))
+    torch.testing.assert_close(scorer(batch).logp_N, expected, rtol=1e-5, atol=1e-5)
+    assert sum(seen) == len(batch.targets_N)
+    handle.remove()
+    scorer(batch)
+    assert sum(seen) == len(batch.targets_N)
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    """A backward pass that computes in place, or from what forward kept, would give a wrong one in silence."""
+    model = tiny_model("llama")
+    model.lm_head.requires_grad_(False)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
+    hidden = torch.randn(5, 32, requires_grad=True)
+    targets = torch.arange(5)
+    scorer = Scorer(tuned)
+    layer = model.model.layers[0]
+    for output in (
+        scorer._head.target_logp(hidden, targets),
+        layer.input_layernorm(hidden),
+        layer.mlp.down_proj(torch.randn(5, 48, requires_grad=True)),
+        layer.mlp(hidden),
+    ):
+        learning = [hidden, *(p for p in tuned.parameters() if p.requires_grad)]
+        found = torch.autograd.grad(output.square().sum(), learning, create_graph=True, allow_unused=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            sum(one.sum() for one in found if one is not None).backward()  # type: ignore[union-attr]
+
+
 def test_frozen_head_in_one_pass_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over rows in twos and columns in threes."""
     from luthier.scoring import head

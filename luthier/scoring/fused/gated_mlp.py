@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from luthier.scoring.fused.low_rank import LowRankMaps, in_place
 from luthier.scoring.fused.packed import PackedWeight
@@ -38,6 +39,7 @@ class GatedMlp(torch.autograd.Function):
         return y_TH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_TH, gate_TF, up_TF, low_TS, low_down, *tensors = ctx.saved_tensors
         gate_and_up, down = _parts(ctx.constants, tensors)

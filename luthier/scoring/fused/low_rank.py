@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from luthier.scoring.fused.packed import PackedWeight, packed_weight
 
@@ -156,6 +157,7 @@ class LowRankLinears(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, low_TS, *tensors = ctx.saved_tensors
         maps = LowRankMaps.of(tensors, ctx.constants)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class RootMeanSquareNorm(torch.autograd.Function):
@@ -26,6 +27,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
         return y_TH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """dx = r (w g) - x r^3 mean(x w g),  dw = sum_T g x r,  with r = 1 / sqrt(mean(x^2) + eps)."""
         (gradient_TH,) = gradients
