@@ -260,8 +260,9 @@ class Planner:
             self._models[key] = traced_model(subject, self.device)
         model = self._models[key].under(training.optim)
         layer, _, _ = self._trunk(subject, model)
-        width = transformers_model(model.scorer.model).config.get_text_config().hidden_size
-        model.scorer.trunk = TrunkStandIn(layer, width) if layer else None
+        inner = transformers_model(model.scorer.model)
+        width, embedding = inner.config.get_text_config().hidden_size, inner.get_input_embeddings()
+        model.scorer.trunk = TrunkStandIn(layer, width, embedding.weight.dtype) if layer else None
         return model
 
     def _trunk(self, subject: Subject, model: TracedModel) -> tuple[int, int, str]:

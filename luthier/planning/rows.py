@@ -192,17 +192,15 @@ class TrunkStandIn(Trunk):
     """States below the layers that learn, of which only the layer and the width are known.
 
     Args:
-        layer: number of layers below. width: of a state.
+        layer: number of layers below. width: of a state. dtype: of an embedding's weights.
     """
 
-    def __init__(self, layer: int, width: int) -> None:
-        super().__init__(layer, np.empty((0, width), np.float32))
+    def __init__(self, layer: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__(layer, np.empty((0, width), np.float32), dtype)
 
     def of(self, rows_T: torch.Tensor, like: nn.Module) -> torch.Tensor:
-        """Fake states [T, H], in the type of a module's weights."""
-        weight = next(like.parameters())
-        dtype = weight.dtype if weight.is_floating_point() else torch.float32
-        return rows_T.new_empty((len(rows_T), self.states_RH.shape[1]), dtype=dtype)
+        """Fake states [T, H]."""
+        return rows_T.new_empty((len(rows_T), self.states_RH.shape[1]), dtype=self.dtype)
 
 
 def cut(example: TokenizedExample, cutoff: int) -> TokenizedExample:

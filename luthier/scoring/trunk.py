@@ -43,16 +43,17 @@ class Trunk:
     Args:
         layer: number of layers below.
         states_RH: of every token of every example, mapped from a file; float32.
+        dtype: that they have in the model: not that of the layer's weights, which may be in 4 bits.
     """
 
     layer: int
     states_RH: np.ndarray[Any, np.dtype[np.float32]]
+    dtype: torch.dtype
 
     def of(self, rows_T: Tensor, like: nn.Module) -> Tensor:
-        """The states [T, H] of some rows, in the type and on the device of a module's weights."""
-        weight = next(like.parameters())
+        """The states [T, H] of some rows, on the device of a module's weights."""
         chosen = torch.from_numpy(self.states_RH[rows_T.cpu().numpy()])
-        return chosen.to(device=weight.device, dtype=weight.dtype if weight.is_floating_point() else torch.float32)
+        return chosen.to(device=next(like.parameters()).device, dtype=self.dtype)
 
 
 class Computing(Protocol):
@@ -75,7 +76,8 @@ def frozen_layers(model: PreTrainedModel) -> int:
     layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         return 0
-    within = {id(p): number for number, layer in enumerate(layers) for p in layer.parameters()}
+    # of layers that share a parameter the lowest counts, which is written last
+    within = {id(p): number for number, layer in reversed(list(enumerate(layers))) for p in layer.parameters()}
     last_norm: Any = getattr(backbone, "norm", None)
     of_norm = {id(p) for p in last_norm.parameters()} if isinstance(last_norm, nn.Module) else set()
     before = {id(p) for p in backbone.parameters()} - within.keys() - of_norm  # embeddings, of tokens or positions
@@ -176,7 +178,7 @@ def make_trunk(
     kept = _open(folder, about)
     if kept is not None:
         say(f"trunk: the states below layer {layer} from the cache ({folder})")
-        return Trunk(layer, kept)
+        return kept
     training = model.training
     model.eval()
     try:
@@ -192,24 +194,28 @@ def make_trunk(
                         states_TH = states_below(model, layer, pack(few).to(engine.device))
                         file.write(states_TH.float().cpu().numpy().tobytes())
                         bar.advance(len(few))
-                (building / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+                told = {**about, "dtype": str(states_TH.dtype).removeprefix("torch.")}
+                (building / ABOUT).write_text(json.dumps(told, indent=1), encoding="utf-8")
     finally:
         model.train(training)
     made = _open(folder, about)
     if made is None:
         raise OSError(f"{folder} is gone")
-    return Trunk(layer, made)
+    return made
 
 
-def _open(folder: Path, about: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+def _open(folder: Path, about: Mapping[str, Any]) -> Trunk | None:
+    """What stands in a folder, if it is whole and of this model and these tokens."""
     try:
-        if json.loads((folder / ABOUT).read_text(encoding="utf-8")) != about:
+        told = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        dtype = getattr(torch, told.pop("dtype"))
+        if told != about:
             return None
         shape = (about["tokens"], about["width"])
         if (folder / STATES).stat().st_size != 4 * shape[0] * shape[1]:
             return None
-        return np.memmap(folder / STATES, np.float32, mode="r", shape=shape)
-    except (OSError, ValueError):
+        return Trunk(about["layer"], np.memmap(folder / STATES, np.float32, mode="r", shape=shape), dtype)
+    except (OSError, ValueError, KeyError):
         return None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import luthier
+from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.packing import pack
+from luthier.data.records import Origin
 from luthier.scoring import trunk
-from luthier.scoring.trunk import frozen_layers
+from luthier.scoring.trunk import frozen_layers, make_trunk, states_below
 from tests.classify import labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, tiny_model
 
@@ -45,6 +50,28 @@ def trained(kind: str, *names: str, **settings: Any) -> Any:
 )
 def test_layers_below_everything_that_learns_or_drops_out(model: Any, expected: int) -> None:
     assert frozen_layers(model) == expected
+
+
+def test_of_layers_that_share_a_weight_the_lowest_counts() -> None:
+    model = tiny_model("llama", num_hidden_layers=4).requires_grad_(False)
+    layers = model.model.layers
+    layers[2].mlp = layers[1].mlp
+    layers[2].mlp.requires_grad_(True)
+    assert frozen_layers(model) == 1
+
+
+def test_states_have_the_precision_that_entered_the_layer(tmp_path: Path) -> None:
+    """A layer's first weight may have another: packed in 4 bits, or kept in float32 for learning."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    tokens = TokenSequence((5, 6, 7, 8), (0.0, 1.0, 1.0, 1.0))
+    examples = [TokenizedExample((tokens,), Origin("rows", 1), 4, number=0)]
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
+    for _ in range(2):  # made, and read
+        made = make_trunk(model, 1, examples, tmp_path / "trunk", {"tokens": 4}, engine, lambda text: None)
+        assert made is not None
+        found = made.of(torch.arange(4), nn.Linear(1, 1))
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, states_below(model, 1, pack(examples)))
 
 
 def test_an_update_on_the_upper_layers_leaves_the_lower_ones_a_trunk() -> None:
