@@ -12,6 +12,7 @@ from luthier.config.training_section import TrainingConfig
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
+from luthier.data.sharing import shared
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
 from luthier.scoring.scorer import Scorer
@@ -85,27 +86,39 @@ def _beginning(example: TokenizedExample) -> tuple[int, ...]:
 
 
 def _bounded(examples: Sequence[TokenizedExample], most: int, share: bool) -> list[list[TokenizedExample]]:
-    """Runs of examples of at most `most` tokens each, what an example shares with the one before counted once."""
+    """Runs of examples of at most `most` tokens as laid down, or of one that is longer."""
     batches: list[list[TokenizedExample]] = []
-    filled = 0
-    for example in examples:
-        own = laid_down(example, batches[-1][-1] if batches else None, share)
-        if batches and filled + own <= most:
-            batches[-1].append(example)
-            filled += own
-        else:
-            batches.append([example])
-            filled = laid_down(example, None, share)
+    start = 0
+    while start < len(examples):
+        end, filled = start + 1, laid_down(examples[start], None, share)
+        while end < len(examples):
+            filled += laid_down(examples[end], examples[end - 1], share)
+            if filled > most:
+                break
+            end += 1
+        # a few tokens in common are not worth a segment of their own
+        while share and end > start + 1 and _tokens_of(examples[start:end]) > most:
+            end -= 1
+        batches.append(list(examples[start:end]))
+        start = end
     return batches
 
 
+def _tokens_of(examples: Sequence[TokenizedExample]) -> int:
+    """Tokens that a batch of examples lays down where it shares."""
+    ids = [sequence.input_ids for example in examples for sequence in example.sequences]
+    return sum(part.end - part.start for part in shared(ids))
+
+
 def laid_down(example: TokenizedExample, before: TokenizedExample | None, share: bool) -> int:
-    """Tokens that an example adds to a batch behind another one: what its sequences share with the one before them is there."""
+    """Tokens that an example adds to a batch: as its first what it lays down; behind another one nearly that, as if all that
+    its sequences share with the one before them were laid down once (see `luthier.data.sharing.shared`)."""
     if not share:
         return example.tokens
-    ids = [sequence.input_ids for sequence in example.sequences]
-    chained = ids if before is None else [before.sequences[-1].input_ids, *ids]
-    return example.tokens - sum(_common(one, other) for one, other in pairwise(chained))
+    if before is None:
+        return _tokens_of([example])
+    ids = [before.sequences[-1].input_ids, *(sequence.input_ids for sequence in example.sequences)]
+    return example.tokens - sum(_common(one, other) for one, other in pairwise(ids))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -55,6 +55,22 @@ def test_examples_that_begin_alike_come_into_one_batch() -> None:
     assert [ends(batch) for batch in together] == [[200 + head + 3 * turn for turn in range(4)] for head in range(3)]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), min_size=1, max_size=12),
+    most=st.integers(10, 80),
+    grouping=st.sampled_from(["off", "within_step"]),
+)
+def test_no_batch_of_several_examples_lays_down_more_than_asked(
+    lengths: list[tuple[int, int]], most: int, grouping: Any
+) -> None:
+    """Whatever they have in common: a few tokens of it are laid down more than once."""
+    drawn = [[example(*range(10, 10 + alike), *[100 + row] * own) for row, (alike, own) in enumerate(lengths)]]
+    batches = pack_step(drawn, Packing(True, grouping, most))
+    assert sum(len(batch.leaves) for batch in batches) == len(lengths)
+    assert all(len(batch.leaves) == 1 or len(batch.input_ids_T) <= most for batch in batches)
+
+
 def test_a_batch_is_bounded_by_what_is_laid_down() -> None:
     drawn = [[*rows(3), example(*range(60, 100)), example(1, 2, 3)]]
     batches = pack_step(drawn, Packing(share=True, grouping="within_step", tokens_per_batch=27))
