@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from luthier.config.sections import MethodOptions
+from luthier.foundation.errors import ModelError, TrainingError
 from luthier.model.method import Apply
 from luthier.model.methods._peft_adapter import PeftMethod, read_state
 from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d
@@ -57,6 +58,7 @@ class Options(MethodOptions):
         "alpha": "lora_alpha",
         "target_modules": "target_modules",
     }
+    needs_all_gradients: ClassVar[bool] = True
     of_the_run: ClassVar[frozenset[str]] = frozenset(
         {"dropout", "initial_share", "final_share", "steps_between_cuts", "beta1", "beta2", "orthogonality_weight"}
     )
@@ -86,12 +88,23 @@ class AdaLora(PeftMethod):
         self.options: Options = options
 
     def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
-        """peft's AdaLoraConfig; shares of the run's steps become counts."""
+        """peft's AdaLoraConfig; shares of the run's steps become counts.
+
+        Raises:
+            ModelError: so few steps that the last cut would come before anything is known of importance.
+        """
         from peft import AdaLoraConfig
 
         own = self.options
         check_targets(model, own.target_modules, [], embeddings=False)
         check_rank(model, own.target_modules, own.initial_rank, "method.initial_rank")
+        before_the_end = how.total_steps - int(own.final_share * how.total_steps)
+        if before_the_end < 2:
+            raise ModelError(
+                f"method adalora cuts its ranks for the last time in step {before_the_end} of {how.total_steps}, and looks at "
+                "gradients in the steps before: there are none.",
+                "Give more steps (training.max_steps, num_train_epochs), lower method.final_share, or use method: lora.",
+            )
         return AdaLoraConfig(
             task_type="CAUSAL_LM",
             init_r=own.initial_rank,
@@ -128,7 +141,7 @@ class AdaLora(PeftMethod):
 
         class CutRanks(TrainerCallback):  # type: ignore[misc]
             def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                model.base_model.update_and_allocate(state.global_step + 1)  # type: ignore[operator, union-attr]
+                _cut_ranks(model, state.global_step + 1)
 
         return [CutRanks()]
 
@@ -153,16 +166,48 @@ class AdaLora(PeftMethod):
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the weights back, and what the allocator remembers."""
         super().load(model, folder)
-        allocator = _allocator(model)
+        allocator, parameters = _allocator(model), dict(model.base_model.model.named_parameters())  # type: ignore[union-attr]
         pattern: dict[str, list[bool]] = {}
         allocator.reset_ipt()
         for place, value in read_state(folder).items():
             kind, _, name = place.partition(SEPARATOR)
             if kind in MEANS:
-                getattr(allocator, kind)[name] = value
+                getattr(allocator, kind)[name] = value.to(parameters[name])
             elif kind == "rank_pattern":
                 pattern[name] = value.tolist()
         model.peft_config["default"].rank_pattern = pattern or None  # type: ignore[index, union-attr]
+
+
+def _cut_ranks(model: Any, step: int) -> None:
+    """Let a step's gradients count for the importance, and cut ranks where the schedule says so.
+
+    A step that fp16's scaler gave up has gradients that are not finite. It says nothing of importance; a cut that falls on
+    it is left to the next one, but for the last, which goes by what is known.
+
+    Args:
+        step: counted from 1.
+
+    Raises:
+        TrainingError: nothing is known at the last cut, since every step before was given up.
+    """
+    import torch
+
+    config = model.peft_config["default"]
+    last_cut = config.total_step - config.tfinal
+    if step < last_cut:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            return
+        for name, parameter in model.named_parameters():
+            if "lora_" in name and parameter.grad is None:  # no token came by, as in an expert of a mixture
+                parameter.grad = torch.zeros_like(parameter)
+    elif step == last_cut and not _allocator(model).exp_avg_ipt:
+        raise TrainingError(
+            f"method adalora cuts its ranks for the last time in step {step}, and every step before overflowed in fp16, so "
+            "nothing is known of importance.",
+            "Use bf16 or float32, or give more steps (training.max_steps, num_train_epochs).",
+        )
+    model.base_model.update_and_allocate(step)
 
 
 def _allocator(model: nn.Module) -> Any:

@@ -284,8 +284,8 @@ def _doubled(model: Any, start: dict[str, Tensor]) -> Iterator[None]:
     model.peft_config["default"] = wide
     try:
         for name, value in trained.items():
-            first = ".lora_A." in name
-            parameters[name].data = torch.cat([value, start[name] if first else -start[name]], dim=0 if first else 1)
+            first, begun = ".lora_A." in name, start[name].to(value)  # the model may have moved since
+            parameters[name].data = torch.cat([value, begun if first else -begun], dim=0 if first else 1)
         yield
     finally:
         model.peft_config["default"] = own

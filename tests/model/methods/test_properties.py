@@ -13,8 +13,8 @@ from transformers import TrainerState
 
 from luthier.config.plugins import METHODS
 from luthier.data.packing import pack
-from luthier.foundation.errors import ModelError
-from luthier.model.method import Apply, count_parameters
+from luthier.foundation.errors import ModelError, TrainingError
+from luthier.model.method import Apply, count_parameters, save_for_resuming
 from luthier.model.methods import (
     adalora,
     bitfit,
@@ -29,6 +29,7 @@ from luthier.model.methods import (
     prompt_tuning,
     vera,
 )
+from luthier.model.methods._peft_adapter import PeftMethod
 from luthier.scoring.padded import unroll
 from luthier.scoring.scorer import Scorer
 from luthier.training.optimization import parameter_groups
@@ -180,6 +181,24 @@ def test_an_update_taken_out_of_the_weight_fits_the_untouched_base(
         assert all(torch.equal(parameter, own[name]) for name, parameter in again.named_parameters())
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_follows_the_model_to_another_device(
+    init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine moves the model after the method has been applied; what is written is on the model's device."""
+    written: dict[str, torch.Tensor] = {}
+
+    def note(method: Any, model: torch.nn.Module, folder: Path) -> None:
+        written.update({name: value.data for name, value in model.named_parameters() if "lora_" in name})
+
+    method = lora.build(lora.Options(init=init, rank=4))
+    made = method.apply(tiny_model("llama"), HOW)
+    monkeypatch.setattr(PeftMethod, "save", note)
+    method.save(made.to("meta"), tmp_path)
+    assert {value.device.type for value in written.values()} == {"meta"}
+    assert {min(value.shape) for value in written.values()} == {8}
+
+
 def test_lora_plus_gives_the_second_factor_its_own_learning_rate() -> None:
     method = lora.build(lora.Options(lora_plus_ratio=16))
     model = method.apply(tiny_model("llama"), HOW)
@@ -319,6 +338,86 @@ def test_adalora_is_pefts_own() -> None:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert ours == pytest.approx(losses, rel=1e-4)
+
+
+def test_adalora_goes_on_where_the_model_is(tmp_path: Path) -> None:
+    """A checkpoint is put back after the engine has moved the model: what the allocator remembers goes there too."""
+    options = adalora.Options(initial_rank=6, target_rank=2, steps_between_cuts=2)
+    method = adalora.build(options)
+    model = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20))
+    adalora_steps(model, method, 4)
+    method.save(model, tmp_path)
+    save_for_resuming(method, model, tmp_path)
+    again: Any = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20)).double()
+    method.load(again, tmp_path)
+    allocator, parameters = again.base_model.rankallocator, dict(again.base_model.model.named_parameters())
+    for mean in adalora.MEANS:
+        kept = getattr(allocator, mean)
+        assert kept.keys() == {name for name in parameters if "lora_" in name}
+        assert all(value.dtype == parameters[name].dtype == torch.float64 for name, value in kept.items())
+
+
+def lost_step(model: Any, method: Any, step: int) -> None:
+    """The callback after a step that fp16's scaler gave up: a clipped overflow leaves nan, and noughts beside it."""
+    (callback,) = method.callbacks(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    trained[-1].grad[0] = torch.nan
+    callback.on_optimizer_step(None, TrainerState(global_step=step), None)
+    for parameter in trained:
+        parameter.grad = None
+
+
+def test_adalora_passes_over_steps_lost_in_fp16() -> None:
+    """Ranks are cut all the same, by what the other steps say."""
+    options = adalora.Options(initial_rank=6, target_rank=2, steps_between_cuts=2)
+    method = adalora.build(options)
+    model: Any = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20))
+    lost_step(model, method, 0)
+    assert not model.base_model.rankallocator.exp_avg_ipt
+    adalora_steps(model, method, 5)
+    before = {name: value.clone() for name, value in model.base_model.rankallocator.exp_avg_ipt.items()}
+    lost_step(model, method, 5)  # a cut would fall on it
+    after = model.base_model.rankallocator.exp_avg_ipt
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    adalora_steps(model, method, 20)
+    left = [int((value != 0).sum()) for name, value in model.named_parameters() if "lora_E" in name]
+    assert sum(left) == 2 * len(left)
+
+
+def test_adalora_that_learnt_nothing_of_importance_says_so() -> None:
+    method = adalora.build(adalora.Options(steps_between_cuts=2))
+    model = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=4))
+    for step in range(2):
+        lost_step(model, method, step)
+    with pytest.raises(TrainingError, match="last time in step 3, and every step before overflowed"):
+        lost_step(model, method, 2)
+
+
+def test_adalora_counts_what_no_token_reached_as_nought() -> None:
+    method = adalora.build(adalora.Options(initial_rank=6, target_rank=2))
+    model: Any = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20))
+    (callback,) = method.callbacks(model)
+    chosen = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in list(chosen.values())[3:]:
+        parameter.grad = torch.ones_like(parameter)
+    callback.on_optimizer_step(None, TrainerState(global_step=0), None)
+    means = model.base_model.rankallocator.exp_avg_ipt
+    idle = [name.removeprefix("base_model.model.") for name in list(chosen)[:3]]
+    assert all(not means[name].any() for name in idle)
+    assert any(value.any() for name, value in means.items() if name not in idle)
+
+
+def test_adalora_needs_a_step_before_its_last_cut() -> None:
+    with pytest.raises(ModelError, match="last time in step 1 of 1"):
+        adalora.build(adalora.Options()).apply(tiny_model("llama"), Apply(seed=3, total_steps=1))
+    adalora_steps(*made_of(adalora.Options(steps_between_cuts=1), total_steps=2), steps=2)
+
+
+def made_of(options: adalora.Options, total_steps: int) -> tuple[Any, Any]:
+    method = adalora.build(options)
+    return method.apply(tiny_model("llama"), Apply(seed=3, total_steps=total_steps)), method
 
 
 @pytest.mark.parametrize(
