@@ -52,11 +52,13 @@ class MethodOptions(PluginOptions):
     Args:
         in_adapter: the options that a saved adapter decides where it is trained further, by their name in its config.
         of_the_run: those that act then all the same.
+        needs_all_gradients: whether the method looks at the gradients of all it trains in every step.
     """
 
     recommended_learning_rate: ClassVar[float] = 5e-5
     in_adapter: ClassVar[Mapping[str, str]] = {}
     of_the_run: ClassVar[frozenset[str]] = frozenset()
+    needs_all_gradients: ClassVar[bool] = False
 
     @classmethod
     def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,12 +74,14 @@ class OptimizerOptions(PluginOptions):
     counts: keys of its parameter groups in which it counts; a resumed run takes them from the checkpoint, and all others
     from the config.
     transformers_name: what TrainingArguments.optim calls it, where transformers has it.
+    makes_all_gradients: whether every step makes the gradients of all that is trained.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"weight_decay"})
     schedules: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[frozenset[str]] = frozenset()
     transformers_name: ClassVar[str | None] = None
+    makes_all_gradients: ClassVar[bool] = True
 
     @property
     def learning_rate_ratio(self) -> float:

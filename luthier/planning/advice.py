@@ -205,10 +205,13 @@ def _with_method(config: RunConfig, method: Any) -> RunConfig:
 def _with_optimizer(config: RunConfig, name: str) -> RunConfig | None:
     """The config with another optimizer; None where it can't take the place of the config's own.
 
-    That is: it is the same, it is not installed, a setting of the config would not act on it, or the rate that was set is no rate for it.
+    That is: it is the same, it is not installed, it does not go with the method, a setting of the config would not act on it,
+    or the rate that was set is no rate for it.
     """
     training, options = config.training, OPTIMIZERS.load(name).Options(name=name)
     if name == training.optim.name:
+        return None
+    if config.method.needs_all_gradients and not options.makes_all_gradients:
         return None
     if training.learning_rate is not None and options.learning_rate_ratio != training.optim.learning_rate_ratio:
         return None

@@ -112,7 +112,8 @@ class Subject:
             seed=config.training.seed,
             base_name=config.model.name,
             pure_bf16=config.training.pure_bf16,
-            total_steps=max(config.training.max_steps, 1),
+            # not known without rows, and no size depends on it
+            total_steps=config.training.max_steps if config.training.max_steps > 0 else 1000,
         )
         return cls(config, model_config, stage, None, how, lambda model: None, Rows())
 

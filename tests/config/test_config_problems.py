@@ -159,6 +159,11 @@ def test_an_empty_config_lacks_model_and_data() -> None:
         (with_training(bf16=True, fp16=True), "choose one"),
         (with_training(max_steps=0), "max_steps is 0"),
         (with_training(eval_strategy="epoch"), "data.validation is unset"),
+        (
+            {**with_training(optim="badam"), "method": "adalora"},
+            "method adalora looks at the gradients of all its weights in every step, but training.optim badam makes those of "
+            "one block: use optim adamw",
+        ),
         (with_data(validation=0.1), "would never be read"),
         (with_training(optim="lion", adam_beta1=0.5), "adam_beta1=0.5 has no effect: it needs another optim than lion"),
         (

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from luthier.config.loading import load
 from luthier.foundation.errors import UserError
 from luthier.model.loading import skeleton
 from luthier.model.method import count_parameters
+from luthier.planning.hardware import parse_hardware
 from luthier.planning.model_shapes import ModelShape, model_shapes, named_shape, shape_of
+from luthier.planning.planner import Planner
+from luthier.planning.subject import Subject
 
 QUICK = ("qwen2-0.5b", "llama3-8b", "gemma2-2b", "phi3-mini", "glm4-9b", "mixtral-8x7b")
 
@@ -53,3 +57,12 @@ def test_names_are_told_apart() -> None:
     assert shape_of("someone/else") is None
     with pytest.raises(UserError, match=r"qwen2\.5-7b"):
         named_shape("qwen2.5-7")
+
+
+def test_a_method_with_a_schedule_needs_no_number_of_steps() -> None:
+    """A shape has no rows, so an epoch of it has no known length."""
+    shape = named_shape("qwen2-0.5b")
+    assert shape is not None
+    config = load({"model": shape.name, "data": {"train": "rows.jsonl"}, "method": "adalora"})
+    planner = Planner(Subject.of_shape(config, shape.model_config_of()), parse_hardware("1x24GB"))
+    assert planner.scorer(config).model is not None

@@ -39,6 +39,7 @@ class Options(OptimizerOptions):
 
     reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
     counts: ClassVar[frozenset[str]] = frozenset({"steps_made"})
+    makes_all_gradients: ClassVar[bool] = False
 
 
 def blocks(parameters: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
