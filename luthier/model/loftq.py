@@ -23,6 +23,8 @@ from luthier.model.quantization import is_quantized, plain_values, saved_in
 def start_from_the_error(model: Any, folder: Path) -> None:
     """Set both factors of every update beside a quantized layer: s B A is the best rank-r part of W - Q.
 
+    DoRA's magnitude, where there is one, becomes that of the rows of Q + s B A.
+
     Args:
         model: a fresh LoRA of peft's on quantized weights.
         folder: the plain weights that they were made from.
@@ -50,6 +52,9 @@ def start_from_the_error(model: Any, folder: Path) -> None:
         down_rI, up_Or = nearest(plain_OI - kept_OI.float(), layer.r["default"], layer.scaling["default"])
         layer.lora_A["default"].weight.data.copy_(down_rI)
         layer.lora_B["default"].weight.data.copy_(up_Or)
+        if "default" in layer.lora_magnitude_vector:  # DoRA took it while the update was zero
+            started_OI = kept_OI.float() + layer.scaling["default"] * up_Or @ down_rI
+            layer.lora_magnitude_vector["default"].weight.data.copy_(started_OI.norm(dim=1))
 
 
 def nearest(error_OI: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:

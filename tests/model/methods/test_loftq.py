@@ -17,6 +17,8 @@ from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import ModelError
 from luthier.model import loading, loftq
 from luthier.model.inspection import MENDING
+from luthier.model.method import Apply
+from luthier.model.methods import lora
 from tests.tiny import config_for, tiny_folder, write_rows
 
 pytest.importorskip("bitsandbytes")
@@ -66,6 +68,21 @@ def test_it_starts_nearer_to_the_plain_base(config: dict[str, Any], base: Path, 
     plain, quantized = logits(base), logits(base, quantization="nf4")
     mended = logits(tmp_path / "run")
     assert (mended - plain).norm() < 0.8 * (quantized - plain).norm()
+
+
+def test_with_dora_it_starts_as_without(base: Path) -> None:
+    """m = |Q + s B A|, so that m (Q + s B A) / |Q + s B A| is the mended weight."""
+
+    def start(**options: Any) -> Tensor:
+        source = loading.find(ModelConfig(name=str(base), quantization="nf4"))
+        how = Apply(seed=3, quantized=True, base_folder=base)
+        method = lora.build(lora.Options(rank=16, init="loftq", **options))
+        model = method.apply(loading.load(source, torch.float32).eval(), how)
+        with torch.no_grad():
+            found: Tensor = model(input_ids=IDS).logits
+        return found
+
+    assert torch.allclose(start(use_dora=True), start(), atol=1e-4)
 
 
 def test_resumed_it_does_not_start_again(run: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
