@@ -211,6 +211,7 @@ class Lora(PeftMethod):
 
     def _token_rows(self, model: PreTrainedModel, how: Apply) -> dict[str, list[int]] | None:
         """New rows of the embedding, and of the head where it is not tied (peft follows the tie by itself)."""
+        self._refuse_biased_head(model, how)
         if not how.new_token_ids:
             return None
         tied = model.config.get_text_config().tie_word_embeddings
@@ -222,6 +223,27 @@ class Lora(PeftMethod):
         return {
             names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole
         } or None
+
+    def _refuse_biased_head(self, model: PreTrainedModel, how: Apply) -> None:
+        """peft computes a head of which rows learn, or that is tied to an embedding that learns, without its bias."""
+        head = model.get_output_embeddings()
+        if head is None or getattr(head, "bias", None) is None:
+            return
+        names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
+        name, whole = names[id(head)], set(self.options.modules_to_save)
+        tied = model.config.get_text_config().tie_word_embeddings
+        if tied and (how.new_token_ids or whole & {name, names[id(model.get_input_embeddings())]}):
+            raise ModelError(
+                f"the head of {type(model).__name__} is tied to the embedding and has a bias, which peft leaves out where they "
+                "learn.",
+                "Use method: full or freeze, or train neither (method.modules_to_save, new tokens).",
+            )
+        if how.new_token_ids and not tied and name not in whole:
+            raise ModelError(
+                f"this run adds {len(how.new_token_ids)} tokens to the vocabulary, whose rows of {name} must learn, and peft "
+                f"computes such a head without its bias, which {type(model).__name__} has.",
+                f"Put {name} into method.modules_to_save: it then learns whole, its bias too.",
+            )
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the update for the base as it was.

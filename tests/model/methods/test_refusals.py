@@ -59,6 +59,33 @@ def test_a_rank_above_some_layers_width_is_told(capsys: pytest.CaptureFixture[st
     assert not capsys.readouterr().err
 
 
+def test_new_tokens_beside_a_head_with_a_bias() -> None:
+    """Phi-2's. Whole, the head keeps its bias; row by row peft would compute it without."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+
+    def phi(**settings: Any) -> Any:
+        torch.manual_seed(0)
+        model = PhiForCausalLM(PhiConfig(**sizes, num_attention_heads=4, pad_token_id=0, **settings)).eval()
+        torch.nn.init.normal_(model.lm_head.bias)
+        return model
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=torch.arange(3, 40)[None]).logits
+
+    how = Apply(seed=3, new_token_ids=[58, 59])
+    with pytest.raises(ModelError, match="rows of lm_head must learn, and peft computes such a head without its bias"):
+        lora.build(lora.Options()).apply(phi(), how)
+    whole = lora.build(lora.Options(modules_to_save=["lm_head"])).apply(phi(), how)
+    assert torch.allclose(logits(whole), logits(phi()), atol=1e-6)
+    tied = phi(tie_word_embeddings=True)
+    for method, told in ((lora.Options(), how), (lora.Options(modules_to_save=["embed_tokens"]), HOW)):
+        with pytest.raises(ModelError, match="is tied to the embedding and has a bias"):
+            lora.build(method).apply(tied, told)
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_virtual_tokens_have_no_segmented_route(name: str, config: dict[str, Any]) -> None:
     config |= {"model": {"name": config["model"], "attention": "segmented"}, "method": name}
