@@ -157,9 +157,9 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
     """
     training = setup.config.training
     dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, engine.device)
-    if setup.method.saves == "model" and training.pure_bf16:
+    if setup.method.trains_inside and training.pure_bf16:
         dtype = torch.bfloat16
-    elif setup.method.saves == "model" and dtype != torch.float32 and not (training.bf16 or training.fp16):
+    elif setup.method.trains_inside and dtype != torch.float32 and not (training.bf16 or training.fp16):
         if setup.config.model.dtype != "auto":
             say(
                 f"model: model.dtype {setup.config.model.dtype} needs training.bf16 or fp16 with method {setup.config.method.name}; float32 is used"

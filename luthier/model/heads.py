@@ -111,8 +111,11 @@ def train_head(model: PreTrainedModel, pure_bf16: bool) -> None:
     """Let the whole head learn: it starts at random. peft does so itself."""
     import torch
 
+    from luthier.model.mixed_precision import read_any_precision
+
     for module in head_modules(model).values():
         module.to(torch.bfloat16 if pure_bf16 else torch.float32).requires_grad_(True)
+        read_any_precision(module)
 
 
 def save_head(head: SequenceHead, model: Any, folder: Path) -> None:

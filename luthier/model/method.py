@@ -83,6 +83,12 @@ class Method(ABC):
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put the weights of a checkpoint back into a model that `apply` made, to the same bits."""
 
+    @property
+    def trains_inside(self) -> bool:
+        """Whether what it trains stands beside frozen weights in one module of the base: unless autocast casts both, they
+        must be of one precision."""
+        return self.saves == "model"
+
     def quantized_problem(self) -> str:
         """Why the method can't train beside weights in 4 or 8 bits, as its options stand; empty if it can."""
         if self.saves == "model":

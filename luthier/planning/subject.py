@@ -235,7 +235,7 @@ def base_dtype(config: RunConfig, model_config: PreTrainedConfig, method: Method
         chosen = torch.float16
     else:
         chosen = torch.bfloat16 if own == "bfloat16" and device.has_bfloat16 else torch.float32
-    if method.saves == "model":
+    if method.trains_inside:
         if training.pure_bf16:
             return torch.bfloat16
         if not (training.bf16 or training.fp16):

@@ -45,6 +45,8 @@ class PeftMethod(Method):
         import torch
         from peft import get_peft_model
 
+        from luthier.model.mixed_precision import keep_precisions_apart
+
         self.check_tokens(how)
         config = self.peft_config(model, how)
         if how.adapter is not None:
@@ -66,6 +68,7 @@ class PeftMethod(Method):
         if how.adapter is not None and model.device.type != "meta":
             self.start_from(tuned, how.adapter)
         trainable_to_float32(tuned, how.pure_bf16)
+        keep_precisions_apart(tuned)
         peft_model: nn.Module = tuned
         return peft_model
 

@@ -106,6 +106,11 @@ class Lora(PeftMethod):
     def check_tokens(self, how: Apply) -> None:
         """New rows of the embedding learn beside the updates."""
 
+    @property
+    def trains_inside(self) -> bool:
+        """Biases of the base's own modules learn in them."""
+        return self.options.bias != "none"
+
     def quantized_problem(self) -> str:
         """Updates stand beside quantized weights, but can't be taken out of them."""
         if self.options.init in FROM_THE_WEIGHT:
@@ -186,7 +191,7 @@ class Lora(PeftMethod):
             modules_to_save=list(own.modules_to_save) or None,  # peft changes the list it is given
             trainable_token_indices=self._token_rows(model, how),
             # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
-            ensure_weight_tying=bool(own.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
+            ensure_weight_tying=self._learns_a_tied_end(model),
             fan_in_fan_out=has_conv1d(model),
             eva_config=EvaConfig(rho=own.eva_rho) if own.init == "eva" and not bare else None,
         )
@@ -223,6 +228,27 @@ class Lora(PeftMethod):
         return {
             names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole
         } or None
+
+    def _learns_a_tied_end(self, model: PreTrainedModel) -> bool:
+        """Whether an end of a tied weight is to learn whole, the other with it.
+
+        Raises:
+            ModelError: by a name that peft does not know for an end, so that it would leave the other behind.
+        """
+        from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+        if not model.config.get_text_config().tie_word_embeddings:
+            return False
+        ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+        own = {name.split(".")[-1] for name, module in model.named_modules() if id(module) in ends}
+        chosen = own & {name.split(".")[-1] for name in self.options.modules_to_save}
+        if chosen and not chosen & set(EMBEDDING_LAYER_NAMES):
+            raise ModelError(
+                f"method.modules_to_save names {', '.join(chosen)}, which {type(model).__name__} ties to its other end, and "
+                "peft would train one end alone.",
+                f"Name {', '.join(sorted(own - chosen)) or 'neither'} instead: both then learn as one.",
+            )
+        return bool(chosen)
 
     def _refuse_biased_head(self, model: PreTrainedModel, how: Apply) -> None:
         """peft computes a head of which rows learn, or that is tied to an embedding that learns, without its bias."""

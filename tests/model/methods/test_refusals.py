@@ -86,6 +86,16 @@ def test_new_tokens_beside_a_head_with_a_bias() -> None:
             lora.build(method).apply(tied, told)
 
 
+def test_a_tied_end_that_peft_would_leave_behind() -> None:
+    with pytest.raises(ModelError, match="names wte, which GPT2LMHeadModel ties to its other end") as caught:
+        lora.build(lora.Options(modules_to_save=["wte"])).apply(tiny_model("gpt2"), HOW)
+    assert "Name lm_head instead" in str(caught.value)
+    model = lora.build(lora.Options(modules_to_save=["lm_head"])).apply(tiny_model("gpt2"), HOW)
+    whole = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if "modules_to_save" in name}
+    assert len(whole) == 1
+    lora.build(lora.Options(modules_to_save=["ln_f"])).apply(tiny_model("gpt2"), HOW)  # no warning of ties
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_virtual_tokens_have_no_segmented_route(name: str, config: dict[str, Any]) -> None:
     config |= {"model": {"name": config["model"], "attention": "segmented"}, "method": name}
