@@ -48,7 +48,7 @@ class Apply:
     base_name: str = ""
     revision: str | None = None
     pure_bf16: bool = False
-    total_steps: int = 1
+    total_steps: int = 100
     tokenizer: PreTrainedTokenizerBase | None = None
     adapter: Path | None = None
     head: SequenceHead | None = None
