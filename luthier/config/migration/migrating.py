@@ -23,6 +23,11 @@ FIRST = (
     "stage", "finetuning_type", "full_finetune", "optim", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon",
     "deepspeed", "fsdp",
 )  # fmt: skip
+# without one of these a run would learn something else than was asked for
+DECIDE = frozenset(
+    ("stage", "finetuning_type", "full_finetune", "dataset", "pref_loss", "ref_model", "ref_model_adapters", "use_dft_loss",
+     "use_asft_loss", "use_eaft_loss")
+)  # fmt: skip
 GENERATE: tuple[Work, ...] = ("predict", "chat")
 OTHERS = {  # keys by which other tools' configs are known
     "axolotl": ("base_model", "datasets", "sequence_len", "micro_batch_size", "adapter"),
@@ -162,9 +167,9 @@ def _exclusions(args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 def _not_to_be_without(case: Case, answers: Mapping[str, Answer]) -> list[str]:
     """What a training config needs, and is refused or missing here."""
     refusals = [
-        f"{name}: {answers[name].note}"
-        for name in ("stage", "finetuning_type", "full_finetune", "dataset")
-        if name in answers and answers[name].status == "refused"
+        f"{name}: {answer.note}"
+        for name, answer in answers.items()
+        if answer.status == "refused" and name in table().keys and table().canonical(name) in DECIDE
     ]
     wrong = {table().canonical(name) for name, answer in answers.items() if answer.wrong and name in table().keys}
     modules = ("lora_target",) if case.value("finetuning_type") == "lora" else ()

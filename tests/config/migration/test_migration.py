@@ -108,6 +108,53 @@ def test_defaults_of_llama_factory_are_written_where_luthiers_are_others() -> No
     assert config(found)["method"]["alpha"] == 64
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"use_kt": True, "kt_optimize_rule": "amx.yaml", "cpu_infer": 16, "chunk_size": 4096}, "does not use KTransformers"),
+        ({"use_megatron_bridge": True, "tensor_model_parallel_size": 2, "recompute_method": "block"}, "does not use Megatron"),
+        ({"extra_config": "{}", "moe_token_dispatcher_type": "flex", "overlap_grad_reduce": False}, "does not use Megatron"),
+        ({"fsdp_min_num_params": 100, "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}, "how layers are wrapped"),
+        ({"torchdynamo": "inductor"}, "does not compile"),
+        ({"tpu_metrics_debug": True}, "does not run on TPUs"),
+        ({"past_index": 2}, "carries no states"),
+        ({"mp_parameters": "ddp"}, "SageMaker"),
+    ],
+)  # fmt: skip
+def test_what_luthier_has_no_use_for_is_refused_and_the_rest_is_written(given: dict[str, Any], said: str) -> None:
+    found = of(**given, lora_target="all")
+    assert config(found)
+    assert all(note(found, key).startswith("refused") and said in note(found, key) for key in given)
+
+
+def test_a_key_of_an_engine_that_is_not_asked_for_has_no_effect() -> None:
+    assert note(of(chunk_size=1, mode="long_context"), "mode") == "mapped: without effect, as there: use_kt is false"
+
+
+def test_modules_beside_rotations_are_refused() -> None:
+    """OFT takes them there, and luthier's trains no modules whole."""
+    found = of(finetuning_type="oft", additional_target="lm_head")
+    assert note(found, "additional_target").startswith("refused: luthier's method oft has no modules_to_save")
+    assert "modules_to_save" in config(of(additional_target="lm_head", lora_target="all"))["method"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"stage": "dpo", "pref_loss": "ipo"},
+        {"stage": "dpo", "dpo_loss": "kto_pair"},
+        {"stage": "dpo", "pref_loss": "hinge"},
+        {"stage": "dpo", "ref_model": "maker/other"},
+        {"use_dft_loss": True},
+    ],
+)
+def test_a_config_of_another_objective_is_not_written(given: dict[str, Any]) -> None:
+    found = of(**given, lora_target="all")
+    (key,) = given.keys() - {"stage"}
+    assert found.config is None
+    assert [problem.partition(":")[0] for problem in found.problems] == [key]
+
+
 def test_keys_without_effect_there_stay_without_effect() -> None:
     found = of(finetuning_type="full", lora_rank=64, pref_beta=0.5)
     assert config(found)["method"] == "full"
