@@ -127,7 +127,7 @@ def evaluate(
     found = None
     if named is not None and asked.predictions is None and not elsewhere:
         found = _labels(named, sources, asked, say)
-    found = found or _texts(named, sources, asked, say)
+    found = (found or _texts(named, sources, asked, say)).told_not_finite()
     if asked.out is not None:
         found = replace(found, out=str(asked.out))
         found.write(asked.out)
@@ -298,7 +298,7 @@ def _losses(
 
 def _source(name: str, rows: int, targets: float, loss: float, *, perplexity: bool) -> dict[str, Any]:
     found = {"source": name, "rows": rows, "targets": int(targets), "loss": loss}
-    return {**found, "perplexity": math.exp(min(loss, 700.0))} if perplexity else found
+    return {**found, "perplexity": math.exp(min(loss, 700.0)) if loss < math.inf else loss} if perplexity else found
 
 
 def _answered(

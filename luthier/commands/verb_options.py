@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 import typer
 
 from luthier.foundation.errors import UserError
+from luthier.foundation.files import finite
 
 if TYPE_CHECKING:
     from luthier.config.schema import ModelConfig
@@ -107,9 +108,9 @@ def people(as_json: bool) -> TextIO:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object as the last line of standard output."""
+    """One object as the last line of standard output; null for a number that is not finite."""
     sys.stderr.flush()
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    print(json.dumps(finite(value), ensure_ascii=False, default=str, allow_nan=False), flush=True)
 
 
 def named_model(

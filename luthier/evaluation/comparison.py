@@ -173,6 +173,9 @@ def why_not(name: str, saved: Sequence[Saved]) -> str:
             return f"{name} is left out: {one.path} has none"
         if metric["metric"] != metrics[0]["metric"]:
             return f"{name} is left out: {one.path} took it with other options"
+    for one, metric in zip(saved, metrics, strict=True):
+        if metric["value"] is None:
+            return f"{name} is left out: in {one.path} it is not finite"
     if name == LOSS:
         weights = [[row.get("weight") for row in one.rows] for one in saved]
         if any(other != weights[0] for other in weights[1:]):

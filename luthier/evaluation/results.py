@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from luthier.evaluation.measuring import Number
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import write_json, write_text
+from luthier.foundation.files import finite, write_json, write_text
 
 KIND = "luthier evaluation"
 FORMAT_VERSION = 1
@@ -57,11 +58,21 @@ class Evaluated:
         }
 
     def write(self, out: Path) -> None:
-        """Both files, the numbers last."""
+        """Both files, the numbers last; null stands for a number that is not finite."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(dict(row), ensure_ascii=False) for row in self.rows)
+        lines = (json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) for row in self.rows)
         write_text(rows_path(out), "".join(f"{line}\n" for line in lines))
-        write_json(out, {**self.as_dict(), "rows_file": rows_path(out).name})
+        write_json(out, {**finite(self.as_dict()), "rows_file": rows_path(out).name})
+
+    def told_not_finite(self) -> Evaluated:
+        """With a remark on what is not finite, where anything is."""
+        names = [number.name for number in self.numbers if not math.isfinite(number.value)]
+        rows = sum(finite(dict(row)) != dict(row) for row in self.rows)
+        if not names and not rows:
+            return self
+        what = f"{', '.join(names)} and numbers of {rows:,} rows are" if names else f"numbers of {rows:,} rows are"
+        remark = f"{what} not finite (the model's weights or its precision may be broken): null in JSON"
+        return replace(self, remarks=[*self.remarks, remark])
 
 
 def rows_path(out: Path) -> Path:

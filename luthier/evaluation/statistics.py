@@ -128,8 +128,9 @@ def scipy_stats() -> Any:
 
 
 def interval(sample: Sample, how: Drawing) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of a metric; None of fewer than two rows, which say nothing of others."""
-    if len(sample) < 2:
+    """The percentile bootstrap interval of a metric; None of fewer than two rows, which say nothing of others, and of a
+    metric that is not finite."""
+    if len(sample) < 2 or not np.isfinite(sample.value):
         return None
     return _bootstrap(sample, len(sample), how, sample.at)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from luthier.cli import main
@@ -345,3 +346,29 @@ def test_metrics_taken_otherwise_are_not_compared(pair: list[Path], tmp_path: Pa
     found = compare([pair[0], tmp_path / "third.json"], FEW, lambda line: None)
     assert [metric.name for metric in found.metrics] == ["bleu"]
     assert "exact_match is left out" in found.remarks[0] and "other options" in found.remarks[0]
+
+
+def test_a_loss_that_is_not_finite_is_null_and_remarked_on(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tiny_folder(tmp_path / "broken"), tmp_path / "out.json"
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    arguments = ["evaluate", str(model), "--data", str(rows), "--out", str(out), "--resamples", "20"]
+    assert main([*arguments, "--json"]) == 0
+    printed = capsys.readouterr()
+    texts = (printed.out.splitlines()[-1], out.read_text(), *(tmp_path / "out.rows.jsonl").read_text().splitlines())
+    said, saved, *lines = (json.loads(text, parse_constant=refused) for text in texts)
+    for found in (said, saved):
+        assert found["metrics"]["loss"]["value"] is None and found["sources"][0]["perplexity"] is None
+        (remark,) = found["remarks"]
+        assert remark.startswith("loss and numbers of 24 rows are not finite")
+    assert lines[0]["nll"] is None and lines[0]["weight"] > 0
+    assert "nan" in printed.err and remark in printed.err
+    with pytest.raises(UserError, match=r"loss is left out: in .*out\.json it is not finite"):
+        compare([out, out], FEW, lambda line: None)
