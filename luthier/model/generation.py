@@ -6,6 +6,7 @@ The fast way, and the choice between both, is `luthier.scoring.decoding`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length", "prompt_too_long"]
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 OnToken = Callable[[int, int, int], None]
 """Told (row, number, token id) as soon as a token of an answer is chosen; the token that ends it is not told."""
 
@@ -111,7 +113,12 @@ def _batch(job: Job, places: Sequence[int]) -> Iterator[Generated]:
     device = input_device(job.model)
     input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    with without_gradients(job.model), quiet_peft(), torch.random.fork_rng(devices=_devices(device)):
+    with (
+        without_gradients(job.model),
+        quiet_peft(),
+        torch.random.fork_rng(devices=_devices(device)),
+        _without_defaults(job.model),
+    ):
         torch.manual_seed(job.seed(job.rows[places[0]]))
         output = job.model.generate(
             input_ids=input_ids,
@@ -154,6 +161,22 @@ def _generation_config(job: Job, room: int, pad: int) -> Any:
         "no_repeat_ngram_size": settings.no_repeat_ngram_size,
     }
     return GenerationConfig(**how, eos_token_id=list(job.stop_token_ids) or None, pad_token_id=pad)
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """The model without what its generation_config.json says beyond special tokens: transformers would take from it whatever
+    a call leaves open (suppressed tokens, least lengths, penalties), which the fast way and these settings know nothing of."""
+    from transformers import GenerationConfig
+
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = inner.generation_config
+    ids = {name: value for name, value in kept.to_dict().items() if name in SPECIAL_IDS}
+    inner.generation_config = GenerationConfig(**ids)
+    try:
+        yield
+    finally:
+        inner.generation_config = kept
 
 
 def _stopping(job: Job, prompt_length: int) -> Any:

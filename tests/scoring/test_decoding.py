@@ -18,7 +18,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.model.generation import Generated, Job, by_transformers
 from luthier.scoring.decoding import generate
 from luthier.scoring.decoding.blocks import _by_products, attend
-from luthier.scoring.decoding.choosing import Chooser, repeating
+from luthier.scoring.decoding.choosing import Chooser, Past
 from luthier.scoring.decoding.decoder import Decoder
 from luthier.scoring.decoding.tree import plan
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -149,11 +149,63 @@ def test_penalties_equal_those_of_transformers(how: dict[str, Any]) -> None:
         assert list(one.token_ids) == expected(model, prompts[one.row], wanted)
 
 
-def test_runs_that_are_there_already() -> None:
-    assert repeating([1, 2, 3, 1, 2], 3) == {3}
-    assert repeating([1, 2, 1, 3, 1], 2) == {2, 3}
-    assert repeating([7, 8], 1) == {7, 8}
-    assert repeating([7], 3) == set()
+@pytest.mark.parametrize(
+    ("ids", "size", "banned"),
+    [([1, 2, 3, 1, 2], 3, {3}), ([1, 2, 1, 3, 1], 2, {2, 3}), ([7, 8], 1, {7, 8}), ([7], 3, set()), ([], 1, set())],
+)
+def test_runs_that_are_there_already(ids: list[int], size: int, banned: set[int]) -> None:
+    for start in range(len(ids) + 1):
+        assert Past(ids[:start], ids[start:], size).repeating() == banned
+
+
+@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12), st.integers(1, 4))
+def test_what_an_answer_has_had_grows_with_it(prompt: list[int], tokens: list[int], size: int) -> None:
+    """After each token the same as from all tokens, written out."""
+    answer: list[int] = []
+    past = Past(prompt, answer, size)
+    for token in [None, *tokens]:
+        answer += [token] if token is not None else []
+        ids = [*prompt, *answer]
+        runs = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+        ending = tuple(ids[len(ids) - size + 1 :]) if len(ids) >= size - 1 else None
+        assert past.repeating() == {run[-1] for run in runs if run[:-1] == ending}
+        assert sorted(past.seen(torch.device("cpu")).tolist()) == sorted({*ids})
+
+
+def test_a_token_of_a_long_answer_costs_no_more_than_one_of_a_short_one() -> None:
+    class Counted(list[int]):
+        read = 0
+
+        def __iter__(self) -> Any:
+            for token in super().__iter__():
+                type(self).read += 1
+                yield token
+
+    past = Past(Counted(range(1000)), answer := list[int](), 3)
+    for token in range(50):
+        past.seen(torch.device("cpu"))
+        past.repeating()
+        answer.append(token)
+    assert Counted.read == 1000  # the prompt was gone through once
+
+
+@pytest.mark.parametrize(
+    "inherited",
+    [{"suppress_tokens": [*range(3, 290)]}, {"min_new_tokens": 6}, {"bad_words_ids": [[n] for n in range(3, 290)]}],
+)
+def test_nothing_is_taken_from_the_models_generation_config(inherited: dict[str, Any]) -> None:
+    prompts = prompts_with_beginnings(random.Random(5), 4)
+    plain, marked = tiny_model("llama"), tiny_model("llama")
+    marked.generation_config.update(**inherited)
+    how = GenerationSettings(max_new_tokens=6, num_beams=2)
+    stops = range(2, 200)  # so that answers end before six tokens
+
+    def answers(model: PreTrainedModel) -> list[Generated]:
+        return list(generate(model, TOKENIZER, prompts, how, stop_token_ids=stops, say=lambda line: None))
+
+    assert answers(marked) == answers(plain)
+    config = marked.generation_config.to_dict()
+    assert {name: config[name] for name in inherited} == inherited  # and the model is as before
 
 
 def test_what_the_fast_way_can_not_do_is_said_once_and_done_the_other_way() -> None:
@@ -248,7 +300,7 @@ def test_a_row_draws_the_same_whatever_stands_beside_it() -> None:
 class Draw:
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
-        self.all_ids: list[int] = []
+        self.past = Past([], [])
 
 
 LOGITS = [2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, -9.0]

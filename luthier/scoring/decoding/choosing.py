@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -23,15 +25,60 @@ FIRST_CANDIDATES = 1024
 vocabulary takes longer than the model's head."""
 
 
+class Past:
+    """What an answer has had, as the penalties ask for it, kept up token by token: the hundredth costs no more than the first.
+
+    Args:
+        prompt: its tokens. answer: a list that grows as tokens are chosen.
+        size: of the runs that may not come twice; 0: they are not kept.
+    """
+
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int], size: int = 0) -> None:
+        self._parts = (prompt, answer)
+        self._size = size
+        self._known = 0  # tokens of the answer
+        self._begun = False
+        self._seen: dict[int, None] = {}
+        self._tensor = torch.zeros(0, dtype=torch.long)
+        self._ending: deque[int] = deque(maxlen=max(size - 1, 0))
+        self._next: dict[tuple[int, ...], set[int]] = {}
+
+    def seen(self, device: torch.device) -> Tensor:
+        """Each token that was there, once."""
+        self._catch_up()
+        new = len(self._seen) - len(self._tensor)
+        if new or self._tensor.device != device:
+            latest = torch.tensor(list(islice(reversed(self._seen), new)), dtype=torch.long, device=device)
+            self._tensor = torch.cat([self._tensor.to(device), latest])
+        return self._tensor
+
+    def repeating(self) -> set[int]:
+        """Tokens that would end a run of `size` tokens which is there already."""
+        self._catch_up()
+        return self._next.get(tuple(self._ending), set()) if len(self._ending) == self._size - 1 else set()
+
+    def _catch_up(self) -> None:
+        prompt, answer = self._parts
+        if not self._begun:
+            self._take(prompt)
+            self._begun = True
+        self._take(islice(answer, self._known, None) if self._known else answer)
+        self._known = len(answer)
+
+    def _take(self, tokens: Iterable[int]) -> None:
+        for token in tokens:
+            self._seen.setdefault(token)
+            if self._size:
+                if len(self._ending) == self._size - 1:
+                    self._next.setdefault(tuple(self._ending), set()).add(token)
+                self._ending.append(token)
+
+
 class Writing(Protocol):
     """An answer, as the choice sees it."""
 
     chance: random.Random
-
-    @property
-    def all_ids(self) -> Sequence[int]:
-        """The prompt and the answer so far."""
-        ...
+    past: Past
 
 
 class Chooser:
@@ -45,10 +92,10 @@ class Chooser:
         settings = self._settings
         if settings.repetition_penalty != 1.0:
             for logits_V, writing in zip(logits_AV, writings, strict=True):
-                _penalize(logits_V, writing.all_ids, settings.repetition_penalty)
+                _penalize(logits_V, writing.past.seen(logits_V.device), settings.repetition_penalty)
         if settings.no_repeat_ngram_size:
             for logits_V, writing in zip(logits_AV, writings, strict=True):
-                banned = repeating(writing.all_ids, settings.no_repeat_ngram_size)
+                banned = writing.past.repeating()
                 logits_V[torch.tensor(sorted(banned), dtype=torch.long, device=logits_V.device)] = -math.inf
         if not settings.do_sample:
             tokens: list[int] = logits_AV.max(dim=-1).indices.tolist()  # four times as fast as argmax on a CPU
@@ -93,19 +140,8 @@ def _inverse(weights_AC: Tensor, uniform_A1: Tensor) -> Tensor:
     return torch.searchsorted(upto_AC, wanted_A1, right=True).clamp_(max=weights_AC.shape[1] - 1)
 
 
-def _penalize(logits_V: Tensor, seen: Sequence[int], penalty: float) -> None:
+def _penalize(logits_V: Tensor, seen: Tensor, penalty: float) -> None:
     """Keskar et al. 2019, https://arxiv.org/abs/1909.05858, equation 2, as transformers has it: positive logits divided by
     the penalty, negative ones multiplied."""
-    index = torch.tensor(sorted({*seen}), dtype=torch.long, device=logits_V.device)
-    found = logits_V[index]
-    logits_V[index] = torch.where(found < 0, found * penalty, found / penalty)
-
-
-def repeating(ids: Sequence[int], size: int) -> set[int]:
-    """Tokens that would end a run of `size` tokens which is there already."""
-    if len(ids) + 1 < size:
-        return set()
-    ending = tuple(ids[len(ids) - size + 1 :])
-    return {
-        ids[start + size - 1] for start in range(len(ids) - size + 1) if tuple(ids[start : start + size - 1]) == ending
-    }
+    found = logits_V[seen]
+    logits_V[seen] = torch.where(found < 0, found * penalty, found / penalty)

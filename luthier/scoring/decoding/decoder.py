@@ -22,7 +22,7 @@ from luthier.foundation.devices import free_memory_bytes
 from luthier.model.generation import Generated, Job
 from luthier.model.placement import input_device
 from luthier.model.token_text import TokenText
-from luthier.scoring.decoding.choosing import Chooser
+from luthier.scoring.decoding.choosing import Chooser, Past
 from luthier.scoring.decoding.passes import Below, NextToken, Pass, Prefill, decoding_attention_in
 from luthier.scoring.decoding.prompt_row import PromptRow
 from luthier.scoring.decoding.store import Beginning, Slots
@@ -47,11 +47,7 @@ class Writing:
     room: int
     text: TokenText
     chance: random.Random
-
-    @property
-    def all_ids(self) -> Sequence[int]:
-        """The prompt and the answer so far."""
-        return [*self.prompt, *self.text.token_ids]
+    past: Past
 
     @property
     def last(self) -> int:
@@ -142,7 +138,9 @@ class Decoder:
         self._slots.lengths[slot] = len(planned.own)
         chance = random.Random(job.seed(row, planned.number))  # noqa: S311 - a draw, not a secret
         prompt = job.prompts[planned.prompt]
-        return Writing(planned, slot, row, prompt, self._room(planned), job.text(), chance)
+        text = job.text()
+        past = Past(prompt, text.token_ids, job.settings.no_repeat_ngram_size)
+        return Writing(planned, slot, row, prompt, self._room(planned), text, chance, past)
 
     def _prefill(self, row: PromptRow, new: Sequence[Writing], places: Sequence[int | None]) -> Tensor:
         """The logits [A, V] after the prompts of new answers; their keys and values are kept.
