@@ -67,9 +67,14 @@ def bert_config(**settings: Any) -> transformers.BertConfig:
 
 def bert_folder(path: Path) -> Path:
     """A tiny BERT encoder without a head, as from a hub."""
+    return encoder_folder(path, bert_config())
+
+
+def encoder_folder(path: Path, config: transformers.PreTrainedConfig) -> Path:
+    """A tiny encoder without a head, with words for tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.BertModel(bert_config())
+        model = transformers.AutoModel.from_config(config)
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.data.normal_(0.0, 0.15)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "head.json"
 HEAD_WEIGHTS = "head.safetensors"  # beside an adapter of ours; peft's and whole models hold it among their weights
+PEFTS_OWN = ("classifier", "score")  # modules that peft itself counts to a head
 IN_PROMPTS = "base_model."  # before the head's names in an adapter of virtual tokens
 ENDING = "ForSequenceClassification"
 
@@ -94,21 +95,26 @@ def _read(settings: dict[str, Any]) -> SequenceHead:
 
 
 def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules of a model with a head that are not its backbone, by name."""
-    return {
-        name: module
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    }
+    """The modules of a model with a head that learn whole, by dotted name: all that stand beside its backbone, and the
+    backbone's own pooler, which hands the head a sequence's first state (BERT and its kin). Others, such as DeBERTa, have
+    theirs beside the backbone; and one that was trained on masked words alone comes without it."""
+    backbone = dict(model.named_children()).get(model.base_model_prefix)
+    found = {name: module for name, module in model.named_children() if module is not backbone}
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is not None:
+        found[f"{model.base_model_prefix}.pooler"] = pooler
+    return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
 
 
 def in_sequence_head(model: Any, name: str) -> bool:
     """Whether a module, by its dotted name, is of a head that classifies: it learns whole, and no update stands beside it."""
-    return type(model).__name__.endswith(ENDING) and name.split(".")[0] in head_modules(model)
+    return type(model).__name__.endswith(ENDING) and any(
+        f"{name}.".startswith(f"{own}.") for own in head_modules(model)
+    )
 
 
 def train_head(model: PreTrainedModel, pure_bf16: bool) -> None:
-    """Let the whole head learn: it starts at random. peft does so itself."""
+    """Let the whole head learn: it starts at random. With an adapter of peft's it does so already (`save_with_adapter`)."""
     import torch
 
     from luthier.model.mixed_precision import read_any_precision
@@ -116,6 +122,18 @@ def train_head(model: PreTrainedModel, pure_bf16: bool) -> None:
     for module in head_modules(model).values():
         module.to(torch.bfloat16 if pure_bf16 else torch.float32).requires_grad_(True)
         read_any_precision(module)
+
+
+def save_with_adapter(config: Any, model: PreTrainedModel) -> None:
+    """Have peft train a whole head and keep it among an adapter's weights: by itself it does so for modules named
+    classifier and score alone, and leaves a pooler before them at random, frozen and unsaved.
+
+    Args:
+        config: peft's, which is changed.
+    """
+    config.task_type = "SEQ_CLS"
+    asked = list(config.modules_to_save or ())
+    config.modules_to_save = asked + [name for name in head_modules(model) if name not in (*asked, *PEFTS_OWN)]
 
 
 def save_head(head: SequenceHead, model: Any, folder: Path) -> None:

@@ -14,8 +14,8 @@ from luthier.foundation.errors import ModelError
 from luthier.model.adapters import check_shapes, put_on
 from luthier.model.config_changes import changed, check_shapes_kept, sized_for
 from luthier.model.finding import ModelSource, base_of_run, find
-from luthier.model.heads import SequenceHead, head_modules, saved_head, with_head
-from luthier.model.inspection import MENDING
+from luthier.model.heads import HEAD_WEIGHTS, SequenceHead, head_modules, saved_head, with_head
+from luthier.model.inspection import MENDING, header_of, weight_files
 from luthier.model.placement import Placement, dispatch, is_spread, resolved
 from luthier.model.quantization import (
     check_backend,
@@ -143,6 +143,7 @@ def weights_at(
     quantization: QuantizationConfig | None = None,
     device: torch.device | None = None,
     placement: Placement | None = None,
+    adapter: Path | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal language model in a folder, in evaluation mode; or its backbone with a head.
@@ -154,6 +155,7 @@ def weights_at(
         quantization: for plain weights to be quantized while they are read.
         device: where quantized weights go, which do not move afterwards; plain ones are on the CPU.
         placement: where modules lie, in place of the CPU.
+        adapter: that is to bring the head, all of it that the folder lacks; None: it is to be trained.
 
     Raises:
         ModelError: weights that do not load, or are not all there; modules that can't be placed so.
@@ -179,7 +181,7 @@ def weights_at(
     if is_quantized:
         settle(model, compute_dtype(quantization, dtype) if quantization is not None else dtype)
         leave_the_file(model)
-    _check_complete(model, report, folder, head)
+    _check_complete(model, report, folder, head, adapter)
     return model
 
 
@@ -201,18 +203,35 @@ def _read(kind: Any, folder: Path, **arguments: Any) -> tuple[PreTrainedModel, A
     return model, report
 
 
-def _check_complete(model: PreTrainedModel, report: Any, folder: Path, head: SequenceHead | None) -> None:
+def _check_complete(
+    model: PreTrainedModel, report: Any, folder: Path, head: SequenceHead | None, adapter: Path | None
+) -> None:
     """Raise ModelError for weights that were not there: transformers fills them with random numbers and goes on."""
     absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if head is not None and saved_head(folder) is None:
         new = tuple(f"{name}." for name in head_modules(model))
-        absent = [name for name in absent if not name.startswith(new)]
+        of_head = [name for name in absent if name.startswith(new)]
+        absent = [name for name in absent if name not in of_head]
+        brought = _tensors_of(adapter) if adapter is not None else of_head
+        unknown = [name for name in of_head if not any(f".{other}".endswith(f".{name}") for other in brought)]
+        if unknown:
+            raise ModelError(
+                f"neither {folder} nor the adapter {adapter} has {', '.join(unknown[:6])}, which are of "
+                f"{type(model).__name__}'s head: it would compute with random numbers.",
+                "Train the adapter again, with every module of the head among those it saves.",
+            )
     if absent:
         raise ModelError(
             f"the weights in {folder} lack {len(absent)} of {type(model).__name__}'s tensors, or have them in another "
             f"shape: {', '.join(absent[:6])}{' ...' if len(absent) > 6 else ''}.",
             "Fetch the model again; a model made for another task (classification, embedding) has no head to train.",
         )
+
+
+def _tensors_of(adapter: Path) -> list[str]:
+    """Names of an adapter's tensors, and of the head's where they have a file of their own."""
+    files = [*weight_files(adapter), *adapter.glob(HEAD_WEIGHTS)]
+    return [name for file in files for name in header_of(file)]
 
 
 def fresh_weights(
@@ -333,6 +352,7 @@ def load(
         quantization=quantization,
         device=device,
         placement=placement if source.adapter is None else None,
+        adapter=source.adapter,
         trust_remote_code=trust_remote_code,
     )
     already = source.saved_quantization is not None and (plain or len(source.adapters) > 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.foundation.errors import ModelError
+from luthier.model.heads import save_with_adapter
 from luthier.model.method import METHOD_STATE, Apply, Method, refuse_new_tokens, trainable_to_float32
 from luthier.model.plain_peft import without_bitsandbytes
 from luthier.model.quantization import has_quantized
@@ -31,6 +32,9 @@ class PeftMethod(Method):
         """Raise ModelError if rows of the embedding must learn and this method can't train them."""
         refuse_new_tokens(self.options.name, how)
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise ModelError if peft can't put this method on a model."""
+
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
         """Put the adapter on a model.
 
@@ -51,8 +55,9 @@ class PeftMethod(Method):
         config = self.peft_config(model, how)
         if how.adapter is not None:
             config = self.continued_config(config, how.adapter)
-        if how.head is not None:  # peft then keeps the head among the adapter's weights, and lets it learn
-            config.task_type = "SEQ_CLS"
+        self.check_model(model)
+        if how.head is not None:
+            save_with_adapter(config, model)
         torch.manual_seed(how.seed)
         try:
             with quiet_peft():

@@ -12,10 +12,24 @@ from luthier.model.methods._peft_adapter import PeftMethod, read_adapter, read_s
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+WIDTHS = {"hidden_size", "n_embd", "d_model"}
 
 
 class PromptMethod(PeftMethod):
     """Virtual tokens, made by an encoder that the saved adapter no longer needs."""
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """peft finds the width of its vectors under a few names in the model's config."""
+        settings = model.config.get_text_config().to_dict()
+        if not WIDTHS & settings.keys():
+            raise ModelError(
+                f"peft does not know the width of {type(model).__name__}, which its config has under another name than "
+                f"{', '.join(sorted(WIDTHS))}: no virtual tokens can be put before its rows.",
+                "Use method: lora.",
+            )
 
     def state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The encoder's weights."""

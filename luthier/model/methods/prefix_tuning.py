@@ -4,12 +4,15 @@ https://arxiv.org/abs/2110.07602)."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from luthier.config.sections import MethodOptions
+from luthier.foundation.errors import ModelError
+from luthier.model.heads import head_modules
 from luthier.model.method import Apply
 from luthier.model.methods._prompt_learning import PromptMethod, prompt_encoder
 
@@ -64,9 +67,10 @@ class PrefixTuning(PromptMethod):
         self.options: Options = options
 
     def peft_config(self, model: PreTrainedModel, how: Apply) -> Any:
-        """peft's PrefixTuningConfig for these options."""
+        """peft's PrefixTuningConfig for these options. Raises ModelError for a model that takes no keys and values."""
         from peft import PrefixTuningConfig
 
+        refuse_without_prefix(model, how)
         own = self.options
         return PrefixTuningConfig(
             task_type="CAUSAL_LM",
@@ -84,6 +88,23 @@ class PrefixTuning(PromptMethod):
         last = encoder.transform[-1] if self.options.projection else encoder.embedding
         for weight in last.parameters():
             weight.data.mul_(SMALL)
+
+
+def refuse_without_prefix(model: PreTrainedModel, how: Apply) -> None:
+    """Raise ModelError for a model with a head into which peft can't put keys and values: one that takes none, or whose
+    head peft would compute in part (it hands a pooled state to one module)."""
+    if how.head is None:
+        return
+    backbone: Any = getattr(model, model.base_model_prefix, model)
+    of_model, of_backbone = (
+        "past_key_values" in inspect.signature(part.forward).parameters for part in (model, backbone)
+    )
+    beside = [name for name in head_modules(model) if not name.startswith(f"{model.base_model_prefix}.")]
+    if not (of_model or (of_backbone and len(beside) == 1)):
+        raise ModelError(
+            f"{type(model).__name__} takes no keys and values before a row, so a prefix has no place in it.",
+            "Use method: prompt_tuning or lora.",
+        )
 
 
 def build(options: Options) -> PrefixTuning:

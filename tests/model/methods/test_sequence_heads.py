@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.config.plugins import METHODS
@@ -24,7 +25,7 @@ from luthier.model.method import Apply, Method, save_for_resuming
 from luthier.model.quiet import quiet_peft
 from luthier.scoring.readouts import HeadAt
 from luthier.scoring.scorer import Scorer
-from tests.classify import bert_folder, labelled_rows
+from tests.classify import bert_config, encoder_folder, labelled_rows
 from tests.model.methods.test_contract import build, is_ours
 from tests.tiny import tiny_folder
 
@@ -36,14 +37,35 @@ REFUSED = {
     ("mam", "bert"): "no place for a head",
     ("unipelt", "llama"): "no place for a head",
     ("unipelt", "bert"): "no place for a head",
+    ("prompt_tuning", "distilbert"): "peft does not know the width",
+    ("prefix_tuning", "distilbert"): "a prefix has no place",
+    ("prefix_tuning", "deberta"): "a prefix has no place",
 }
+# on heads of more than a classifier, whose other modules peft does not know by name; and on a BERT without a pooler
+DEEPER = ("lora", "norm_tuning", "prompt_tuning", "adapter", "freeze")
 PAIRS = [(name, kind) for name in METHODS.names() for kind in ("llama", "bert")]
+PAIRS += [(name, kind) for name in DEEPER for kind in ("distilbert", "deberta", "masked")]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("bases")
-    return {"llama": tiny_folder(place / "llama"), "bert": bert_folder(place / "bert")}
+    encoders = {
+        "bert": bert_config(),
+        "distilbert": transformers.DistilBertConfig(
+            vocab_size=12, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64
+        ),
+        "deberta": transformers.DebertaV2Config(
+            vocab_size=12, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, pad_token_id=0,
+        ),
+    }  # fmt: skip
+    encoders["masked"] = encoders["bert"]
+    made = {kind: encoder_folder(place / kind, config) for kind, config in encoders.items()}
+    weights = load_file(made["masked"] / "model.safetensors")  # as one that has learnt masked words alone
+    without = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    save_file(without, made["masked"] / "model.safetensors", metadata={"format": "pt"})
+    return {"llama": tiny_folder(place / "llama"), **made}
 
 
 def tuned_on(folder: Path, method: Method) -> nn.Module:
@@ -134,3 +156,27 @@ def test_no_update_stands_beside_the_head(
     assert "score" not in capsys.readouterr().err, "nothing is said of the head's width"
     beside = {key.rpartition(".score.")[2] for key, _ in tuned.named_parameters() if ".score." in key}
     assert beside == {"original_module.weight", "modules_to_save.default.weight"}
+
+
+def test_an_adapter_without_a_part_of_the_head_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As peft alone writes it: what is missing would be random at every reading."""
+    folder = folders["deberta"]
+    tuned = tuned_on(folder, METHODS.load("lora").build(METHODS.load("lora").Options(target_modules=["query_proj"])))
+    trained = {name for name, value in tuned.named_parameters() if value.requires_grad and "lora" not in name}
+    assert trained == {
+        f"base_model.model.{name}.{key}"
+        for name in ("pooler.modules_to_save.default.dense", "classifier.modules_to_save.default")
+        for key in ("weight", "bias")
+    }
+    build("lora").save(tuned, tmp_path)
+    loading.tokenizer_at(folder).save_pretrained(tmp_path)
+    save_head(HEAD, tuned, tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "modules_to_save": ["classifier"]}))
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "pooler" not in name}, file)
+    source = loading.ModelSource(folder, tmp_path, str(folder), None, "")
+    with pytest.raises(
+        ModelError, match=r"has pooler\.dense\.bias, pooler\.dense\.weight, which are of Deberta.* random"
+    ):
+        loading.load(source, torch.float32)
