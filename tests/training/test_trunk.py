@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -20,9 +21,10 @@ import luthier
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
 from luthier.data.records import Origin
+from luthier.foundation.errors import ModelError
 from luthier.scoring import trunk
 from luthier.scoring.trunk import frozen_layers, make_trunk, states_below
-from tests.classify import labelled_rows, write_json_lines
+from tests.classify import classification_config, labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, tiny_model
 
 
@@ -187,7 +189,7 @@ def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
     changed: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights written over in place keep their names, sizes and header; a user's own format may make other tokens."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     from luthier.commands import train
     from luthier.data import preparing
@@ -239,3 +241,28 @@ def test_a_model_that_does_not_go_on_from_its_states_computes_all(
 
     monkeypatch.setattr(LlamaModel, "forward", scaled)
     assert run(tiny_llama, rows, tmp_path / "run") == expected
+
+
+def test_a_head_learns_alone_on_a_trunk(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Linear probing: nothing of the backbone changes, and all but its last layer is computed once."""
+    examples = write_json_lines(tmp_path / "rows.jsonl", labelled_rows(40))
+    losses = []
+    for limit in (0, 16):
+        config = classification_config(
+            tiny_llama, examples, tmp_path / f"run{limit}", {"name": "freeze", "trainable_layers": 0},
+            num_train_epochs=2, logging_steps=1, trunk_cache_limit_gib=limit,
+        )  # fmt: skip
+        result = luthier.train(config)
+        losses.append([line["loss"] for line in result.history if "loss" in line])
+    said = capsys.readouterr().err
+    assert said.count("the states below layer 2 are computed once") == 1 and "64 of " in said
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_llama, tmp_path / "run16" / "final"))
+    changed = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
+    assert changed == {"score.weight"}
+
+
+def test_without_a_head_something_must_be_chosen(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    method = {"name": "freeze", "trainable_layers": 0}
+    with pytest.raises(ModelError, match="so nothing would learn"):
+        luthier.train({**config_for(tiny_llama, rows, tmp_path / "run"), "method": method})

@@ -23,7 +23,9 @@ class Options(MethodOptions):
     """Which layers and modules learn."""
 
     name: str = "freeze"
-    trainable_layers: int = Field(2, description="The last n layers learn; negative: the first n; 0: none.")
+    trainable_layers: int = Field(
+        2, description="The last n layers learn; negative: the first n; 0: none (a head that classifies learns anyway)."
+    )
     trainable_modules: list[str] = Field(
         default_factory=list,
         description="Further modules that learn, by name, part of a name or pattern: lm_head, self_attn, model.layers.3.*",
@@ -44,7 +46,7 @@ class Freeze(Method):
         """Freeze all, then free the chosen.
 
         Raises:
-            ModelError: more layers than there are, a name that matches nothing, or nothing chosen.
+            ModelError: more layers than there are, a name that matches nothing, or nothing chosen and no head that learns.
         """
         model.requires_grad_(False)
         for layer in self._layers(model):
@@ -56,7 +58,7 @@ class Freeze(Method):
             # a row can't require a gradient by itself: with new tokens the whole embedding learns
             model.get_input_embeddings().requires_grad_(True)
             model.get_output_embeddings().requires_grad_(True)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        if how.head is None and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ModelError(
                 "method.trainable_layers is 0 and method.trainable_modules is empty, so nothing would learn.",
                 "Set one of them.",
