@@ -21,6 +21,7 @@ from luthier.data.records import Conversation, Document, Labelled, Pair, Record
 from luthier.foundation.devices import choose_device, fast_precisions, free_memory_bytes
 from luthier.foundation.errors import DataError, UserError
 from luthier.model import loading
+from luthier.model.config_changes import known_positions
 from luthier.planning.auto import Facts, Kind
 
 SAMPLE = 1000  # rows that are tokenized to know their lengths
@@ -76,7 +77,7 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
         parameters=setup.count.total - setup.count.trainable,
         width=int(getattr(text, "hidden_size", 0)),
         layers=int(getattr(text, "num_hidden_layers", 0)),
-        positions=getattr(text, "max_position_embeddings", None),
+        positions=known_positions(setup.model_config),
         reads_both_ways=_reads_both_ways(setup),
         device=device.type,
         precision=_precision(device),
@@ -135,7 +136,7 @@ def look_at_model(model: str, data: str, rows: Rows, trust_remote_code: bool) ->
     """The model with a sample of the rows tokenized for it, the template that renders them, and why that one."""
     source = loading.find(ModelConfig(name=model))
     model_config = loading.config_at(source.base, trust_remote_code=trust_remote_code)
-    known = getattr(model_config.get_text_config(), "max_position_embeddings", None) or LONGEST
+    known = known_positions(model_config) or LONGEST
     length = min(known, 1024 if rows.kind == "text" else LONGEST)
     candidates = [("", "")]
     if rows.kind in ("conversations", "pairs"):

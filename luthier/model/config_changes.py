@@ -133,14 +133,34 @@ def _stretch(config: PreTrainedConfig, how: RopeScalingConfig) -> None:
 
 
 def known_positions(config: PreTrainedConfig) -> int | None:
-    """Positions that a model knows, dynamic stretching included; None where nothing says."""
+    """Tokens of a row that have a position which a model knows, dynamic stretching included; None where nothing says."""
     text: Any = config.get_text_config()
     known = getattr(text, "max_position_embeddings", None)
     if not isinstance(known, int):
         return None
     found = getattr(text, "rope_parameters", None) or {}
+    if not found:
+        return known - _first_position(text, known)
     place = found.get("full_attention") or found
     return round(known * place["factor"]) if place.get("rope_type") == "dynamic" else known
+
+
+def _first_position(config: Any, known: int) -> int:
+    """The position of a row's first token: 0, but behind the padding token's where a table of positions has a place for that
+    one (RoBERTa and its kin: of 514 positions 512 are for tokens)."""
+    import torch
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel
+
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:  # the kin of BERT: others have no such table
+        return 0
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(copy.deepcopy(config))
+    for name, module in model.named_modules():
+        of_padding = getattr(module, "padding_idx", None)
+        table = name.endswith("position_embeddings") and getattr(module, "num_embeddings", None) == known
+        if table and of_padding is not None:
+            return int(of_padding) + 1
+    return 0
 
 
 def check_shapes_kept(

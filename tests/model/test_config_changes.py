@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from luthier.config.schema import ModelConfig
@@ -199,3 +200,29 @@ def test_an_adapter_is_no_plan_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x"}))
     with pytest.raises(ModelError, match="is an adapter"):
         source_of(tmp_path, from_scratch=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"),
+    [
+        ("Roberta", 12),
+        ("XLMRoberta", 12),
+        ("MPNet", 12),
+        ("Bert", 14),
+        ("DistilBert", 14),
+        ("Electra", 14),
+        ("GPT2", 14),
+    ],
+)
+def test_as_many_tokens_fit_as_the_table_has_positions_behind_padding(kind: str, room: int) -> None:
+    """The forward pass itself tells: one token more has no position."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=14, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    assert known_positions(config) == room
+    model = transformers.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        model(torch.full((1, room), 5), attention_mask=torch.ones(1, room))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, room + 1), 5), attention_mask=torch.ones(1, room + 1))
