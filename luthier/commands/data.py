@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.commands.data_setup import OpenedData, open_data
 from luthier.data.examples import Encoded, TokenizedExample
-from luthier.data.preparing import ChosenEncoder, LoadedRecords, choose_and_load, choose_encoder
+from luthier.data.preparing import (
+    ChosenEncoder,
+    LoadedRecords,
+    choose_and_load,
+    choose_encoder,
+    rows_of_training_files,
+)
 from luthier.data.preview import CLOSE, OPEN, coloured, example_as_dict, spans_of
 from luthier.data.records import Document, Record
 from luthier.data.report import SourceReport
@@ -115,7 +121,7 @@ def show(
     if page is None:
         _print_rows(shown, examples, tokenizer, chosen, printer)
         return shown
-    whole = _untruncated(opened, chosen, records, loaded.splits["train"])
+    whole = _untruncated(opened, chosen, records, rows_of_training_files(opened.config.data, loaded.splits))
     head = _page_head(shown, opened, chosen, examples, len(loaded.splits[split]))
     known = whole if len(whole) == len(encoded.examples) else ()
     labels = partial(_labels, chosen=chosen)

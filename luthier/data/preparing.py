@@ -262,9 +262,15 @@ def choose_and_load(
     chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, renderer)
     loaded = load_records(config.data, config.data_seed(), chosen.record, located)
     if chosen.depends_on_rows and not config.data.streaming:
-        train = loaded.splits["train"]
-        chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, chosen.renderer, train)
+        rows = rows_of_training_files(config.data, loaded.splits)
+        chosen = choose_encoder(config.data, tokenizer, encoder, encoder_options, chosen.renderer, rows)
     return chosen, loaded
+
+
+def rows_of_training_files(data: DataConfig, splits: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """The training rows, and those that a share or count holds out of them: a class may have all its few rows there."""
+    held_out = [name for name in ("validation", "test") if isinstance(getattr(data, name), (int, float))]
+    return [record for name in ("train", *held_out) for record in splits.get(name, ())]
 
 
 def choose_encoder(

@@ -18,6 +18,7 @@ from luthier.commands.export import export
 from luthier.config.loading import load
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
+from luthier.data.preparing import split_rows
 from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError, DataError, ModelError
 from luthier.scoring.readouts import Scores, TargetLogp
@@ -182,6 +183,26 @@ def test_balanced_classes_count_alike() -> None:
     weights = stage.weights_K(torch.zeros(1))
     assert weights.tolist() == pytest.approx([40 / (2 * 30), 40 / (2 * 10)])
     assert weights[0] * 30 == pytest.approx(float(weights[1] * 10))
+    stage.labelling.meet = lambda data: np.array([30, 10, 0])  # type: ignore[method-assign, assignment]
+    stage.meet(None)  # type: ignore[arg-type]
+    assert stage.weights_K(torch.zeros(1)).tolist() == [*weights.tolist(), 1.0]
+
+
+def test_a_class_whose_rows_are_all_held_out_is_a_class(tiny_llama: Path, tmp_path: Path) -> None:
+    """With its classes from the file, or from the config, and counting alike."""
+    rows = labelled_rows(40)
+    path = write_json_lines(tmp_path / "rows.jsonl", rows)
+    config = classification_config(tiny_llama, path, tmp_path / "run", max_steps=1, save_strategy="no")
+    held = split_rows(40, {"validation": 12}, load(config).data_seed())["validation"]
+    rows[held[0]]["label"] = "rare"
+    write_json_lines(path, rows)
+    for labels in (None, ["bad", "good", "rare"]):
+        stage = {"name": "classification", "class_weights": "balanced", "labels": labels}
+        result = luthier.train({**config, "stage": stage}, overwrite=True)
+        assert np.isfinite(next(line["eval_loss"] for line in result.history if "eval_loss" in line))
+        told = lines(tmp_path / "run" / "predictions.jsonl")
+        assert [row["row"] - 1 for row in told if row["label"] == "rare"] == [held[0]] and len(told) == 12
+        assert set(told[0]["probabilities"]) == {"bad", "good", "rare"}
 
 
 def test_several_labels(tiny_llama: Path, tmp_path: Path) -> None:

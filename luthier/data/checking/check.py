@@ -19,7 +19,14 @@ from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.locating import locate
 from luthier.data.piece_tokens import TEXTS_AT_ONCE, TextTokenizer, control_pattern
-from luthier.data.preparing import SPLITS, ChosenEncoder, LoadedRecords, choose_encoder, split_rows
+from luthier.data.preparing import (
+    SPLITS,
+    ChosenEncoder,
+    LoadedRecords,
+    choose_encoder,
+    rows_of_training_files,
+    split_rows,
+)
 from luthier.data.reading import read_files
 from luthier.data.records import Document, Record, Rejected
 from luthier.data.report import DataReport, SourceReport, SplitReport
@@ -82,8 +89,8 @@ def check_data(
     chosen = choose_encoder(measured, tokenizer, encoder, encoder_options, renderer)
     loaded, hits = read_rows(data, seed, chosen.record)
     if chosen.depends_on_rows:
-        train = loaded.splits.get("train", ())
-        chosen = choose_encoder(measured, tokenizer, encoder, encoder_options, chosen.renderer, train)
+        rows = rows_of_training_files(data, loaded.splits)
+        chosen = choose_encoder(measured, tokenizer, encoder, encoder_options, chosen.renderer, rows)
     template = chosen.renderer.name if chosen.renderer is not None else None
     checked = Checked(tokenizer, progress, CheckReport(loaded.report.sources, template, loaded.rejected), hits=hits)
     for split, records in loaded.splits.items():

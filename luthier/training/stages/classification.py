@@ -50,13 +50,13 @@ class Options(PluginOptions):
     )
     labels: list[str] | None = Field(
         None,
-        description="Names of the classes, in the order of their numbers; unset: those of the training rows, sorted.",
+        description="Names of the classes, in the order of their numbers; unset: those of the training files, sorted.",
     )
     multi_label: bool = Field(False, description="Whether a text may have several classes, or none.")
     class_weights: dict[str, float] | Literal["balanced"] | None = Field(
         None,
         description="How much rows of each class count, by its name, 1 where it has none; balanced: classes count alike "
-        "(rows / (classes x rows of the class)).",
+        "(rows / (classes x rows of the class), of classes with training rows).",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target that is spread over all classes (torch's cross_entropy)."
@@ -122,12 +122,8 @@ class _Classification(Stage):
         counts = self.labelling.meet(data)
         chosen = self.options.class_weights or {}
         if chosen == "balanced":
-            if not counts.all():
-                raise DataError(
-                    "stage.class_weights is balanced, but not every class is known to have training rows.",
-                    "Give a number for each class.",
-                )
-            self._weights = [float(sum(counts) / (len(counts) * count)) for count in counts]
+            # a class without a training row, all of which are held out, counts once where it is measured
+            self._weights = [float(sum(counts) / (sum(counts > 0) * count)) if count else 1.0 for count in counts]
         else:
             unknown = sorted(set(chosen) - set(self.labelling.labels))
             if unknown:
