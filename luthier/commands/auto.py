@@ -146,10 +146,10 @@ def _in_time(
     """
     from luthier.training.deadline import Deadline
 
+    kept = load(chosen.config).training.save_strategy != "no"  # the file may be another when the run has ended
     deadline = Deadline(time.monotonic() + 60 * budget - _gone(), *after, WRITING_SECONDS)
     result = _trained(chosen, resume, overwrite, trust_remote_code, [deadline])
     if deadline.stopped_after is not None:
-        kept = load(chosen.config).training.save_strategy != "no"
         flag, does = ("--resume", "goes on to the end") if kept else ("--overwrite", "trains the whole of it")
         say(
             f"The budget was used up after step {deadline.stopped_after}, sooner than predicted: final/ is what was learnt "

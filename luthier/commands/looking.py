@@ -13,6 +13,7 @@ from luthier.config.data_section import DataEntry
 from luthier.config.loading import load
 from luthier.config.plugins import STAGES
 from luthier.config.schema import ModelConfig
+from luthier.data.encoders._labels import label_names, names_of
 from luthier.data.entries import KINDS, convert_rows, formats_of
 from luthier.data.examples import TokenizedExample
 from luthier.data.locating import locate
@@ -63,7 +64,6 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
     learnt = examples.tokens if rows.kind == "text" else examples.targets or records
     text = setup.model_config.get_text_config()
     device = choose_device()
-    labels = [record.label for record in rows.records if isinstance(record, Labelled)]
     return Facts(
         kind=rows.kind,
         rows=len(rows.records),
@@ -71,7 +71,10 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
         token_lengths=tuple(sorted(_length(example, rows.kind) for example in examples)),
         trained_tokens=int(learnt / max(1, records) * len(rows.records)),
         has_tools=any(isinstance(record, (Conversation, Pair)) and record.tools for record in rows.records),
-        classes=_counted(labels) if rows.kind == "classes" else {},
+        classes=_counted(rows.records) if rows.kind == "classes" else {},
+        several_labels=_several(rows.records),
+        unrendered=setup.data.report.splits["train"].unrendered,
+        sampled=_total(rows) > SAMPLE,
         template=template,
         template_reason=reason,
         parameters=setup.count.total - setup.count.trainable,
@@ -125,11 +128,10 @@ def _are_numbers(labels: Sequence[Any]) -> bool:
     return any(not value.is_integer() for value in values) or (different > 20 and different > len(values) / 10)
 
 
-def _counted(labels: Sequence[Any]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for label in labels:
-        counts.update(label if isinstance(label, tuple) else [str(label)])
-    return dict(counts.most_common())
+def _counted(records: Sequence[Record]) -> dict[str, int]:
+    """The classes in the order of their numbers, and how many rows have each."""
+    counts = Counter(name for record in records if isinstance(record, Labelled) for name in names_of(record))
+    return {name: counts[name] for name in label_names(records)}
 
 
 def look_at_model(model: str, data: str, rows: Rows, trust_remote_code: bool) -> tuple[Setup, str, str]:
@@ -150,6 +152,8 @@ def look_at_model(model: str, data: str, rows: Rows, trust_remote_code: bool) ->
                 load(_light(model, data, rows, length, template)), trust_remote_code=trust_remote_code, say=_ignore
             )
         except DataError as error:
+            if not template:  # which has no part in it, then
+                raise
             refusals.append(f"{template or 'the rows'}: {error.problem}")
             continue
         report = setup.data.report.splits["train"]
@@ -182,12 +186,27 @@ def _templates(tokenizer: Any, tools: bool) -> list[tuple[str, str]]:
 
 def _light(model: str, data: str, rows: Rows, length: int, template: str) -> dict[str, Any]:
     """A config that tokenizes a sample."""
-    total = len(rows.records) + rows.rejected
-    sample = {"path": data, "max_samples": SAMPLE} if total > SAMPLE else {"path": data}
+    sample = {"path": data, "max_samples": SAMPLE} if _total(rows) > SAMPLE else {"path": data}
     settings = {"train": sample, "cutoff_length": length, "invalid_rows": "reject", "cache": False}
     if template:
         settings["template"] = template
-    return {"model": model, "data": settings, "stage": STAGE_OF[rows.kind], "method": "lora"}
+    stage: Any = STAGE_OF[rows.kind]
+    if rows.kind == "classes":
+        stage = {"name": stage, "multi_label": _several(rows.records)}
+        known = label_names(rows.records)
+        if len(known) > 1:  # a sample need not have them all
+            stage["labels"] = list(known)
+    return {"model": model, "data": settings, "stage": stage, "method": "lora"}
+
+
+def _total(rows: Rows) -> int:
+    return len(rows.records) + rows.rejected
+
+
+def _several(records: Sequence[Record]) -> bool:
+    """Whether rows have several labels, or none."""
+    labels = [record.label for record in records if isinstance(record, Labelled)]
+    return any(isinstance(label, tuple) and len(label) != 1 for label in labels)
 
 
 def _reads_both_ways(setup: Setup) -> bool:

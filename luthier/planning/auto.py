@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+MOST_WEIGHT = 10.0  # of a row of a rare class
+
 Kind = Literal["conversations", "pairs", "text", "classes", "numbers"]
 
 
@@ -18,11 +20,13 @@ class Facts:
 
     Args:
         kind: what the rows are.
-        rows: that can be used; rejected: that can't, of all that were read.
+        rows: that can be used; rejected: that can't, of all that were read; unrendered: that the template or the encoder
+            refuses, of the sample. sampled: whether rows were left out of it.
         token_lengths: of a sample of the rows, in tokens, sorted; of text, of the whole rows before they are cut into blocks.
         trained_tokens: of all rows together, estimated from the sample; of rows with labels, the labels.
         has_tools: whether rows call tools.
-        classes: labels and their counts in the sample, for rows with labels.
+        classes: labels in the order of their numbers, and their counts, for rows with labels. several_labels: whether rows
+            have several of them, or none.
         template: the first chat template that renders the rows: auto is the tokenizer's own; "": none is needed.
         template_reason: why that one.
         parameters: of the model. width: of its hidden states. layers: that it has. positions: that it knows, or None.
@@ -50,6 +54,9 @@ class Facts:
     precision: str
     free_bytes: int
     can_quantize: bool
+    unrendered: int = 0
+    sampled: bool = False
+    several_labels: bool = False
 
     def length_at(self, share: float) -> int:
         """A quantile of the sample's lengths."""
@@ -142,10 +149,25 @@ def _rows_and_lengths(facts: Facts) -> list[Choice]:
         choices.append(Choice("data.template", facts.template, facts.template_reason))
     length, why = _cutoff(facts)
     choices.append(Choice("data.cutoff_length", length, why))
-    if facts.rejected:
-        why = f"{facts.rejected:,} rows can't be used: they are counted, and written to rejected.jsonl"
-        choices.append(Choice("data.invalid_rows", "reject", why))
+    why = _why_reject(facts)
+    if why:
+        choices.append(
+            Choice("data.invalid_rows", "reject", f"{why}; such rows are counted, and written to rejected.jsonl")
+        )
     return choices
+
+
+def _why_reject(facts: Facts) -> str:
+    """What is wrong with rows, or may be with those that were not tokenized; empty where all are known to be good."""
+    found = []
+    if facts.rejected:
+        found.append(f"{facts.rejected:,} rows can't be used")
+    if facts.unrendered:
+        seen = " of the sample" if facts.sampled else ""
+        found.append(f"the template refuses {facts.unrendered:,} rows{seen}")
+    elif facts.sampled and facts.template:
+        found.append("the template was tried on a sample, and may refuse others")
+    return "; ".join(found)
 
 
 def _cutoff(facts: Facts) -> tuple[int, str]:
@@ -171,17 +193,38 @@ def _stage(facts: Facts) -> Choice:
     if facts.kind == "text":
         return Choice("stage", "pretrain", "plain text has no questions and answers: every token is learnt")
     if facts.kind == "classes":
-        shown = ", ".join(list(facts.classes)[:6])
-        few = min(facts.classes.values()) * 3 < max(facts.classes.values())
-        why = f"rows have a label: {len(facts.classes)} classes ({shown})"
-        if few:
-            return Choice("stage", {"name": "classification", "class_weights": "balanced"}, f"{why}, of uneven size")
-        return Choice("stage", "classification", why)
+        return _classification(facts)
     if facts.kind == "numbers":
         return Choice("stage", "regression", "rows have a number to predict")
     if facts.kind == "pairs":
         return Choice("stage", "dpo", "rows prefer one answer to another: direct preference optimization")
     return Choice("stage", "sft", "rows are conversations: the assistant's answers are learnt")
+
+
+def _classification(facts: Facts) -> Choice:
+    """The stage with its classes, so that a sample or a split that lacks one changes none of their numbers."""
+    counts = facts.classes
+    often = sorted(counts, key=lambda name: -counts[name])
+    shown = ", ".join(often[:6]) + (", ..." if len(often) > 6 else "")
+    stage: dict[str, Any] = {"name": "classification"}
+    if len(counts) > 1:
+        stage["labels"] = list(counts)
+    if facts.several_labels:
+        stage["multi_label"] = True
+        return Choice("stage", stage, f"rows have several labels, or none: {len(counts)} in all ({shown})")
+    why = f"rows have a label: {len(counts)} classes ({shown})"
+    if min(counts.values()) * 3 >= max(counts.values()):
+        return Choice("stage", stage, why)
+    total = sum(counts.values())
+    weights = {name: total / (len(counts) * count) for name, count in counts.items()}
+    if max(weights.values()) <= MOST_WEIGHT:
+        return Choice("stage", {**stage, "class_weights": "balanced"}, f"{why}, of uneven size: each counts alike")
+    capped = {name: float(f"{min(MOST_WEIGHT, weight):.3g}") for name, weight in weights.items()}
+    return Choice(
+        "stage",
+        {**stage, "class_weights": capped},
+        f"{why}, of very uneven size: each counts alike, but no row more than {MOST_WEIGHT:g} times, or a few would decide",
+    )
 
 
 def chosen_method(facts: Facts) -> list[Choice]:

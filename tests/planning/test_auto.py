@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from luthier import cli
+from luthier.commands import auto as command
 from luthier.commands.auto import auto, config_text
 from luthier.commands.looking import look_at_rows
 from luthier.config.loading import validate
-from luthier.foundation.errors import UserError
+from luthier.foundation.errors import DataError, UserError
 from luthier.planning.auto import (
     Choice,
     Facts,
@@ -30,7 +31,8 @@ from luthier.planning.budget import BUDGET_SHARE, LEAST_STEPS, Budget, run_secon
 from luthier.planning.fitting import fit
 from luthier.planning.planner import Planner
 from luthier.planning.step_trace import UntraceableError
-from tests.tiny import tiny_folder, write_rows
+from tests.classify import write_json_lines
+from tests.tiny import CHATML, tiny_folder, write_rows
 
 GIB = 1024**3
 FACTS = Facts(
@@ -77,14 +79,36 @@ def test_the_choices_are_a_config_that_loads_each_with_a_reason() -> None:
     [("conversations", "sft"), ("text", "pretrain"), ("classes", "classification"), ("numbers", "regression")],
 )
 def test_the_stage_follows_the_rows(kind: Any, stage: str) -> None:
-    assert chosen(kind=kind, classes={"a": 3, "b": 3})["stage"] == stage
+    found = chosen(kind=kind, classes={"a": 3, "b": 3})["stage"]
+    assert found == ({"name": stage, "labels": ["a", "b"]} if kind == "classes" else stage)
 
 
 def test_uneven_classes_count_alike() -> None:
-    assert chosen(kind="classes", classes={"a": 900, "b": 100})["stage"] == {
-        "name": "classification",
-        "class_weights": "balanced",
-    }
+    stage = {"name": "classification", "labels": ["a", "b"]}
+    assert chosen(kind="classes", classes={"a": 900, "b": 100})["stage"] == {**stage, "class_weights": "balanced"}
+    # 1000 / (2 x 997) and 1000 / (2 x 3), of which no row takes more than ten
+    weights = {"a": 0.502, "b": 10.0}
+    assert chosen(kind="classes", classes={"a": 997, "b": 3})["stage"] == {**stage, "class_weights": weights}
+    several = chosen(kind="classes", classes={"a": 900, "b": 100}, several_labels=True)["stage"]
+    assert several == {**stage, "multi_label": True}
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({}, None),
+        ({"rejected": 3}, "3 rows can't be used; such"),
+        ({"unrendered": 2}, "the template refuses 2 rows; such"),
+        ({"unrendered": 2, "sampled": True}, "refuses 2 rows of the sample"),
+        ({"sampled": True}, "tried on a sample, and may refuse others"),
+        ({"sampled": True, "kind": "text", "template": ""}, None),
+    ],
+)
+def test_rows_that_can_not_be_used_end_no_run(facts: dict[str, Any], reason: str | None) -> None:
+    choices = choose(replace(FACTS, **facts), "m", "d", "o")
+    found = [choice for choice in choices if choice.key == "data.invalid_rows"]
+    assert [choice.value for choice in found] == (["reject"] if reason else [])
+    assert reason is None or reason in found[0].reason
 
 
 @pytest.mark.parametrize(
@@ -309,6 +333,29 @@ def test_a_run_that_takes_longer_than_predicted_ends_in_time(
     assert whole.training is not None and whole.training["steps"] == 36
 
 
+@pytest.mark.parametrize(
+    ("strategy", "advice"), [("epoch", "--resume` goes on"), ("no", "--overwrite` trains the whole")]
+)
+def test_what_to_do_when_the_budget_is_used_up_needs_no_config_afterwards(
+    strategy: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is edited while the run goes on."""
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: m\ndata: {{train: rows.jsonl}}\ntraining: {{save_strategy: '{strategy}'}}\noutput_dir: run\n"
+    )
+
+    def trained(chosen: Any, resume: bool, overwrite: bool, trust: bool, callbacks: Any) -> Any:
+        file.write_text("model: [half")
+        callbacks[0].stopped_after = 3
+        return chosen
+
+    monkeypatch.setattr(command, "_trained", trained)
+    command._in_time(command.AutoResult(str(file), (), 0, 0.0, None), 1.0, (None, 1), False, False, False)
+    told = capsys.readouterr().err
+    assert "used up after step 3" in told and advice in told
+
+
 # the verb
 
 
@@ -353,6 +400,65 @@ def test_a_dry_run_only_writes_the_config(place: Path, tmp_path: Path) -> None:
     text = (tmp_path / "run.yaml").read_text()
     assert "# 24 conversations, about " in text
     validate(yaml.safe_load(text))
+
+
+@pytest.fixture
+def unpredicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the seconds in which this machine is measured."""
+
+    def unforeseen(self: Any, choices: Any) -> Prediction:
+        raise command.UnforeseenError("not asked")
+
+    monkeypatch.setattr(command.Predictor, "__call__", unforeseen)
+
+
+def dry(place: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The config for some rows."""
+    file = write_json_lines(place / "given.jsonl", rows)
+    result = auto(str(place / "model"), str(file), output=str(place / "dry"), dry_run=True, overwrite=True)
+    found: dict[str, Any] = yaml.safe_load(Path(result.config).read_text())
+    return found
+
+
+@pytest.mark.usefixtures("unpredicted")
+def test_rows_that_the_template_refuses_are_left_out_of_the_run(place: Path, tmp_path: Path) -> None:
+    """One in 24: too few for another template."""
+    rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+    rows[7]["output"] = "nothing"
+    refusing = "{% for m in messages if m['content'] == 'nothing' %}{{ raise_exception('no') }}{% endfor %}"
+    tiny_folder(tmp_path / "model", template=refusing + CHATML)
+    file = write_json_lines(tmp_path / "given.jsonl", rows)
+    result = auto(str(tmp_path / "model"), str(file), output=str(tmp_path / "run"))
+    setting = yaml.safe_load(Path(result.config).read_text())["data"]
+    assert result.training is not None
+    assert setting["template"] == "auto" and setting["invalid_rows"] == "reject"
+    (left,) = (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(left)["row"] == 8
+
+
+@pytest.mark.usefixtures("unpredicted")
+def test_rows_with_several_labels(place: Path) -> None:
+    rows = [{"text": f"the fox {number}", "labels": ["fox", "odd"] if number % 2 else []} for number in range(24)]
+    assert dry(place, rows)["stage"] == {"name": "classification", "labels": ["fox", "odd"], "multi_label": True}
+    rows = [{"text": f"the fox {number}", "labels": [["even"], ["odd"]][number % 2]} for number in range(24)]
+    assert dry(place, rows)["stage"] == {"name": "classification", "labels": ["even", "odd"]}
+
+
+@pytest.mark.usefixtures("unpredicted")
+def test_a_class_of_one_row_takes_part(place: Path, tmp_path: Path) -> None:
+    """Wherever the row ends up."""
+    rows = [{"text": f"the fox {number}", "label": number % 2} for number in range(24)]
+    file = write_json_lines(tmp_path / "given.jsonl", [*rows, {"text": "seven", "label": 7}])
+    result = auto(str(place / "model"), str(file), output=str(tmp_path / "run"))
+    stage = yaml.safe_load(Path(result.config).read_text())["stage"]
+    assert stage == {"name": "classification", "labels": ["0", "1", "7"], "class_weights": "balanced"}
+    assert result.training is not None and result.evaluations
+
+
+def test_what_is_wrong_with_labels_is_not_the_templates_fault(place: Path) -> None:
+    for rows in ([{"text": f"fox {n}", "label": "a"} for n in range(24)], [{"text": "fox", "label": "a"}]):
+        with pytest.raises(DataError, match=f"all {len(rows)} training rows are of the class 'a'.*\n.*other labels"):
+            dry(place, rows)
 
 
 class Without:
