@@ -94,6 +94,20 @@ def test_without_a_cache_the_data_are_the_same(write, made, folder) -> None:
     assert len(uncached.train) == 5 and len(entries(folder)) == 1
 
 
+def test_numbers_are_not_taken_for_the_classes_that_the_same_file_was_read_with(
+    write, byte_tokenizer, folder, said
+) -> None:
+    """Classification finds the classes in the rows, and keeps their numbers, 0 and 1; regression wants the labels."""
+    path = write("rows.jsonl", "".join(f'{{"text": "text {n}", "label": {n % 2 + 3.5}}}\n' for n in range(4)))
+    seen = []
+    for options in ({}, {"labels": ()}, {}):
+        given = config([{"path": str(path)}], template="auto")
+        made = prepare(given, byte_tokenizer, encoder="labelled", encoder_options=options, say=said.append)
+        seen.append((made.report.labels, made.train.numbers("label").tolist()))
+    assert seen == [(("3.5", "4.5"), [0, 1, 0, 1]), ((), [3.5, 4.5, 3.5, 4.5]), seen[0]]
+    assert len(said) == 1 and "from the cache" in said[0]
+
+
 def test_a_moved_file_is_found_under_its_new_name(write, made, tmp_path, monkeypatch) -> None:
     rows = [*ROWS, *BAD]
     first = made(str(write("a.json", rows)), invalid_rows="reject")
