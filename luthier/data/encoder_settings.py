@@ -47,3 +47,10 @@ def encoder_settings(
         return options(**{**decided, **{name: getattr(data, name) for name in acting}, **stage_options})
     except ValidationError as error:
         raise DataError(f"{'; '.join(describe(error.errors(), options))}.", f"The rows are read as {rows}.") from error
+
+
+def left_to_rows(encoder: Any, given: Mapping[str, Any]) -> dict[str, str]:
+    """The options of an encoder's module that the rows decide, which are empty until then, as if the stage had asked for
+    none."""
+    decide = getattr(encoder, "from_records", None)
+    return {} if decide is None else {name: "of the training files" for name in decide(()) if name not in given}

@@ -16,7 +16,7 @@ from luthier.config.plugins import ENCODERS
 from luthier.config.schema import RunConfig
 from luthier.data.cache import Sink, from_cache, in_memory
 from luthier.data.cache_entries import Request
-from luthier.data.encoder_settings import encoder_settings
+from luthier.data.encoder_settings import encoder_settings, left_to_rows
 from luthier.data.encoding import BlockEncoder, EncodingTask, encoding_processes
 from luthier.data.encoding import ChosenEncoder as ChosenEncoder
 from luthier.data.entries import LoadedEntry, load_entry
@@ -115,7 +115,7 @@ def prepare(
     located = locate_all(data)
     stream = open_stream(data, config.data_seed(), chosen) if data.streaming else None
     template = chosen.renderer.chat_template if chosen.renderer is not None else ""
-    settings = chosen.options.model_dump() | _left_to_rows(encoder, given)
+    settings = chosen.options.model_dump() | left_to_rows(ENCODERS.load(encoder), given)
     described = describe_data(
         data, located, config.data_seed(), tokenizer_fingerprint(tokenizer), template, encoder, settings
     )
@@ -145,12 +145,6 @@ def prepare(
     each = _sets_by_name(data.validation, validation, sets.report) if data.evaluate_each else {}
     fingerprint = data_fingerprint(described)
     return PreparedData(train, validation, test, sets.report, sets.rejected, fingerprint, stream, each)
-
-
-def _left_to_rows(encoder: str, given: Mapping[str, Any]) -> dict[str, str]:
-    """The options that the rows decide, which are empty until then, as if the stage had asked for none."""
-    decide = getattr(ENCODERS.load(encoder), "from_records", None)
-    return {} if decide is None else {name: "of the training files" for name in decide(()) if name not in given}
 
 
 def _encode(data: DataConfig, encode: BlockEncoder, loaded: LoadedRecords, open_split: Callable[[str], Sink]) -> None:
