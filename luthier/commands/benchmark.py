@@ -14,6 +14,7 @@ from luthier.config.schema import ModelConfig
 from luthier.data.examples import TokenizedExample
 from luthier.data.packing import pack
 from luthier.evaluation.benchmarks import LETTERS, Question, Subject, encoded, load_benchmark
+from luthier.evaluation.matching import PROMPT_HASH, hash_of
 from luthier.evaluation.measuring import Measured
 from luthier.evaluation.opening import find_speaker, open_weights
 from luthier.evaluation.results import Evaluated, rows_path
@@ -105,6 +106,7 @@ def _row(subject: Subject, question: Question, likelihoods: Sequence[float]) -> 
         "source": subject.name,
         "file": question.origin.path,
         "row": question.origin.row,
+        PROMPT_HASH: hash_of({"prompt": [question.text, *question.choices]}),
         "category": subject.category,
         "question": question.text,
         "label": LETTERS[question.answer],

@@ -18,11 +18,11 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.metric_choice import check_references
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
-from luthier.data.records import Record
+from luthier.data.records import Origin, Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Engine
 from luthier.evaluation.engines.transformers import TransformersEngine
-from luthier.evaluation.matching import matched, refuse_without_reference, told_unanswered
+from luthier.evaluation.matching import PROMPT_HASH, hash_of, matched, refuse_without_reference, told_unanswered
 from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
@@ -184,9 +184,10 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
         assert found.outcomes_EC is not None
         outcomes.append(found.outcomes_EC)
         parts.append(_source(name, len(examples), found.denominator, found.mean_loss, perplexity=False))
+        hashes = _hashes(records)
         for example, outcome in zip(examples, found.outcomes_EC, strict=True):
             place = {"source": name, "file": example.origin.path, "row": example.origin.row}
-            rows.append({**place, **reading.stage.prediction(outcome)})
+            rows.append({**place, PROMPT_HASH: hashes[example.origin], **reading.stage.prediction(outcome)})
     truth, predicted = reading.stage.labelling.truth_and_predictions(np.concatenate(outcomes))  # type: ignore[attr-defined]
     measured = measure_labels(metrics, truth, predicted)
     rows = _with_scores(rows, measured)
@@ -290,10 +291,17 @@ def _losses(
         assert found.parts_E2 is not None
         shares.append(found.parts_E2)
         parts.append(_source(name, len(examples), found.targets, found.mean_loss, perplexity=True))
+        hashes = _hashes(records)
         for example, (nll, weight) in zip(examples, found.parts_E2.tolist(), strict=True):
             place = {"source": name, "file": example.origin.path, "row": example.origin.row}
+            place[PROMPT_HASH] = hashes[example.origin]
             rows.append({**place, "nll": nll, "weight": weight, "scores": {LOSS: nll / weight}})
     return rows, parts, measure_losses(np.concatenate(shares))
+
+
+def _hashes(records: Sequence[Record]) -> dict[Origin, str]:
+    """Of each row the hash of its prompt."""
+    return {record.origin: hash_of(prompt_of(record, 0).request.as_dict()) for record in records}
 
 
 def _source(name: str, rows: int, targets: float, loss: float, *, perplexity: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from luthier.config.metric_choice import metric_options
 from luthier.config.plugins import METRICS
+from luthier.evaluation.matching import PROMPT_HASH
 from luthier.evaluation.measuring import LOSS, Measured, Number, measure_labels, measure_losses, measure_texts
 from luthier.evaluation.results import Saved, read_evaluation
 from luthier.evaluation.statistics import Drawing, Paired, Statistics, paired
@@ -155,9 +156,12 @@ def check_same_rows(first: Saved, other: Saved) -> None:
             "Evaluate both models on the same rows.",
         )
     for place, (one, two) in enumerate(zip(first.rows, other.rows, strict=True), start=1):
-        for key in ("file", "row", "reference", "label"):
-            # of answers that were read from a file each has its own; what is right must be the same
-            if one.get(key) != two.get(key) and not (key in ("file", "row") and one.get("reference") is not None):
+        hashed = PROMPT_HASH in one and PROMPT_HASH in two
+        # where a row stands tells it only where its prompt is not known; of answers that were read from a file each has
+        # its own, and what is right must be the same
+        by_place = () if hashed or one.get("reference") is not None else ("file", "row")
+        for key in (*by_place, *((PROMPT_HASH,) if hashed else ()), "reference", "label"):
+            if one.get(key) != two.get(key):
                 raise UserError(
                     f"row {place} has {key} {str(one.get(key))[:60]!r} in {first.path}, and {str(two.get(key))[:60]!r} in "
                     f"{other.path}.",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.evaluation.engine import encodable
 from luthier.evaluation.prompts import Prompt
 from luthier.foundation.errors import UserError
+
+PROMPT_HASH = "prompt_sha256"  # in a row of an evaluation, by which another evaluation knows the row
 
 
 def matched(
@@ -51,7 +55,7 @@ def matched(
                 "source": name,
                 "file": origin.path if origin is not None else where,
                 "row": origin.row if origin is not None else place + 1,
-                "prompt": asked_text(prompt.request.as_dict() if prompt is not None else line),
+                **_asked(prompt.request.as_dict() if prompt is not None else line),
                 "prediction": encodable(prediction),
                 "reference": encodable(reference),
                 "finish_reason": line.get("finish_reason"),
@@ -101,6 +105,19 @@ def _check_order(lines: Sequence[Mapping[str, Any]], whole: bool, where: str) ->
                 "Each row stands once, in the order of the rows that were predicted.",
             )
         places[index] = place
+
+
+def _asked(request: Mapping[str, Any]) -> dict[str, str]:
+    """A row's prompt, for metrics that read it, and its hash; of answers that were written without prompts, no hash."""
+    found = hash_of(request)
+    return {"prompt": asked_text(request), **({PROMPT_HASH: found} if found else {})}
+
+
+def hash_of(request: Mapping[str, Any]) -> str:
+    """The hash of a prompt as `Request.as_dict` gives it, be it among other values; empty where there is none."""
+    asked = {key: request[key] for key in ("prompt", "messages", "tools") if request.get(key)}
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest() if asked else ""
 
 
 def asked_text(request: Mapping[str, Any]) -> str:

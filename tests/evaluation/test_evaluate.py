@@ -25,6 +25,7 @@ from luthier.data.records import Message
 from luthier.data.rendering import Renderer
 from luthier.evaluation.comparison import compare
 from luthier.evaluation.comparison_page import comparison_page
+from luthier.evaluation.matching import PROMPT_HASH, hash_of
 from luthier.evaluation.statistics import Drawing
 from luthier.foundation.errors import ConfigError, DataError, UserError
 from luthier.model import loading
@@ -372,3 +373,43 @@ def test_a_loss_that_is_not_finite_is_null_and_remarked_on(
     assert "nan" in printed.err and remark in printed.err
     with pytest.raises(UserError, match=r"loss is left out: in .*out\.json it is not finite"):
         compare([out, out], FEW, lambda line: None)
+
+
+def test_rows_that_ask_something_else_are_not_the_same(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets of questions with the same right answers; and one file, seen from two working directories."""
+    made = {}
+    for name in ("one", "two"):
+        asked = [{"instruction": f"is {name} {n} even?", "output": "yes" if n % 2 else "no"} for n in range(6)]
+        write_json_lines(tmp_path / f"{name}.jsonl", asked)
+        for kind, metrics in (("answers", ["exact_match"]), ("loss", [])):
+            made[name, kind] = tmp_path / f"{name}.{kind}.json"
+            how = Asked(metrics=metrics, generation=SHORT, take_loss=not metrics, how=FEW, out=made[name, kind])
+            monkeypatch.chdir(tmp_path if name == "one" else tmp_path.parent)
+            evaluate(str(tiny_llama), [str((tmp_path / f"{name}.jsonl").relative_to(Path.cwd()))], how)
+    for kind in ("answers", "loss"):
+        with pytest.raises(UserError, match="row 1 has prompt_sha256 '"):
+            compare([made["one", kind], made["two", kind]], FEW, lambda line: None)
+    again = tmp_path / "again.json"
+    monkeypatch.chdir(tmp_path.parent)
+    evaluate(str(tiny_llama), [f"{tmp_path.name}/one.jsonl"], Asked(how=FEW, out=again))
+    (metric,) = compare([made["one", "loss"], again], FEW, lambda line: None).metrics
+    assert metric.pairs[0].difference == 0
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_answers_with_their_prompts_are_of_the_rows_that_ask_the_same(
+    with_rows: bool, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    answers, found = tmp_path / "answers.jsonl", tmp_path / "found.json"
+    predict(str(tiny_llama), [str(rows)], answers, SHORT, keep_prompts=True)
+    asked = Asked(predictions=answers, metrics=["exact_match"], how=FEW, out=found)
+    evaluate(None, [str(rows)] if with_rows else [], asked)
+    written = [json.loads(line) for line in (tmp_path / "found.rows.jsonl").read_text().splitlines()]
+    expected = [
+        {"messages": [{"role": "user", "content": json.loads(line)["instruction"]}]}
+        for line in rows.read_text().splitlines()
+    ]
+    assert [row[PROMPT_HASH] for row in written] == [hash_of(request) for request in expected]
+    assert len({row[PROMPT_HASH] for row in written}) == len({json.dumps(request) for request in expected})
