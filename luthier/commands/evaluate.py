@@ -25,7 +25,7 @@ from luthier.evaluation.engines.transformers import TransformersEngine
 from luthier.evaluation.matching import PROMPT_HASH, hash_of, matched, refuse_without_reference, told_unanswered
 from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure_labels, measure_losses, measure_texts
 from luthier.evaluation.prompts import Prompt, prompt_of
-from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path
+from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path, verdicts_path
 from luthier.evaluation.statistics import Drawing, scipy_stats
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_apart, need_place
@@ -131,6 +131,7 @@ def evaluate(
     if asked.out is not None:
         found = replace(found, out=str(asked.out))
         found.write(asked.out)
+        verdicts_path(asked.out).unlink(missing_ok=True)
     return found
 
 
@@ -245,7 +246,8 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
         remarks += told_unanswered(answered)
         rows = _joined(rows, answered, remarks)
         texts = [TextRow(row["prediction"], row["reference"], row.pop("prompt", "")) for row in answered]
-        measured_texts = measure_texts(metrics, texts)
+        measured_texts = measure_texts(metrics, texts, verdicts_path(asked.out) if asked.out is not None else None)
+        remarks += [one.remark for one in measured_texts if one.remark]
         _with_scores(answered, measured_texts)
         by_text = [str(row["source"]) for row in answered]
         numbers = [one.number(asked.how, [row["source"] for row in rows if "nll" in row]) for one in measured]
@@ -355,7 +357,8 @@ def _with_scores(rows: list[dict[str, Any]], measured: Sequence[Measured]) -> li
     for one in measured:
         if one.sample.rows_E is not None:
             for row, score in zip(rows, one.sample.rows_E.tolist(), strict=True):
-                row.setdefault("scores", {})[one.name] = score
+                if not math.isnan(score):  # a row that was not judged
+                    row.setdefault("scores", {})[one.name] = score
     return rows
 
 

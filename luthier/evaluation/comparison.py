@@ -199,7 +199,7 @@ def measured_again(one: Saved, name: str) -> Measured:
     rows = [row for row in one.rows if "prediction" in row]
     scores = [row.get("scores", {}).get(name) for row in rows]
     if METRICS.load(known["metric"]["name"]).__name__.endswith("llm_judge"):  # not asked again
-        sample = Statistics(Scored.mean(scores))
+        sample = Statistics(Scored.mean_of_known(scores))
         return Measured(name, known["metric"], known["greater_is_better"], sample)
     texts = [TextRow(row["prediction"], row["reference"]) for row in rows]
     found = {item.name: item for item in measure_texts([metric_options(known["metric"])], texts)}

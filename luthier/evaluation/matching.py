@@ -121,8 +121,17 @@ def hash_of(request: Mapping[str, Any]) -> str:
 
 
 def asked_text(request: Mapping[str, Any]) -> str:
-    """What was asked, as text: the last user's turn, or the text to continue."""
-    for message in reversed(request.get("messages") or ()):
-        if message.get("role") == "user":
-            return str(message.get("content", ""))
-    return str(request.get("prompt", ""))
+    """What was asked, as text: the user's turn; of several turns the conversation, each with its role before it; or the text
+    to continue."""
+    turns = request.get("messages") or ()
+    if not turns:
+        return str(request.get("prompt", ""))
+    if len(turns) == 1:
+        return _turn_text(turns[0])
+    return "\n\n".join(f"{turn.get('role', '')}: {_turn_text(turn)}" for turn in turns)
+
+
+def _turn_text(turn: Mapping[str, Any]) -> str:
+    calls = turn.get("tool_calls")
+    said = [str(turn.get("content") or ""), json.dumps(calls, ensure_ascii=False) if calls else ""]
+    return "\n".join(filter(None, said))

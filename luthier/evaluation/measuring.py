@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric's rows under one name, before anything is drawn from them."""
+    """A metric's rows under one name, before anything is drawn from them, and what a reader of it should know."""
 
     name: str
     metric: Mapping[str, Any] | None
     greater_is_better: bool
     sample: Sample
+    remark: str = ""
 
     def number(self, how: Drawing | None, source_of_row: Sequence[str] = ()) -> Number:
         """Its value with an interval.
@@ -94,8 +96,11 @@ def chosen_metrics(values: Sequence[Any], task: Task = "text") -> list[BaseModel
     return found
 
 
-def measure_texts(metrics: Sequence[BaseModel], rows: Sequence[TextRow]) -> list[Measured]:
+def measure_texts(metrics: Sequence[BaseModel], rows: Sequence[TextRow], kept: Path | None = None) -> list[Measured]:
     """All numbers of the metrics of written answers.
+
+    Args:
+        kept: a file where a metric that costs much keeps what it has found, should the measuring be broken off.
 
     Raises:
         UserError: a package that a metric needs is missing, rows that one can't measure.
@@ -103,8 +108,10 @@ def measure_texts(metrics: Sequence[BaseModel], rows: Sequence[TextRow]) -> list
     found = []
     for options in metrics:
         module = METRICS.load(options.name)  # type: ignore[attr-defined]
-        for name, scored in module.build(options)(rows).items():
-            found.append(Measured(name, options.model_dump(), module.GREATER_IS_BETTER, Statistics(scored)))
+        metric = module.build(options, kept) if kept is not None and hasattr(module, "KEEPS") else module.build(options)
+        for name, scored in metric(rows).items():
+            sample = Statistics(scored)
+            found.append(Measured(name, options.model_dump(), module.GREATER_IS_BETTER, sample, scored.remark))
     return found
 
 

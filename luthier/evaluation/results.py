@@ -85,6 +85,11 @@ def predictions_path(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.json')}.predictions.jsonl")
 
 
+def verdicts_path(out: Path) -> Path:
+    """Where a judge's verdicts stand until the evaluation is written."""
+    return out.with_name(f"{out.name.removesuffix('.json')}.verdicts.partial")
+
+
 @dataclass(frozen=True)
 class Saved:
     """An evaluation read back: its numbers as plain values, and its rows."""

@@ -132,7 +132,8 @@ def interval(sample: Sample, how: Drawing) -> tuple[float, float] | None:
     metric that is not finite."""
     if len(sample) < 2 or not np.isfinite(sample.value):
         return None
-    return _bootstrap(sample, len(sample), how, sample.at)
+    low, high = _bootstrap(sample, len(sample), how, sample.at)
+    return (low, high) if np.isfinite([low, high]).all() else None  # of few rows that all may be drawn without a score
 
 
 def _bootstrap(sample: Sample, count: int, how: Drawing, at: Callable[[Array], Array]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ Shapes: E rows, S statistics of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,12 +41,22 @@ class Scored:
         pool: from sums over rows [..., S] to the metric [...].
         rows_E: each row's own score, float64; None where one row has none.
         is_mean: whether the metric is the mean of rows_E.
+        remark: what a reader of the number should know of it.
     """
 
     statistics_ES: Array
     pool: Callable[[Array], Array]
     rows_E: Array | None
     is_mean: bool = False
+    remark: str = ""
+
+    @classmethod
+    def mean_of_known(cls, rows: Sequence[float | None], remark: str = "") -> Scored:
+        """The mean of the rows that have a score; NaN in rows_E of those that have none."""
+        rows_E = np.array([math.nan if score is None else score for score in rows], dtype=np.float64)
+        known_E = ~np.isnan(rows_E)
+        statistics_ES = np.stack([np.where(known_E, rows_E, 0.0), known_E.astype(np.float64)], axis=1)
+        return cls(statistics_ES, _ratio, rows_E, is_mean=True, remark=remark)
 
     @classmethod
     def mean(cls, rows: Sequence[float] | Array, scale: float = 1.0) -> Scored:
@@ -60,7 +71,8 @@ class Scored:
 
 
 def _ratio(sums_S: Array) -> Array:
-    return np.asarray(sums_S[..., 0] / sums_S[..., 1])
+    with np.errstate(invalid="ignore"):  # of rows that have no score the mean is NaN
+        return np.asarray(sums_S[..., 0] / sums_S[..., 1])
 
 
 TextMetric = Callable[[Sequence[TextRow]], Mapping[str, Scored]]

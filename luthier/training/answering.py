@@ -17,6 +17,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.metric_choice import check_references
 from luthier.config.plugins import METRICS
 from luthier.data.examples import TokenizedExample
+from luthier.foundation.progress import say
 from luthier.metrics._text import TextRow
 from luthier.scoring import attention
 from luthier.scoring.decoding import generate
@@ -82,6 +83,8 @@ class Answering:
                 module = METRICS.load(options.name)  # type: ignore[attr-defined]
                 scored: Mapping[str, Any] = module.build(options)(rows)
                 found |= {name: one.value for name, one in scored.items()}
+                for remark in dict.fromkeys(one.remark for one in scored.values() if one.remark):
+                    say(remark)
             return found
 
         return engine.lead(values)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from luthier.commands.evaluate import Asked, evaluate
+from luthier.evaluation.comparison import compare
+from luthier.evaluation.results import verdicts_path
+from luthier.evaluation.statistics import Drawing, Statistics, interval
 from luthier.foundation.errors import UserError
+from luthier.foundation.network import asked_wait
 from luthier.metrics import llm_judge
 from luthier.metrics._text import TextRow
 
@@ -30,10 +40,12 @@ def judge(answer: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             first, second = text.split("[Answer A]\n")[1].split("\n\nEnd with")[0].split("\n\n[Answer B]\n")
             given = answer(first, second, len(asked))
             status, reply = (given, "busy") if isinstance(given, int) else (200, given)
+            headers = {"Retry-After": "7"} if status == 429 else {}
             message = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
             data = json.dumps(message).encode() if status == 200 else reply.encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
@@ -99,11 +111,122 @@ def test_what_can_be_wrong_with_a_judge(monkeypatch: pytest.MonkeyPatch) -> None
     with judge(lambda *_: 401) as (url, asked), pytest.raises(UserError, match=r"refused with status 401: busy"):
         scores(url, GOOD, concurrency=1)
     assert len(asked) == 1
-    with judge(lambda *_: "hm") as (url, asked), pytest.raises(UserError, match=r"after 2 attempts: no \[\[A\]\]"):
+    with (
+        judge(lambda *_: "hm") as (url, asked),
+        pytest.raises(UserError, match=r"in 2 attempts; the last time: no \[\[A\]\]"),
+    ):
         scores(url, GOOD, retries=1)
-    with pytest.raises(UserError, match=r"gave no verdict after 1 attempts: ConnectError"):
+    with pytest.raises(UserError, match=r"in 1 attempts; the last time: ConnectError"):
         scores(url, GOOD, retries=0)  # nobody listens there any more
     with pytest.raises(ValidationError, match="must begin with http"):
         llm_judge.Options(base_url="file:///etc")
     with pytest.raises(ValidationError, match=r"must hold \{second\}"):
         llm_judge.Options(prompt="{first}")
+
+
+ROWS = [TextRow(f"answer {number}", "short", f"question {number}") for number in range(5)]
+
+
+def test_a_row_without_a_verdict_is_not_judged_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused (400) or unreadable; the others count alone."""
+    monkeypatch.setattr(llm_judge.time, "sleep", lambda seconds: None)
+
+    def answer(first: str, second: str, _: int) -> Any:
+        both = first + second
+        return (
+            400 if "answer 1" in both else "well" if "answer 3" in both else "[[A]]" if second == "short" else "[[B]]"
+        )
+
+    with judge(answer) as (url, _):
+        found = llm_judge.build(llm_judge.Options(base_url=url, retries=0))(ROWS)["llm_judge"]
+    assert found.rows_E is not None and np.array_equal(found.rows_E, [1, math.nan, 1, math.nan, 1], equal_nan=True)
+    assert found.value == 1.0
+    assert found.remark.startswith(
+        "llm_judge: 2 of 5 rows are not judged and left out, such as: it is refused with status 400"
+    )
+    low_and_high = interval(Statistics(found), Drawing(resamples=50))
+    assert low_and_high is None or low_and_high == (1.0, 1.0)
+    with (
+        judge(lambda first, second, asked: "[[C]]" if asked > 6 else 400) as (url, _),
+        pytest.raises(UserError, match="gave no verdict on 3 of 3 rows; on the first: it is refused with status 400"),
+    ):
+        scores(url, *ROWS, concurrency=1)
+    with judge(lambda *_: 422) as (url, asked), pytest.raises(UserError, match="no verdict on 8 of 8 rows"):
+        scores(url, *ROWS * 8, concurrency=1)
+    assert len(asked) < 20  # nobody waits for the others
+
+
+def test_it_asks_again_warmer_and_waits_as_long_as_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(llm_judge.time, "sleep", slept.append)
+    replies = {1: 429, 2: "hm", 3: "hm"}
+    with judge(lambda first, second, asked: replies.get(asked, "[[C]]")) as (url, asked):
+        assert scores(url, GOOD, concurrency=1) == [0.5]
+    assert [one["temperature"] for one in asked] == [0.0, 0.0, 0.4, 0.8, 0.0]
+    assert slept == [7.0]
+
+
+def test_verdicts_are_kept_until_all_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.partial"
+    with judge(lambda first, second, asked: "[[A]]" if asked < 6 else 401) as (url, asked):
+        options = llm_judge.Options(base_url=url, concurrency=1)
+        with pytest.raises(UserError, match="401"):
+            llm_judge.build(options, path)(ROWS)
+        with path.open("a") as stream:
+            stream.write('\n{"asked": "a torn li')
+        before = len(asked)
+        with pytest.raises(UserError, match="401"):
+            llm_judge.build(options, path)(ROWS)
+    questions = [one["messages"][0]["content"] for one in asked]
+    assert len({*questions[:5]}) == 5 and not {*questions[:5]} & {*questions[before:]}  # five verdicts, not asked again
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_an_evaluation_keeps_verdicts_beside_what_it_writes(torn: bool, tmp_path: Path) -> None:
+    predictions, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
+    turns = [
+        {"role": role, "content": f"{role} turn {n}"} for n, role in enumerate(("system", "user", "assistant", "user"))
+    ]
+    lines = [{"messages": turns, "prediction": f"answer {n}", "label": "short"} for n in range(5)]
+    predictions.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    bad, judged = {"answer 1"}, list[tuple[str, str]]()
+
+    def answer(first: str, second: str, number: int) -> Any:
+        if torn and number == 7:
+            return 401
+        if bad & {first, second}:
+            return 400
+        judged.append((first, second))
+        return "[[A]]" if second == "short" else "[[B]]"
+
+    with judge(answer) as (url, asked):
+        metric = {"name": "llm_judge", "base_url": url, "concurrency": 1}
+        how = Asked(metrics=[metric], predictions=predictions, out=out, how=Drawing(resamples=50))
+        if torn:
+            with pytest.raises(UserError, match="401"):
+                evaluate(None, [], how)
+            assert verdicts_path(out).exists()
+        found = evaluate(None, [], how)
+    assert len(judged) == len({*judged}) == 8  # no verdict is paid for twice
+    assert not verdicts_path(out).exists()
+    assert found.remarks == [
+        "llm_judge: 1 of 5 rows are not judged and left out, such as: it is refused with status 400: busy"
+    ]
+    assert [row.get("scores") for row in found.rows] == [{"llm_judge": 1.0}, None, *[{"llm_judge": 1.0}] * 3]
+    question = asked[0]["messages"][0]["content"].split("[Question]\n")[1].split("\n\n[Answer A]")[0]
+    assert question == "system: system turn 0\n\nuser: user turn 1\n\nassistant: assistant turn 2\n\nuser: user turn 3"
+    compared = compare([out, out], Drawing(resamples=50), lambda line: None)
+    assert compared.metrics[0].numbers[0].value == 1.0 and not compared.changed
+
+
+def test_a_judge_that_can_not_see_the_question_is_told_of() -> None:
+    with judge(lambda *_: "[[C]]") as (url, _):
+        found = llm_judge.build(llm_judge.Options(base_url=url))([TextRow("a", "b"), GOOD])["llm_judge"]
+    assert found.remark.startswith("llm_judge: 1 rows are judged without their question")
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("3", 3.0), ("-2", 0.0), ("soon", None), (None, None)])
+def test_how_long_a_server_asks_to_wait(header: str | None, seconds: float | None) -> None:
+    assert asked_wait(header) == seconds
+    date = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=90))
+    assert asked_wait(date) == pytest.approx(90, abs=5)

@@ -21,6 +21,7 @@ from pydantic import Field, field_validator
 from luthier.config.generation_section import GenerationSettings
 from luthier.evaluation.engine import Answer, EngineOptions, Opening, Request
 from luthier.foundation.errors import UserError
+from luthier.foundation.network import asked_wait
 from luthier.foundation.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class OpenAIEngine:
                 if response.status_code not in BUSY:
                     return self._read(response, url)
                 trouble = f"{response.status_code}: {_said(response)}"
-                asked = _asked_wait(response)
+                asked = asked_wait(response.headers.get("retry-after"))
             if self._ending.is_set():
                 break
             if left:
@@ -264,11 +265,3 @@ def _said(response: httpx2.Response) -> str:
     except (ValueError, AttributeError):
         text = None
     return " ".join(str(text or response.text).split())[:300] or "(nothing)"
-
-
-def _asked_wait(response: httpx2.Response) -> float | None:
-    """Seconds that a server asks to wait."""
-    try:
-        return float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
