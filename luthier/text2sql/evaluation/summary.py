@@ -30,7 +30,7 @@ def summarize(items: Sequence[Item], benchmark: str, conversations: bool) -> dic
     levels += sorted(there - {*levels})
     groups = {level: [item for item in items if item.verdict.hardness == level] for level in levels}
     groups["all"] = list(items)
-    by_level = {level: _shares(there) for level, there in groups.items()}
+    by_level = {level: _shares(members) for level, members in groups.items()}
     summary: dict[str, Any] = {"benchmark": benchmark, **_shares(items), "levels": by_level}
     if benchmark == "spider":
         summary["partial"] = partial_scores(groups)
