@@ -24,14 +24,14 @@ from luthier.data.rejecting import refuse
 from luthier.evaluation.engine import Answer, Request
 from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, prompt_of
+from luthier.foundation.devices import usable_cores
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_apart, need_file, need_place, write_text
-from luthier.foundation.progress import say
-from luthier.sandbox.limits import Limits
+from luthier.foundation.progress import progress_bar, say
 from luthier.sandbox.sandbox import Sandbox
 from luthier.text2sql.counting import conversation_of
 from luthier.text2sql.databases import SqliteDatabase
-from luthier.text2sql.guiding import Guide
+from luthier.text2sql.guiding import LIMITS, Guide
 from luthier.text2sql.layout import text_problem
 from luthier.text2sql.preparing import Row
 from luthier.text2sql.queries import NO_QUERY, query_in
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from luthier.model.placement import Placement
 
 PREPARED = (".json", ".jsonl")
-QUERY_SECONDS = 5.0  # of one candidate; a right query to a small database takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -166,15 +165,16 @@ def _guided(
 ) -> Guided:
     """Choose of each row's samples by what the database says, and ask those anew that fail."""
     ids = [row["db_id"] for row in asked.rows]
-    with Sandbox(1, Limits(seconds=QUERY_SECONDS)) as sandbox:
+    with Sandbox(usable_cores(), LIMITS) as sandbox:
         guide = Guide(sandbox, asked.databases)
+        _run_all(guide, [(db_id, query) for db_id, own in zip(ids, samples, strict=True) for query in own])
         queries = [guide.agreed(db_id, own) for db_id, own in zip(ids, samples, strict=True)]
-        failed = [place for place, query in enumerate(queries) if not guide.outcome(ids[place], query).ok]
+        failed = [place for place, query in enumerate(queries) if not guide.result(ids[place], query).ok]
         tokens = 0
         conversations = [prompt.request for prompt in prompts]
         latest, left = list(queries), failed
         for attempt in range(repairs):
-            failures = {place: Failure(latest[place], guide.outcome(ids[place], latest[place]).error) for place in left}
+            failures = {place: Failure(latest[place], guide.result(ids[place], latest[place]).error) for place in left}
             for place, failure in failures.items():
                 conversations[place] = told_again(conversations[place], failure.query, failure.error)
             unasked = [place for place in left if _repair(journal, place, attempt, failures[place]) is None]
@@ -183,11 +183,19 @@ def _guided(
                 _keep_repair(journal, attempt, failures[answer.row], answer)
             for place in left:
                 latest[place] = query_in(str(_repair(journal, place, attempt, failures[place])))
-                if guide.outcome(ids[place], latest[place]).ok:
+            _run_all(guide, [(ids[place], latest[place]) for place in left])
+            for place in left:
+                if guide.result(ids[place], latest[place]).ok:
                     queries[place] = latest[place]
             left = [place for place in left if queries[place] != latest[place]]
-        failing = sum(not guide.outcome(db_id, query).ok for db_id, query in zip(ids, queries, strict=True))
+        failing = sum(not guide.result(db_id, query).ok for db_id, query in zip(ids, queries, strict=True))
     return Guided(queries, failing, len(failed) - failing, tokens)
+
+
+def _run_all(guide: Guide, queries: Sequence[tuple[str, str]]) -> None:
+    """Run them on all cores, and show how far it is: a weak model's may each take as long as they are let."""
+    with progress_bar("queries run", len(queries)) as bar:
+        guide.run(queries, bar.update)
 
 
 @dataclass(frozen=True)

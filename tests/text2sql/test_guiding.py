@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from luthier.sandbox.sandbox import Sandbox
-from luthier.text2sql.guiding import Guide
+from luthier.sandbox.sandbox import Outcome, Row, Sandbox
+from luthier.text2sql.guiding import Guide, Result, bag_of
 from luthier.text2sql.queries import NO_QUERY
 from tests.text2sql.conftest import DEPARTMENTS_SQL, make_database, prepare
 from tests.text2sql.test_predict import ASKED, predict
@@ -44,8 +45,51 @@ def test_the_result_that_most_agree_on(guide: Guide, queries: list[str], expecte
 
 
 def test_a_query_runs_once(guide: Guide) -> None:
-    assert guide.outcome("d", OLD) is guide.outcome("d", OLD)
-    assert guide.outcome("d", NO_QUERY).error == "there is no query"
+    assert guide.result("d", OLD) is guide.result("d", OLD)
+    assert guide.result("d", NO_QUERY).error == "there is no query"
+
+
+def test_all_cores_run_the_queries_and_no_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_database(tmp_path / "d.sqlite", DEPARTMENTS_SQL)
+    told: list[tuple[int, int]] = []
+    with Sandbox(2) as sandbox:
+        guide = Guide(sandbox, {"d": path})
+        # two wait for each other: one worker alone would never end
+        meeting, whole = threading.Barrier(2, timeout=20), sandbox.run
+
+        def met(database: Path, query: str) -> Outcome:
+            meeting.wait()
+            return whole(database, query)
+
+        monkeypatch.setattr(sandbox, "run", met)
+        guide.run(
+            [("d", OLD), ("d", NO_QUERY), ("d", BROKEN), ("d", OLD)], lambda done, total: told.append((done, total))
+        )
+        assert told == [(1, 2), (2, 2)]
+        guide.run([("d", OLD)], lambda done, total: told.append((done, total)))
+        assert len(told) == 2 and guide.result("d", BROKEN).error == "no such column: nome"
+        many = f"SELECT {', '.join(['a.*'] * 3)} FROM head a, head b, head c, head d"
+        monkeypatch.setattr(sandbox, "run", whole)
+        assert guide.result("d", many) == Result("", (12, guide.result("d", many).bag[1]))  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ([(1, "a"), (2, "b")], [(2.0, "b"), (1, "a")], True),
+        ([(1,), (1,), (2,)], [(1,), (2,), (2,)], False),  # each as often
+        ([(-1,)], [(-2,)], False),  # Python's hashes of these are equal
+        ([(1,)], [("1",)], False),
+        ([(None,)], [("None",)], False),
+        ([(b"a",)], [("a",)], False),
+        ([("a\n[1]",)], [("a",), (1,)], False),
+        ([(1e308,), (float("inf"),)], [(float("inf"),), (1e308,)], True),
+        ([], [], True),
+    ],
+)
+def test_results_are_bags(first: list[Row], second: list[Row], same: bool) -> None:
+    one, other = (bag_of(Outcome(("x",), tuple(rows))) for rows in (first, second))
+    assert (one == other) is same
 
 
 def test_samples_are_drawn_and_chosen_by_their_results(spider: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ TURNS = ("turn 1", "turn 2", "turn 3", "turn 4", "turn > 4")
 def summarize(items: Sequence[Item], benchmark: str, conversations: bool) -> dict[str, Any]:
     """Shares from 0 to 1.
 
-    `levels`: by hardness, count, exact and execution, Spider's four always; `partial` (Spider): accuracy, recall and F1 of every part by hardness, as the
+    `levels`: by hardness, count, exact and execution, Spider's four always; `partial` (Spider): accuracy, recall and F1 of
+    every part by hardness, as the
     official script reckons them; `turns` and `conversations` (CoSQL, SParC): by turn, and the share of conversations in which every
     turn is right; `ves` and `r_ves` (BIRD, percent) where queries were timed.
     """
