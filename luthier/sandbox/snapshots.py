@@ -60,10 +60,18 @@ class Snapshots:
         folder: a private one, for the copies.
         copied_bytes: the largest database that is copied though it could be read in place.
         total_bytes: of all copies together.
+        follow: copy anew what changed and nobody reads; else it stays as it was first seen, as in an evaluation it must.
     """
 
-    def __init__(self, folder: Path, copied_bytes: int = COPIED_BYTES, total_bytes: int = TOTAL_BYTES) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        copied_bytes: int = COPIED_BYTES,
+        total_bytes: int = TOTAL_BYTES,
+        *,
+        follow: bool = False,
+    ) -> None:
+        self._folder, self._follow = folder, follow
         self._copied_bytes, self._total_bytes = copied_bytes, total_bytes
         self._made: dict[Path, Snapshot | DatabaseError] = {}  # the one that was asked for last stands last
         self._count = 0
@@ -94,6 +102,9 @@ class Snapshots:
     def _of(self, original: Path) -> Snapshot | None:
         """The snapshot of a database; None where others have to be left first, so that there is room."""
         found: Snapshot | DatabaseError | None = self._made.get(original)
+        if self._follow and found is not None and self._is_outdated(found):
+            self._made.pop(original)
+            found = None
         if found is None or (isinstance(found, Snapshot) and found.path is None):
             try:
                 found = self._make(original, None if found is None else found.stamps)
@@ -139,6 +150,17 @@ class Snapshots:
             if must:
                 raise DatabaseError(f"{original} can't be copied to {self._folder}: {error}") from error
             return Snapshot(original, original, stamps)  # the disk of temporary files is full
+
+    def _is_outdated(self, found: Snapshot | DatabaseError) -> bool:
+        """Whether it is no longer what the original is; then a copy is removed."""
+        if isinstance(found, DatabaseError):
+            return True
+        if found.readers or stamps_of(found.original) == found.stamps:
+            return False
+        if found.path not in (None, found.original):
+            assert found.path is not None
+            found.path.unlink(missing_ok=True)
+        return True
 
     def _make_room(self, size: int) -> bool:
         """Remove copies that nobody reads, the longest unused first; whether there is room for another then."""

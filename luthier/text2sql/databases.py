@@ -5,6 +5,8 @@ Only fixed statements of ours run here. What a model writes runs in the sandbox.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from luthier.foundation.errors import DataError
+from luthier.sandbox.folders import PrivateFolder
+from luthier.sandbox.snapshots import DatabaseError, Snapshots, unmerged
 from luthier.text2sql.schema import Column, ForeignKey, Schema, Table
 
 
@@ -54,7 +58,10 @@ def quoted(name: str) -> str:
 
 @dataclass(frozen=True)
 class SqliteDatabase:
-    """An SQLite file, opened read-only: neither it nor a journal beside it is touched."""
+    """An SQLite file, opened read-only: neither it nor a journal beside it is touched.
+
+    Where a write-ahead log or a journal holds pages of it, a copy is read into which they are merged, as queries see it.
+    """
 
     db_id: str
     path: Path
@@ -62,14 +69,26 @@ class SqliteDatabase:
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as opened:
+            with (
+                self._file() as file,
+                closing(sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)) as opened,
+            ):
                 # public databases hold bytes that are no UTF-8
                 opened.text_factory = lambda stored: stored.decode(errors="ignore")
                 yield opened
-        except sqlite3.Error as error:
+        except (sqlite3.Error, DatabaseError) as error:
             raise DataError(
                 f"the database {self.path} can't be read: {error}.", "Is it an SQLite file, and whole?"
             ) from error
+
+    @contextmanager
+    def _file(self) -> Iterator[Path]:
+        """The file to read."""
+        if unmerged(self.path):
+            with _merged().held(self.path) as copy:
+                yield copy
+        else:
+            yield self.path.absolute()
 
     def schema(self) -> Schema:
         """Its tables and keys, as SQLite's own catalogue gives them; without the tables in which a virtual one keeps what
@@ -104,6 +123,14 @@ class SqliteDatabase:
         query = f"SELECT DISTINCT {name} FROM {quoted(table.name)} WHERE typeof({name}) = 'text' LIMIT ?"  # noqa: S608
         with self._opened() as opened:
             return [str(value) for (value,) in opened.execute(query, (most,))]
+
+
+@functools.cache
+def _merged() -> Snapshots:
+    """Copies of the databases that need one; they are kept until the process ends."""
+    folder = PrivateFolder()
+    atexit.register(folder.remove)
+    return Snapshots(folder.path, follow=True)
 
 
 def _table(opened: sqlite3.Connection, name: str) -> Table | None:

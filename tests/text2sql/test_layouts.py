@@ -17,6 +17,7 @@ from luthier.text2sql.databases import SqliteDatabase
 from luthier.text2sql.layout import LayoutOptions, chosen_layout
 from luthier.text2sql.layouts.wikisql import query_of
 from luthier.text2sql.schema import Column, ForeignKey, Table
+from tests.sandbox.conftest import state_of
 from tests.text2sql.conftest import DEPARTMENTS, DEPARTMENTS_SQL, QUESTIONS, make_database, prepare, rows_of, write
 
 WORKSHOP_SQL = """
@@ -263,6 +264,32 @@ def test_tables_of_every_kind(tmp_path: Path) -> None:
     with Sandbox() as sandbox:
         told = sandbox.columns(tmp_path / "odd.sqlite")
     assert told.rows == tuple((table.name, column.name) for table in schema.tables for column in table.columns)
+
+
+def test_what_only_a_write_ahead_log_has_is_told(workshop: Path, tmp_path: Path) -> None:
+    """A table, a column and a value that are not in the file yet: the prompt and the sandbox see the same schema."""
+    with closing(sqlite3.connect(workshop, isolation_level=None)) as writer:
+        writer.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE wood (name TEXT); "
+            "INSERT INTO wood VALUES ('spruce'); ALTER TABLE maker ADD COLUMN born INT;"
+        )
+        before = state_of(tmp_path)
+        assert "workshop.sqlite-wal" in before
+        database = SqliteDatabase("workshop", workshop)
+        tables = {table.name: table for table in database.schema().tables}
+        assert [column.name for column in tables["maker"].columns][-1] == "born"
+        assert database.rows(tables["wood"], 1) == [("spruce",)]
+        assert database.values(tables["wood"], tables["wood"].columns[0], 3) == ["spruce"]
+        with Sandbox() as sandbox:
+            told = sandbox.columns(workshop).rows
+        assert told == tuple((table.name, column.name) for table in tables.values() for column in table.columns)
+        assert state_of(tmp_path) == before
+        writer.execute("INSERT INTO wood VALUES ('maple')")  # what is added later is told, too
+        assert database.rows(tables["wood"], 5) == [("spruce",), ("maple",)]
+    assert SqliteDatabase("workshop", workshop).rows(tables["wood"], 5) == [
+        ("spruce",),
+        ("maple",),
+    ]  # merged at its end
 
 
 def test_an_sqlite_file_with_questions(workshop: Path, tmp_path: Path) -> None:
