@@ -23,6 +23,7 @@ from luthier.data.batch import Batch
 from luthier.planning.heap import Heap
 from luthier.planning.known_values import KnownValues
 from luthier.planning.tracker import Operation, Tracker
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.stage import Stage
 
@@ -202,7 +203,7 @@ def _counted_gradients(parameters: list[nn.Parameter], tracker: Tracker) -> Iter
 @contextmanager
 def _trunk_end(scorer: Scorer, tracker: Tracker) -> Iterator[None]:
     """Tell the tracker when the layers are done and the head begins."""
-    trunk: Any = transformers_model(scorer.model).get_decoder()
+    trunk: Any = backbone_of(transformers_model(scorer.model))
 
     def note(*_: Any) -> None:
         if tracker.moment == "forward":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.fused.low_rank import has_hooks
 
 CACHE_BYTES = 1024 * 1024
@@ -245,7 +246,7 @@ def _exponentiate(scores_CD: Tensor, top_C1: Tensor) -> tuple[Tensor, Tensor]:
 @contextmanager
 def _backbone_replaced(model: nn.Module, stand_in: nn.Module) -> Iterator[None]:
     """The model with its backbone swapped for `stand_in`, so that its own forward runs only what follows it."""
-    backbone = model.get_decoder()  # type: ignore[operator]
+    backbone = backbone_of(model)
     name = next(name for name, child in model.named_children() if child is backbone)
     model._modules[name] = stand_in
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from luthier.data.batch import Batch, Segment
 from luthier.foundation.errors import ModelError
 from luthier.model.heads import ENDING
 from luthier.scoring import attention
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
@@ -28,6 +29,11 @@ from luthier.scoring.readouts import HeadAt
 from luthier.scoring.segmented import hidden_at
 
 TOLERANCE = 1e-5  # relative, float32, dropout off
+SEEN = 4  # positions of a window, a chunk, a step of a scale: fewer than the probe's sequences have, so that they act
+STRETCHED = ("dynamic", "longrope")  # frequencies that depend on a sequence's length
+# settings that name layers by their number; any other list with an entry for each layer is found by its length
+LAYER_NUMBERS = ("mlp_only_layers", "moe_layers")
+FEW = 4  # different entries of such a list, each of which a layer of the copy has; where there are more, they are sizes
 SEED = 20240229
 
 
@@ -130,7 +136,7 @@ def _probe_sequence_head(model: PreTrainedModel, batch: Batch, need_segments: bo
         score = getattr(model, HeadAt().head, None)
         row = batch.input_ids_T[None]
         with torch.no_grad():
-            hidden_LH = model.get_decoder()(input_ids=row, use_cache=False).last_hidden_state[0]
+            hidden_LH = backbone_of(model)(input_ids=row, use_cache=False).last_hidden_state[0]
             last = isinstance(score, nn.Linear) and (
                 relative(score(hidden_LH[-1:]), model(input_ids=row, use_cache=False).logits) < TOLERANCE
             )
@@ -158,6 +164,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         "num_attention_heads": new_heads,
         "hidden_size": new_heads * head_width,
         "intermediate_size": 32,
+        "intermediate_size_mlp": 32,
         "vocab_size": 64,
         "pad_token_id": None,
         "bos_token_id": None,
@@ -174,18 +181,66 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         settings["num_key_value_heads"] = key_heads
     if getattr(text, "head_dim", None):
         settings["head_dim"] = head_width
-    if getattr(text, "sliding_window", None):
-        settings["sliding_window"] = 4  # shorter than the probe's sequences, so that the window is exercised
-    kinds = list(dict.fromkeys(getattr(text, "layer_types", None) or []))
-    settings["num_hidden_layers"] = max(2, len(kinds))
-    if kinds:
-        settings["layer_types"] = kinds if len(kinds) > 1 else kinds * 2
+    for name in ("sliding_window", "attention_chunk_size", "floor_scale"):
+        if getattr(text, name, None):
+            settings[name] = SEEN
+    for rope in _rotary_settings(text):
+        if rope.get("original_max_position_embeddings") and rope.get("rope_type") not in STRETCHED:
+            rope["original_max_position_embeddings"] = SEEN
+    settings = {**_of_layers(text), **settings}
     for name, value in settings.items():
         attribute = getattr(text, "attribute_map", {}).get(name, name)
         derived = isinstance(getattr(type(text), attribute, None), property)  # follows from the others
         if getattr(text, attribute, None) is not None and not derived:
             setattr(text, attribute, value)
     return small
+
+
+def _rotary_settings(text: Any) -> list[dict[str, Any]]:
+    """The settings of rotary positions, one for all layers or one for each of their types."""
+    found = getattr(text, "rope_parameters", None) or {}
+    return [part for part in (found, *found.values()) if isinstance(part, dict)]
+
+
+def _of_layers(text: Any) -> dict[str, Any]:
+    """How many layers the copy has, and what is set for each: every entry of such a setting occurs."""
+    count = getattr(text, "num_hidden_layers", 2)
+    lists = {
+        name: value
+        for name, value in vars(text).items()
+        if isinstance(value, (list, tuple)) and len(value) == count and name not in LAYER_NUMBERS
+    }
+    numbers = {name: value for name in LAYER_NUMBERS if (value := getattr(text, name, None)) is not None}
+    dense, step = getattr(text, "first_k_dense_replace", None), getattr(text, "decoder_sparse_step", None)
+    if "mlp_only_layers" in numbers and step:  # two ways to say the same: one is enough
+        skipped = [place for place in range(count) if (place + 1) % step]
+        numbers["mlp_only_layers"] = sorted({*numbers["mlp_only_layers"], *skipped})
+    told: list[Callable[[int], object]] = [
+        *(lambda place, value=value: repr(value[place]) for value in lists.values() if _different(value) <= FEW),
+        *(lambda place, value=value: place in value for value in numbers.values()),
+    ]
+    if dense is not None:
+        told.append(lambda place: place < dense)
+    seen: set[tuple[int, object]] = set()
+    kept: list[int] = []
+    for place in range(count):
+        says = {(number, tell(place)) for number, tell in enumerate(told)}
+        if not says <= seen or not kept:
+            kept.append(place)
+            seen |= says
+    kept = kept if len(kept) > 1 else kept * 2
+    made: dict[str, Any] = {"num_hidden_layers": len(kept)}
+    made |= {name: [value[place] for place in kept] for name, value in lists.items()}
+    made |= {name: [new for new, place in enumerate(kept) if place in value] for name, value in numbers.items()}
+    if dense is not None:
+        made["first_k_dense_replace"] = sum(place < dense for place in kept)
+    if "mlp_only_layers" in numbers and step:
+        made["decoder_sparse_step"] = 1
+    return made
+
+
+def _different(values: Sequence[object]) -> int:
+    return len(set(map(repr, values)))
 
 
 def enlarge(model: nn.Module) -> None:
@@ -248,7 +303,7 @@ def _head_is_plain(model: PreTrainedModel, batch: Batch) -> bool:
     }
     with torch.no_grad():
         own_logits = model(**inputs).logits[rows.row_N, rows.column_N].float()
-        hidden_NH = model.get_decoder()(**inputs).last_hidden_state[rows.row_N, rows.column_N]
+        hidden_NH = backbone_of(model)(**inputs).last_hidden_state[rows.row_N, rows.column_N]
         if relative(Head(model, plain=True).logits(hidden_NH), own_logits) < TOLERANCE:
             return True
         error = relative(Head(model, plain=False).logits(hidden_NH), own_logits)
@@ -261,7 +316,7 @@ def _difference(model: PreTrainedModel, batch: Batch, read: Callable[[Tensor], T
     """Why the two routes differ on this batch in what is read of the hidden states [N, H], a number each; or an empty
     string."""
     rows = unroll(batch)
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     own_attention = model.config._attn_implementation
 
     def run(segmented: bool) -> tuple[Tensor, list[Tensor]]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from luthier.data.batch import Batch
 from luthier.model.placement import is_spread
 from luthier.scoring import attention
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.dropout import drops_out
 from luthier.scoring.dynamic_positions import forget_lengths
 from luthier.scoring.fused.choosing import fuse
@@ -155,7 +156,7 @@ class Scorer(nn.Module):
         if self._virtual:
             output, hidden_RLH, mask = hidden_behind_virtual_tokens(self.model, rows, **router)
             return hidden_RLH[rows.row_N, rows.column_N], each_N, self.router_loss(output, mask) if router else None
-        backbone: Any = transformers_model(self.model).get_decoder()
+        backbone: Any = backbone_of(transformers_model(self.model))
         output = backbone(
             input_ids=rows.input_ids_RL,
             attention_mask=rows.attention_mask_RL,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.scoring.attention import Layout
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.fused.narrowing import is_narrow
 from luthier.scoring.trunk import Trunk, above
 
@@ -27,7 +28,7 @@ def hidden_at(
         trunk: the states that a batch which knows their rows begins with, instead of its tokens.
         arguments: for the backbone; where something else is asked of it (a router's logits), all layers compute all rows.
     """
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     rows_U, of_place_P = torch.unique(rows_P, return_inverse=True)
     layout = Layout.of(batch.segments, rows_U if is_narrow(backbone) and not arguments else None)
     arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": layout}

@@ -25,6 +25,7 @@ from luthier.data.packing import pack
 from luthier.foundation.files import free_bytes, human_bytes, whole_folder
 from luthier.foundation.progress import progress_bar
 from luthier.scoring.attention import Layout
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.dropout import drops_out
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _ReachedError(Exception):
 
 def frozen_layers(model: PreTrainedModel) -> int:
     """How many layers, from the first, neither learn nor drop anything out; 0 where the embedding learns or does."""
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         return 0
@@ -106,7 +107,7 @@ def trunk_layer(model: PreTrainedModel, scorer: Scorer, limit_gib: float, epochs
 @contextmanager
 def above(model: PreTrainedModel, layer: int) -> Iterator[None]:
     """The model with its layers from `layer` on alone, which takes the trunk's states for its embeddings."""
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     whole = backbone._modules["layers"]
     backbone._modules["layers"] = nn.ModuleList(list(whole)[layer:])
     try:
@@ -117,7 +118,7 @@ def above(model: PreTrainedModel, layer: int) -> Iterator[None]:
 
 def states_below(model: PreTrainedModel, layer: int, batch: Batch) -> Tensor:
     """The states [T, H] that enter a layer, for a packed row."""
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     found: list[Tensor] = []
 
     def stop(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -221,7 +222,7 @@ def _open(folder: Path, about: Mapping[str, Any]) -> Trunk | None:
 
 def _goes_on(model: PreTrainedModel, layer: int, batch: Batch) -> bool:
     """Whether the layers above, given the states, end as the whole model does."""
-    backbone: Any = model.get_decoder()
+    backbone: Any = backbone_of(model)
     about = {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": Layout.of(batch.segments)}
     whole = backbone(input_ids=batch.input_ids_T[None], **about).last_hidden_state
     states_TH = states_below(model, layer, batch)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.foundation.errors import ModelError
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.padded import PaddedRows
 
 WHY_PADDED = "virtual tokens stand before every row"
@@ -47,7 +48,7 @@ def hidden_behind_virtual_tokens(model: Any, rows: PaddedRows, **arguments: Any)
     size = rows.input_ids_RL.shape[0]
     mask = torch.cat([rows.attention_mask_RL.new_ones(size, count), rows.attention_mask_RL], dim=1)
     positions_RL = rows.position_ids_RL + count
-    backbone = model.get_base_model().get_decoder()
+    backbone = backbone_of(model.get_base_model())
     prompt = model.get_prompt(batch_size=size)
     if is_prefix(model):
         output = backbone(

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch, Segment
 from luthier.data.examples import TokenizedExample, TokenSequence
@@ -20,7 +21,7 @@ from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.scoring.attention import Layout
 from luthier.scoring.padded import unroll
-from luthier.scoring.probe import probe
+from luthier.scoring.probe import probe, shrink
 from luthier.scoring.scorer import Scorer
 from tests.tiny import KINDS, tiny_model
 
@@ -217,6 +218,55 @@ def test_the_probe_knows_each_family(name: str, settings: dict, segmented: bool,
     finding = probe(config, getattr(transformers, f"{name}ForCausalLM"))
     assert (finding.segmented, finding.plain_head) == (segmented, plain_head), finding.reason
     assert reason in finding.reason
+
+
+def chunked_llama4(**settings: Any) -> PreTrainedModel:
+    """Three layers whose attention goes by chunks, and one without rotary positions whose queries are scaled by position."""
+    config = transformers.Llama4TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48, num_hidden_layers=4, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=2, max_position_embeddings=256, bos_token_id=None,
+        eos_token_id=2, pad_token_id=0, **{"attention_chunk_size": 16, "floor_scale": 16, **settings},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.Llama4ForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # experts come without values
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 0.1)
+    return model
+
+
+def test_chunks_of_attention_longer_than_the_probes_sequences_are_kept_to() -> None:
+    model, examples = chunked_llama4(), random_examples([40, 9, 21])
+    scorer = Scorer(model, "auto")
+    assert scorer.route == "padded" and "differ" in scorer.finding.reason
+    logp_N = scorer(pack(examples)).logp_N
+    plain = plain_scores(model, examples)
+    assert relative(logp_N, plain) < TOLERANCE
+    for setting in ("attention_chunk_size", "floor_scale"):
+        other = chunked_llama4(**{setting: 8192})
+        assert relative(plain_scores(other, examples), plain) > 10 * TOLERANCE, (
+            f"{setting} must matter for this to mean anything"
+        )
+
+
+def test_the_small_copy_has_every_kind_of_layer() -> None:
+    small = shrink(transformers.Llama4TextConfig(interleave_moe_layer_step=3))
+    kept = list(zip(small.layer_types, small.no_rope_layers, strict=True))
+    assert kept == [("chunked_attention", 1), ("chunked_attention", 1), ("full_attention", 0)]
+    assert (small.moe_layers, small.num_hidden_layers, small.attention_chunk_size, small.floor_scale) == ([1], 3, 4, 4)
+    small = shrink(transformers.DeepseekV3Config(first_k_dense_replace=3))
+    assert (small.num_hidden_layers, small.first_k_dense_replace) == (2, 1)
+    small = shrink(transformers.Qwen2MoeConfig(mlp_only_layers=[4], decoder_sparse_step=2))
+    assert (small.mlp_only_layers, small.decoder_sparse_step, small.num_hidden_layers) == ([0], 1, 2)
+    small = shrink(transformers.SmolLM3Config())
+    assert small.no_rope_layers == [1, 0] and small.num_hidden_layers == 2
+    small = shrink(transformers.LlamaConfig(num_hidden_layers=7))
+    assert small.num_hidden_layers == 2
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+    assert (
+        shrink(transformers.LlamaConfig(rope_parameters=yarn)).rope_parameters["original_max_position_embeddings"] == 4
+    )
 
 
 def test_the_probe_leaves_the_random_state_alone() -> None:

@@ -22,6 +22,7 @@ from luthier.foundation.devices import free_memory_bytes
 from luthier.model.generation import Generated, Job
 from luthier.model.placement import input_device
 from luthier.model.token_text import TokenText
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.decoding.choosing import Chooser, Past
 from luthier.scoring.decoding.passes import Below, NextToken, Pass, Prefill, decoding_attention_in
 from luthier.scoring.decoding.prompt_row import PromptRow
@@ -186,7 +187,7 @@ class Decoder:
 
     def _logits(self, what: Pass, ids: Sequence[int], positions: Sequence[int], read: Sequence[int] | None) -> Tensor:
         """float32 logits after some tokens of a row; `read`: after which, None: after all."""
-        backbone: Any = self._model.get_decoder()
+        backbone: Any = backbone_of(self._model)
         with torch.inference_mode(), decoding_attention_in(self._model):
             hidden_TH = backbone(
                 input_ids=torch.tensor([list(ids)], device=self._device),

@@ -13,11 +13,9 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.model.generation import Job
 from luthier.model.placement import is_spread
 from luthier.scoring.decoding.decoder import Decoder
-from luthier.scoring.probe import SEED, TOLERANCE, brief, enlarge, probe, relative, shrink
+from luthier.scoring.probe import SEED, STRETCHED, TOLERANCE, brief, enlarge, probe, relative, shrink
 from luthier.scoring.scorer import transformers_model
 from luthier.scoring.virtual_tokens import has_virtual_tokens
-
-STRETCHED = ("dynamic", "longrope")  # frequencies that depend on a sequence's length
 
 
 def why_not(job: Job) -> str:
@@ -34,6 +32,9 @@ def why_not(job: Job) -> str:
     window = getattr(text, "sliding_window", None)
     if window is not None and getattr(text, "use_sliding_window", True) is not False and longest > window:
         return f"the model sees {window:,} tokens at a time, and prompt and answer may have {longest:,}"
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk is not None and longest > chunk:
+        return f"the model's attention goes by chunks of {chunk:,} tokens, and prompt and answer may have {longest:,}"
     found = getattr(text, "rope_parameters", None) or {}
     kinds = {str(part.get("rope_type")) for part in (found, *found.values()) if isinstance(part, dict)}
     if kinds & {*STRETCHED}:

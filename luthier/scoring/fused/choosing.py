@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.scoring.backbone import backbone_of
 from luthier.scoring.fused.attention_block import attention_forward, is_known
 from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
@@ -32,8 +33,8 @@ def fuse(model: PreTrainedModel) -> Counter[str]:
         how many modules of each class were found.
     """
     found: Counter[str] = Counter()
-    if narrow(model.get_decoder()):
-        found[type(model.get_decoder().layers[-1]).__name__] += 1
+    if narrow(backbone_of(model)):
+        found[type(backbone_of(model).layers[-1]).__name__] += 1
     for module in model.modules():
         forward = _forward_of(module)
         if forward is not None:
