@@ -184,7 +184,7 @@ def test_prepared_rows_need_the_folder_of_databases(
 
 def test_a_temperature_without_samples(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict(spider, tmp_path / "pred.sql", [[OLD], [OLD]], "--temperature", 0.5) == 2
-    assert "no effect without do_sample" in capsys.readouterr().err
+    assert "no effect without --samples" in capsys.readouterr().err
 
 
 def test_the_databases_stay_as_they_are(spider: Path, tmp_path: Path) -> None:
