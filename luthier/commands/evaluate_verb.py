@@ -65,7 +65,10 @@ Shots = Annotated[
     typer.Option(min=0, help="Answered questions shown before each (--benchmark: 5; --harness: the task's)."),
 ]
 Harness = Annotated[
-    str | None, typer.Option(help="Tasks of lm-evaluation-harness, parted by commas, where it is installed.")
+    str | None,
+    typer.Option(
+        help="Tasks of lm-evaluation-harness, or .yaml files of your own, parted by commas; where it is installed."
+    ),
 ]
 SkipLoss = Annotated[bool, typer.Option("--skip-loss", help="Take no loss.")]
 NewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens (256).")]

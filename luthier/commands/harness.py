@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 from luthier.config.schema import ModelConfig
 from luthier.evaluation.opening import find_speaker, open_weights
 from luthier.foundation.errors import UserError, import_extra
-from luthier.foundation.files import need_new, write_json
+from luthier.foundation.files import need_file, need_new, write_json
 from luthier.model import loading
+
+YAML = (".yaml", ".yml")
+# the file itself may hold tags that only the harness reads
+_NAME = re.compile(r"^(?:task|group):[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -43,32 +48,46 @@ def harness(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> HarnessResult:
-    """Run the harness's tasks on a model; it fetches its data sets itself.
+    """Run the harness's tasks on a model; it fetches their data sets itself.
 
     Args:
+        tasks: its names, or .yaml files of tasks of one's own; what such a file includes stands beside it.
         shots: examples before each question; None: what each task says.
 
     Raises:
-        UserError: the harness is not installed, knows no such task, or `out` is there already.
+        UserError: the harness is not installed, knows no such task or can't get its data, or `out` is there already.
     """
     if not tasks:
         raise UserError("--harness names no task.", "Such as --harness piqa,arc_easy.")
     if out is not None:
         need_new(out, "--out", overwrite=overwrite)
-    library: Any = import_extra("lm_eval", package="lm-eval", extra="harness", purpose="--harness")
-    wrapper: Any = import_extra("lm_eval.models.huggingface", package="lm-eval", extra="harness", purpose="--harness")
-    known = set(library.tasks.TaskManager().all_tasks)
-    unknown = [task for task in tasks if task not in known]
+    # each by its own name: the package imports none of them by itself
+    evaluator, index, wrapper = (
+        import_extra(f"lm_eval.{part}", package="lm-eval", extra="harness", purpose="--harness")
+        for part in ("evaluator", "tasks", "models.huggingface")
+    )
+    files = {task: Path(task).expanduser() for task in tasks if task.endswith(YAML)}
+    names = [_name_in(files[task]) if task in files else task for task in tasks]
+    folders = sorted({str(file.parent) for file in files.values()})
+    manager = index.TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    known = set(manager.all_tasks)
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
             f"the harness knows no task {', '.join(unknown)}.",
-            "`lm-eval ls tasks` (or lm_eval --tasks list) names them.",
+            "`lm-eval ls tasks` names them; a task of your own is named by its .yaml file.",
         )
     source = find_speaker(model)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
     read, _ = open_weights(source, trust_remote_code=trust_remote_code)
     wrapped = wrapper.HFLM(pretrained=read, tokenizer=tokenizer, batch_size=batch_size)
-    found = library.simple_evaluate(model=wrapped, tasks=list(tasks), num_fewshot=shots)
+    try:
+        found = evaluator.simple_evaluate(model=wrapped, tasks=names, num_fewshot=shots, task_manager=manager)
+    except OSError as error:  # the hub is silent, or a file of the user's is not there
+        raise UserError(
+            f"the harness can't get the data of {', '.join(names)}: {error}",
+            "Most tasks fetch theirs from the hub; a task in a .yaml file may name local files.",
+        ) from error
     result = HarnessResult(
         model.name, found["results"], dict(found.get("versions", {})), str(out) if out is not None else None
     )
@@ -76,3 +95,15 @@ def harness(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result.as_dict())
     return result
+
+
+def _name_in(file: Path) -> str:
+    """The task that a file describes.
+
+    Raises:
+        UserError: it is missing, or names none.
+    """
+    found = _NAME.search(need_file(file, "the harness's task").read_text(encoding="utf-8"))
+    if found is None:
+        raise UserError(f"{file} names no task.", "A line `task: NAME` says what it is called.")
+    return found[1]

@@ -187,18 +187,21 @@ def test_the_harness_gets_the_model(
         def __init__(self, pretrained: Any, tokenizer: Any, batch_size: int) -> None:
             seen.update(model=type(pretrained).__name__, tokens=len(tokenizer), batch_size=batch_size)
 
-    def simple_evaluate(model: Any, tasks: list[str], num_fewshot: int | None) -> dict[str, Any]:
+    def simple_evaluate(model: Any, tasks: list[str], num_fewshot: int | None, task_manager: Any) -> dict[str, Any]:
+        if "arc_easy" not in tasks:
+            raise ConnectionError("nobody answers")
         seen.update(tasks=tasks, shots=num_fewshot)
         return {"results": {tasks[0]: {"alias": tasks[0], "acc,none": 0.25}}, "versions": {tasks[0]: 1}}
 
-    library, models, wrapper, tasks = (
-        types.ModuleType(f"lm_eval{end}") for end in ("", ".models", ".models.huggingface", ".tasks")
+    library, models, wrapper, tasks, evaluator = (
+        types.ModuleType(f"lm_eval{end}") for end in ("", ".models", ".models.huggingface", ".tasks", ".evaluator")
     )
     wrapper.HFLM = Wrapper  # type: ignore[attr-defined]
-    tasks.TaskManager = lambda: types.SimpleNamespace(all_tasks=["piqa", "arc_easy"])  # type: ignore[attr-defined]
-    library.simple_evaluate, library.tasks, library.models = simple_evaluate, tasks, models  # type: ignore[attr-defined]
+    known = types.SimpleNamespace(all_tasks=["piqa", "arc_easy"])
+    tasks.TaskManager = lambda include_path, include_defaults: known  # type: ignore[attr-defined]
+    evaluator.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
     library.__path__ = models.__path__ = []  # type: ignore[attr-defined]
-    for module in (library, models, wrapper, tasks):
+    for module in (library, models, wrapper, tasks, evaluator):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     arguments = [
         "evaluate",
@@ -222,12 +225,35 @@ def test_the_harness_gets_the_model(
     }
     assert main(["evaluate", str(tiny_llama), "--harness", "nothing"]) == 2
     assert "knows no task nothing" in capsys.readouterr().err
+    assert main(["evaluate", str(tiny_llama), "--harness", "piqa"]) == 2
+    assert "can't get the data of piqa: nobody answers" in capsys.readouterr().err
+
+
+def test_the_harness_itself_runs_a_task_of_ones_own(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra harness)")
+    rows = [{"question": "what is the", "choices": ["name", "brown fox"], "answer": number} for number in (0, 1)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = tmp_path / "two.yaml"
+    task.write_text(
+        f"task: two_questions\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: choices\n'
+        "doc_to_target: answer\nmetric_list:\n  - metric: acc\n"
+    )
+    assert main(["evaluate", str(tiny_llama), "--harness", str(task), "--batch-size", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["results"]["two_questions"]["acc,none"] == 0.5  # the same answer to both, which is right once
+    task.write_text("dataset_path: json\n")
+    assert main(["evaluate", str(tiny_llama), "--harness", str(task)]) == 2
+    assert "names no task" in capsys.readouterr().err
 
 
 def test_the_harness_is_named_where_it_is_missing(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for module in ("lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))):
+        monkeypatch.setitem(sys.modules, module, None)
     assert main(["evaluate", str(tiny_llama), "--harness", "piqa"]) == 2
     assert 'pip install "luthier[harness]"' in capsys.readouterr().err
     assert main(["evaluate", str(tiny_llama), "--harness", "piqa", "--subject", "x"]) == 2
