@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.planning.grouped import even_offsets, is_grouped
 from luthier.planning.tracker import Operation, Shape, shapes_in
 
 SECONDS = 5.0
@@ -140,7 +141,16 @@ def _time_one(operation: Operation) -> float | None:
 
 
 def _arguments(operation: Operation) -> tuple[list[Any], dict[str, Any]]:
-    return _real(operation.arguments), {name: _real(value) for name, value in operation.named}
+    arguments, named = _real(operation.arguments), {name: _real(value) for name, value in operation.named}
+    if is_grouped(operation.function):
+        left, right, offsets = (
+            arguments[0],
+            arguments[1],
+            named.get("offs", arguments[2] if len(arguments) > 2 else None),
+        )
+        if isinstance(offsets, Tensor):  # noughts would end every group before it begins
+            offsets.copy_(even_offsets(left, right, len(offsets)))
+    return arguments, named
 
 
 def _real(value: Any) -> Any:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from luthier.planning.grouped import GROUPED_MM, grouped_flops, grouped_result, is_grouped
 from luthier.planning.heap import Heap
 from luthier.planning.known_values import READ_OUT, KnownValues
 
@@ -91,7 +92,11 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in READ_OUT:
             return self.values.read_out(func, args)
-        result = self.values.call(func, args, kwargs)
+        if func is GROUPED_MM and isinstance(args[0], FakeTensor):
+            offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
+            result = grouped_result(args[0], args[1], len(args[0]) if offsets is None else len(offsets))
+        else:
+            result = self.values.call(func, args, kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         for output in outputs:
             if isinstance(output, Tensor):
@@ -129,16 +134,18 @@ class Tracker(TorchDispatchMode):
             key = (func, repr(arguments), repr(named))
             operation = self.operations.get(key)
         if operation is None:
-            shape_rule = flop_registry.get(func._overloadpacket)
-            flops = (
-                int(shape_rule(*args, **kwargs, out_val=outputs[0] if len(outputs) == 1 else outputs))
-                if shape_rule
-                else 0
-            )
+            flops = _flops(func, args, kwargs, outputs)
             moved = sum(shape.bytes for shape in shapes_in((arguments, tuple(value for _, value in named))))
             moved += sum(output.nbytes for output in outputs if isinstance(output, Tensor))
             operation = self.operations[key] = Operation(func, arguments, named, flops, moved)
         operation.calls += 1
+
+
+def _flops(func: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> int:
+    if is_grouped(func):
+        return grouped_flops(func, args[0], args[1])
+    rule = flop_registry.get(func._overloadpacket)
+    return int(rule(*args, **kwargs, out_val=outputs[0] if len(outputs) == 1 else outputs)) if rule else 0
 
 
 def _shapes(value: Any) -> Any:
