@@ -120,7 +120,7 @@ def _planned(subject: Subject, hardware: Hardware | None, strategy: str | None) 
     if remark:
         found.remarks.insert(0, remark)
         found.over_budget = True
-    if found.over_budget or found.fits is not False:
+    if found.over_budget or found.fits is not False or found.fits_host is False:
         return found, None
     advice = advise(planner)
     if sentence := shared_out(planner):

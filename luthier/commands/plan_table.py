@@ -121,6 +121,8 @@ def _verdict(result: PlanResult) -> str:
         return "It fits."
     if plan.over_budget:
         return "It does not fit the budget, and a run would be refused: see above."
+    if plan.fits_host is False:
+        return f"It does not fit: {human_bytes(plan.host_bytes)} in the host's memory, which has {human_bytes(plan.hardware.host_bytes)}."
     text = f"It does not fit: {human_bytes(plan.memory.peak)} of {size}"
     if result.advice is None:
         return f"{text}, and nothing that was tried makes it smaller."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from luthier.foundation.devices import inspect_machine
+from luthier.foundation.devices import choose_device, fast_precisions, inspect_machine
 from luthier.foundation.errors import UserError
 from luthier.foundation.registry import nearest
 
@@ -54,11 +54,13 @@ class Hardware:
 
     Args:
         is_this_machine: whether the plan may time operations here.
+        host_bytes: memory of the machine that they stand in; 0: not known.
     """
 
     device: Device
     count: int = 1
     is_this_machine: bool = False
+    host_bytes: int = 0
 
     def __str__(self) -> str:
         return self.device.name if self.is_this_machine and self.count == 1 else f"{self.count} x {self.device.name}"
@@ -117,6 +119,7 @@ SIZES = {
     96: "H20",
     141: "H200",
 }
+VARIANTS = ("ti", "super", "laptop", "mobile", "max")  # a word behind a card's name that makes it another
 WORDED = re.compile(r"(?:(?P<count>\d+)\s*x\s*)?(?P<what>.+)", re.IGNORECASE)
 GIGABYTES = re.compile(r"(?P<size>\d+(?:\.\d+)?)\s*(?:GB|GiB|G)", re.IGNORECASE)
 
@@ -153,16 +156,37 @@ def parse_hardware(text: str) -> Hardware:
 def this_machine(use_cpu: bool = False) -> Hardware:
     """The devices that training would take here: the GPUs, else the processor with the machine's memory."""
     machine = inspect_machine()
+    has_bfloat16 = "bfloat16" in fast_precisions(choose_device(use_cpu))
     if machine.accelerators and not use_cpu:
-        first = machine.accelerators[0]
-        known = [card for name, card in CARDS.items() if _bare(name.split("-")[0]) in _bare(first["name"])]
-        kind = "mps" if "MPS" in first["name"] else "cuda"
-        model = known[-1] if known else Device(first["name"], first["memory_bytes"])
-        device = replace(model, name=first["name"], memory_bytes=first["memory_bytes"], kind=kind)
-        return Hardware(device, len(machine.accelerators), is_this_machine=True)
-    has_bfloat16 = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(machine.cpu_flags))
+        name, memory = machine.accelerators[0]["name"], machine.accelerators[0]["memory_bytes"]
+        model = named_card(name, memory) or Device(name, memory)
+        device = replace(
+            model,
+            name=name,
+            memory_bytes=memory,
+            has_bfloat16=has_bfloat16,
+            kind="mps" if "MPS" in name else "cuda",
+        )
+        return Hardware(device, len(machine.accelerators), True, machine.memory_bytes)
     name = f"{machine.cpu or 'processor'}, {machine.cores} core{'s' if machine.cores != 1 else ''}"
-    return Hardware(Device(name, machine.memory_bytes, has_bfloat16=has_bfloat16, kind="cpu"), 1, is_this_machine=True)
+    device = Device(name, machine.memory_bytes, has_bfloat16=has_bfloat16, kind="cpu")
+    return Hardware(device, 1, True, machine.memory_bytes)
+
+
+def named_card(name: str, memory_bytes: int) -> Device | None:
+    """The card of the table that a driver means by a name such as `NVIDIA A100-SXM4-80GB`; of several sizes the nearest.
+
+    It is named by whole words: an RTX A4000 is no A40, an L40 no L4, an RTX 3060 Ti no RTX 3060.
+    """
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    runs = {
+        "".join(words[start:end])
+        for start in range(len(words))
+        for end in range(start + 1, len(words) + 1)
+        if end == len(words) or words[end] not in VARIANTS
+    }
+    found = [card for known, card in CARDS.items() if _bare(known.split("-")[0]) in runs]
+    return min(found, key=lambda card: abs(card.memory_bytes - memory_bytes), default=None)
 
 
 def _of_size(size: float) -> Device:

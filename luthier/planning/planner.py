@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.foundation.devices import resident_bytes
+from luthier.foundation.files import human_bytes
 from luthier.planning.calibration import Rates, calibrate
 from luthier.planning.hardware import Device, Hardware, this_machine
 from luthier.planning.heap import heap_here
 from luthier.planning.rows import Batches, TrunkStandIn, batch_tokens
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
-from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
+from luthier.planning.strategies import Shares, Strategy, find_strategy, from_and_to_host, linked, shares, updated
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
 from luthier.planning.taken import Disk, Memory, Time
 from luthier.scoring.scorer import Scorer, transformers_model
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
 GPU_PRODUCTS, GPU_STREAMS = 0.5, 0.7  # shares of the data sheets' peaks that training reaches; not measured here
+HOST_LINK = 64e9  # both directions of 16 lanes of PCI Express 4; a card with less has its own in the table
+HOST_BYTES_PER_SECOND = (
+    50e9  # what Adam reaches in a host's memory, all its threads together; assumed, not measured here
+)
 GPU_SECONDS_PER_CALL = 20e-6  # Python and autograd around an operation, as on a processor
 CPU_WORK_BYTES = (
     48 * 1024**2
@@ -86,7 +91,26 @@ class Plan:
         """Whether one device holds it, within the budget that was given."""
         if self.memory is None:
             return None
-        return not self.over_budget and self.memory.peak <= self.hardware.device.usable_bytes
+        return (
+            not self.over_budget
+            and self.memory.peak <= self.hardware.device.usable_bytes
+            and self.fits_host is not False
+        )
+
+    @property
+    def host_bytes(self) -> int:
+        """What all devices keep in the machine's memory."""
+        if self.memory is None:
+            return 0
+        here = self.memory.peak if self.hardware.device.kind == "cpu" else 0  # which is the same memory
+        return self.hardware.count * self.memory.host + here
+
+    @property
+    def fits_host(self) -> bool | None:
+        """Whether the machine's memory holds what waits there; None where nothing does, or its size is not known."""
+        if self.memory is None or not self.memory.host or not self.hardware.host_bytes:
+            return None
+        return self.host_bytes <= int(0.9 * self.hardware.host_bytes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; docs/plan.md describes the keys."""
@@ -174,6 +198,13 @@ class Planner:
         if not self.strategy.runs_here:
             remarks.append(
                 f"luthier has no engine for {self.strategy.name} yet: this is what it would take, not what can be run"
+            )
+        if memory is not None and memory.host:
+            needed = human_bytes(self.hardware.count * memory.host)
+            room = self.hardware.host_bytes
+            has = f"which has {human_bytes(room)}" if room else "which must have them beside what else runs there"
+            remarks.append(
+                f"{needed} of weights, gradients and optimizer states wait in the machine's own memory, {has}"
             )
         if self.device.kind != "cpu":
             remarks.append("figures for GPUs are reckoned: none of them has been measured on one")
@@ -336,9 +367,8 @@ class Planner:
     def _time(self, subject: Subject, model: TracedModel, batches: Batches) -> Time:
         trace, _ = self._trace(subject, model, batches.usual, False, with_heap=False)
         rates = self._rates(trace)
-        update = (3 * trace.gradients + 2 * model.trained_bytes + 2 * model.optimizer_bytes) / rates.bytes_per_second
-        step = batches.per_step * rates.seconds(trace.operations) + update
-        step += self._link_seconds(model, trace)
+        step = batches.per_step * rates.seconds(trace.operations) + self._update_seconds(model, trace, rates)
+        step += self._link_seconds(model, trace, batches.per_step)
         return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)
 
     def _rates(self, trace: StepTrace) -> Rates:
@@ -353,13 +383,29 @@ class Planner:
             waits=False,
         )
 
-    def _link_seconds(self, model: TracedModel, trace: StepTrace) -> float:
-        """What goes between devices in a step, at half the link's two-way rate; computing meanwhile is not reckoned with."""
-        count, device = self.hardware.count, self.device
-        if count == 1 or not device.link_bytes_per_second:
-            return 0.0
-        moved = model.weight_bytes if self.strategy.shards_weights else trace.gradients
-        return self.strategy.link_passes * moved * (count - 1) / count / (device.link_bytes_per_second / 2)
+    def _update_seconds(self, model: TracedModel, trace: StepTrace, rates: Rates) -> float:
+        """The optimizer's step, where the states are."""
+        moved = updated(
+            self.strategy,
+            self.hardware.count,
+            trained=model.trained_bytes,
+            states=model.optimizer_bytes,
+            gradients=trace.gradients,
+        )
+        on_host = self.strategy.offloads and self.device.kind != "cpu"
+        return moved / (HOST_BYTES_PER_SECOND if on_host else rates.bytes_per_second)
+
+    def _link_seconds(self, model: TracedModel, trace: StepTrace, batches: int) -> float:
+        """What goes between devices in a step, and between each and the host, at half the link's two-way rate; computing
+        meanwhile is not reckoned with."""
+        count, link = self.hardware.count, self.device.link_bytes_per_second
+        sizes = {"batches": batches, "weights": model.weight_bytes, "gradients": trace.gradients}
+        sent = linked(self.strategy, count, trained=model.trained_bytes, **sizes)
+        seconds = sent / (link / 2) if link else 0.0
+        if self.device.kind != "cpu":
+            to_host = min(link or HOST_LINK, HOST_LINK)
+            seconds += from_and_to_host(self.strategy, count, **sizes) / (to_host / 2)
+        return seconds
 
 
 def _disk(config: RunConfig, model: TracedModel, steps: int, trunk: int) -> Disk:

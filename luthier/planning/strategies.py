@@ -24,8 +24,6 @@ class Strategy:
         engine: the plug-in in training/engines that would run it.
         shards_states, shards_gradients, shards_weights: whether each device keeps only its share.
         offloads: weights and optimizer states wait in the host's memory.
-        link_passes: how many times the bytes of all weights (of the trained ones, where weights are whole) go over the
-            link in a step.
         description: for people.
     """
 
@@ -35,7 +33,6 @@ class Strategy:
     shards_gradients: bool = False
     shards_weights: bool = False
     offloads: bool = False
-    link_passes: float = 0.0
     description: str = ""
 
     @property
@@ -48,11 +45,11 @@ STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Strategy("single", "single", description="one device"),
-        Strategy("ddp", "ddp", link_passes=2, description="every device holds everything; gradients are summed"),
-        Strategy("zero-1", "deepspeed", True, link_passes=2, description="optimizer states are shared out"),
-        Strategy("zero-2", "deepspeed", True, True, link_passes=2, description="gradients too"),
-        Strategy("zero-3", "deepspeed", True, True, True, link_passes=3, description="weights too"),
-        Strategy("fsdp", "fsdp", True, True, True, link_passes=3, description="all three are shared out, by PyTorch"),
+        Strategy("ddp", "ddp", description="every device holds everything; gradients are summed"),
+        Strategy("zero-1", "deepspeed", True, description="optimizer states are shared out"),
+        Strategy("zero-2", "deepspeed", True, True, description="gradients too"),
+        Strategy("zero-3", "deepspeed", True, True, True, description="weights too"),
+        Strategy("fsdp", "fsdp", True, True, True, description="all three are shared out, by PyTorch"),
         Strategy(
             "offload",
             "deepspeed",
@@ -60,7 +57,6 @@ STRATEGIES: dict[str, Strategy] = {
             True,
             True,
             True,
-            3,
             "zero-3, weights and optimizer states in the host's memory",
         ),
     )
@@ -106,15 +102,55 @@ class Shares:
 def shares(strategy: Strategy, devices: int, *, weights: int, states: int, gradients: int, unit: int) -> Shares:
     """What of a run one of `devices` devices holds. All sizes in bytes."""
 
-    def part(size: int, shared: bool) -> int:
-        return -(-size // devices) if shared else size
-
-    own_weights = part(weights, strategy.shards_weights)
-    own_states = part(states, strategy.shards_states)
-    own_gradients = part(gradients, strategy.shards_gradients)
+    own_weights = _part(weights, devices, strategy.shards_weights)
+    own_states = _part(states, devices, strategy.shards_states)
+    own_gradients = _part(gradients, devices, strategy.shards_gradients)
     gathered = 0 if strategy.name == "single" else min(BUCKET_BYTES, gradients)
     if strategy.shards_weights:
         gathered += min(GATHERED_UNITS * unit, weights)
     if strategy.offloads:
         return Shares(0, 0, 0, gathered, own_weights + own_states + own_gradients)
     return Shares(own_weights, own_states, own_gradients, gathered, 0)
+
+
+def _part(size: int, devices: int, shared: bool) -> int:
+    return -(-size // devices) if shared else size
+
+
+def linked(strategy: Strategy, devices: int, *, batches: int, weights: int, trained: int, gradients: int) -> float:
+    """Bytes that one device sends to the others in a step (and as many that it gets).
+
+    Whole gradients are summed once a step, which sends them twice (each device sums a share, then all shares go round);
+    shared ones go to their device once for each batch. Updated weights go round once where only their states are shared; where
+    they are shared themselves all of them, frozen or not, are gathered for every batch's forward pass and again for its
+    backward pass (ZeRO, section 7).
+
+    Args:
+        batches: of a step. weights: all. trained: the weights that learn. All but the first in bytes.
+    """
+    if devices == 1 or strategy.name == "single":
+        return 0.0
+    if strategy.shards_weights:
+        sent = batches * (2 * weights + gradients)
+    elif strategy.shards_gradients:
+        sent = batches * gradients + trained
+    elif strategy.shards_states:
+        sent = gradients + trained
+    else:
+        sent = 2 * gradients
+    return sent * (devices - 1) / devices
+
+
+def from_and_to_host(strategy: Strategy, devices: int, *, batches: int, weights: int, gradients: int) -> float:
+    """Bytes between a device and the host's memory in a step: its share of the weights comes for every batch's forward pass
+    and again for its backward pass, its share of the gradients goes back."""
+    return batches * (2 * weights + gradients) / devices if strategy.offloads else 0.0
+
+
+def updated(strategy: Strategy, devices: int, *, trained: int, states: int, gradients: int) -> float:
+    """Bytes that a step's update moves in a device's memory (under offload: in the host's, all devices' together): gradients
+    are read and written three times, trained weights and states twice; of what is shared, a device's own part."""
+    if strategy.offloads:
+        devices = 1  # they share the host's memory, and its rate
+    own = _part(trained, devices, strategy.shards_states) + _part(states, devices, strategy.shards_states)
+    return 3 * _part(gradients, devices, strategy.shards_gradients) + 2 * own

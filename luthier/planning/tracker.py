@@ -92,6 +92,7 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in READ_OUT:
             return self.values.read_out(func, args)
+        result: Any
         if func is GROUPED_MM and isinstance(args[0], FakeTensor):
             offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
             result = grouped_result(args[0], args[1], len(args[0]) if offsets is None else len(offsets))

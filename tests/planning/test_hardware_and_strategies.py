@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from luthier.foundation.devices import Machine
 from luthier.foundation.errors import UserError
-from luthier.planning.hardware import CARDS, GIB, parse_hardware, this_machine
-from luthier.planning.strategies import BUCKET_BYTES, STRATEGIES, find_strategy, shares
+from luthier.planning.hardware import CARDS, GIB, named_card, parse_hardware, this_machine
+from luthier.planning.strategies import (
+    BUCKET_BYTES,
+    STRATEGIES,
+    find_strategy,
+    from_and_to_host,
+    linked,
+    shares,
+    updated,
+)
 
 GB = 10**9
 
@@ -53,6 +62,50 @@ def test_this_machine_is_where_operations_are_timed() -> None:
     assert found.is_this_machine and found.device.kind == "cpu" and found.device.memory_bytes > GIB
 
 
+@pytest.mark.parametrize(
+    ("name", "gib", "card"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 80, "A100-80GB"),
+        ("NVIDIA A100-PCIE-40GB", 40, "A100-40GB"),
+        ("Tesla V100-SXM2-16GB", 16, "V100-16GB"),
+        ("Tesla T4", 15, "T4"),
+        ("NVIDIA GeForce RTX 2080 Ti", 11, "RTX2080Ti"),
+        ("NVIDIA RTX A6000", 48, "A6000"),
+        ("NVIDIA L40S", 45, "L40S"),
+        ("NVIDIA H100 80GB HBM3", 80, "H100-80GB"),
+        ("AMD Instinct MI250X / MI250", 64, "MI250X-GCD"),
+        # like one of the table, and none of it
+        ("NVIDIA RTX A4000", 16, None),
+        ("NVIDIA L40", 45, None),
+        ("NVIDIA A10G", 22, None),
+        ("NVIDIA GeForce RTX 3060 Ti", 8, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16, None),
+        ("NVIDIA GeForce GTX 1080", 8, None),
+    ],
+)
+def test_drivers_name_cards_by_whole_words(name: str, gib: int, card: str | None) -> None:
+    found = named_card(name, gib * GIB)
+    assert (found.name if found else None) == card
+
+
+@pytest.mark.parametrize("does_bfloat16", [True, False])
+def test_a_card_here_multiplies_bfloat16_if_torch_says_so(does_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GTX 1080 is planned with float32 weights, as they will be loaded."""
+    card = {"name": "NVIDIA GeForce GTX 1080", "memory_bytes": 8 * GIB}
+    machine = Machine(8, 32 * GIB, 16 * GIB, "processor", (), (card, card))
+    fast = frozenset({"float32", "float16", *(["bfloat16"] if does_bfloat16 else [])})
+    monkeypatch.setattr("luthier.planning.hardware.inspect_machine", lambda: machine)
+    monkeypatch.setattr("luthier.planning.hardware.fast_precisions", lambda device: fast)
+    found = this_machine()
+    assert found.device.has_bfloat16 == does_bfloat16
+    assert (found.count, found.device.kind, found.device.memory_bytes, found.host_bytes) == (
+        2,
+        "cuda",
+        8 * GIB,
+        32 * GIB,
+    )
+
+
 # a model of 7 billion parameters trained whole by Adam in mixed precision, on 64 devices: figure 1 of the ZeRO paper counts
 # 2 + 2 + 12 bytes for each parameter, and gets 31.4, 16.6 and 1.9 GB for its three stages with 7.5 billion
 @pytest.mark.parametrize(("name", "gigabytes"), [("ddp", 120), ("zero-1", 31.4), ("zero-2", 16.6), ("zero-3", 1.9)])
@@ -72,6 +125,40 @@ def test_what_is_gathered_and_what_waits_in_the_host() -> None:
     offloaded = shares(STRATEGIES["offload"], 4, **sizes)
     assert offloaded.weights == offloaded.optimizer_states == 0
     assert offloaded.host == sharded.weights + sharded.gradients + sharded.optimizer_states
+
+
+def test_what_goes_over_the_link() -> None:
+    """One half of the weights learns; on 4 devices each sends three quarters of what it holds or gathers."""
+    sizes = {"batches": 5, "weights": 80 * GB, "trained": 40 * GB, "gradients": 40 * GB}
+    sent = {name: linked(strategy, 4, **sizes) / GB for name, strategy in STRATEGIES.items()}
+    assert sent == {
+        "single": 0,
+        "ddp": 0.75 * (2 * 40),
+        "zero-1": 0.75 * (40 + 40),
+        "zero-2": 0.75 * (5 * 40 + 40),
+        "zero-3": 0.75 * 5 * (2 * 80 + 40),
+        "fsdp": 0.75 * 5 * (2 * 80 + 40),
+        "offload": 0.75 * 5 * (2 * 80 + 40),
+    }
+    assert all(linked(strategy, 1, **sizes) == 0 for strategy in STRATEGIES.values())
+    frozen = linked(STRATEGIES["fsdp"], 4, batches=1, weights=80 * GB, trained=0, gradients=0)
+    assert frozen == 0.75 * 2 * 80 * GB  # gathered forward and backward, nothing summed
+
+
+def test_what_comes_from_the_host() -> None:
+    sizes = {"batches": 2, "weights": 80 * GB, "gradients": 40 * GB}
+    assert from_and_to_host(STRATEGIES["offload"], 1, **sizes) == 2 * (2 * 80 + 40) * GB
+    assert from_and_to_host(STRATEGIES["offload"], 4, **sizes) == 2 * (2 * 80 + 40) * GB / 4
+    assert from_and_to_host(STRATEGIES["zero-3"], 4, **sizes) == 0
+
+
+def test_an_update_moves_what_a_device_holds() -> None:
+    sizes = {"trained": 4 * GB, "states": 8 * GB, "gradients": 4 * GB}
+    moved = {name: updated(strategy, 4, **sizes) / GB for name, strategy in STRATEGIES.items()}
+    whole = 3 * 4 + 2 * 4 + 2 * 8
+    assert moved["ddp"] == moved["single"] == moved["offload"] == whole  # offload: all devices' in one memory
+    assert moved["zero-1"] == 3 * 4 + (2 * 4 + 2 * 8) / 4
+    assert moved["zero-2"] == moved["zero-3"] == moved["fsdp"] == whole / 4
 
 
 def test_strategies_by_name() -> None:

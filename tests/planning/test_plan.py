@@ -17,7 +17,7 @@ from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
 from luthier.planning.advice import _settings, _sizes, _variants, _with_batch, _with_method, advise, shared_out
 from luthier.planning.hardware import Device, Hardware
-from luthier.planning.planner import Planner, plan
+from luthier.planning.planner import HOST_BYTES_PER_SECOND, HOST_LINK, Plan, Planner, plan
 from luthier.planning.strategies import STRATEGIES
 from luthier.planning.subject import Subject
 from luthier.planning.taken import Memory
@@ -134,6 +134,38 @@ def test_time_grows_with_the_work(tiny_llama: Path, rows: Path, tmp_path: Path) 
         return found
 
     assert seconds("training.gradient_accumulation_steps=3") > 2.5 * seconds()
+
+
+def test_offload_takes_the_hosts_time_and_memory(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """On one device too: Adam in the host's memory, weights and gradients over its link in every batch."""
+
+    def planned(strategy: str, batches: int, host_bytes: int = 0) -> Plan:
+        settings = ("method=full", f"training.gradient_accumulation_steps={batches}")
+        planner = planner_for(tiny_llama, rows, tmp_path, *settings, strategy=strategy)
+        planner.hardware = replace(planner.hardware, host_bytes=host_bytes)
+        return planner.plan()
+
+    def seconds(strategy: str, batches: int) -> float:
+        found = planned(strategy, batches).seconds_per_step
+        assert found is not None
+        return found
+
+    offloaded = planned("offload", 1)
+    assert offloaded.memory is not None
+    size = offloaded.trainable_parameters
+    link = min(CARD.link_bytes_per_second or HOST_LINK, HOST_LINK) / 2
+    bandwidth, own = HOST_BYTES_PER_SECOND, (CARD.bytes_per_second or 500e9) * 0.7
+    update = (3 + 2 + 4) * 4 * size
+    beyond = 3 * 4 * size / link + update / bandwidth - update / own
+    assert seconds("offload", 1) - seconds("single", 1) == pytest.approx(beyond, rel=0.02)
+    more = (seconds("offload", 3) - seconds("single", 3)) - (seconds("offload", 1) - seconds("single", 1))
+    assert more == pytest.approx(2 * 3 * 4 * size / link, rel=0.02)
+
+    assert offloaded.fits and offloaded.fits_host is None  # how much the machine has is not known
+    assert any("wait in the machine's own memory, which must have them" in remark for remark in offloaded.remarks)
+    assert planned("offload", 1, host_bytes=2 * offloaded.host_bytes).fits
+    small = planned("offload", 1, host_bytes=offloaded.host_bytes)
+    assert small.fits is False and small.fits_host is False
 
 
 def test_it_is_timed_here(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
