@@ -10,12 +10,12 @@ from luthier.config.schema import RunConfig
 from luthier.data.batch import Batch
 from luthier.foundation.devices import resident_bytes
 from luthier.foundation.files import human_bytes
-from luthier.planning.calibration import Rates, calibrate
 from luthier.planning.hardware import Device, Hardware, this_machine
 from luthier.planning.heap import heap_here
 from luthier.planning.rows import Batches, TrunkStandIn, batch_tokens
+from luthier.planning.step_time import rates_of, step_seconds
 from luthier.planning.step_trace import StepTrace, UntraceableError, trace_batch
-from luthier.planning.strategies import Shares, Strategy, find_strategy, from_and_to_host, linked, shares, updated
+from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
 from luthier.planning.taken import Disk, Memory, Time
 from luthier.scoring.scorer import Scorer, transformers_model
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 GPU_FIXED_BYTES = 600 * 1024**2  # a CUDA context and cuBLAS's workspaces; not measured here
 GPU_HOLES = 0.06  # what torch's caching allocator rounds up and can't reuse; not measured here
-GPU_PRODUCTS, GPU_STREAMS = 0.5, 0.7  # shares of the data sheets' peaks that training reaches; not measured here
-HOST_LINK = 64e9  # both directions of 16 lanes of PCI Express 4; a card with less has its own in the table
-HOST_BYTES_PER_SECOND = (
-    50e9  # what Adam reaches in a host's memory, all its threads together; assumed, not measured here
-)
-GPU_SECONDS_PER_CALL = 20e-6  # Python and autograd around an operation, as on a processor
 CPU_WORK_BYTES = (
     48 * 1024**2
 )  # what a process gains with its first steps: buffers of MKL and oneDNN, the loss plot's library
@@ -366,46 +360,9 @@ class Planner:
 
     def _time(self, subject: Subject, model: TracedModel, batches: Batches) -> Time:
         trace, _ = self._trace(subject, model, batches.usual, False, with_heap=False)
-        rates = self._rates(trace)
-        step = batches.per_step * rates.seconds(trace.operations) + self._update_seconds(model, trace, rates)
-        step += self._link_seconds(model, trace, batches.per_step)
+        rates = rates_of(self.hardware, trace.operations)
+        step = step_seconds(self.hardware, self.strategy, model, trace, rates, batches.per_step)
         return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)
-
-    def _rates(self, trace: StepTrace) -> Rates:
-        if self.hardware.is_this_machine and self.device.kind == "cpu":
-            return calibrate(trace.operations)
-        device = self.device
-        return Rates(
-            flops_per_second=(device.flops_per_second or 50e12) * GPU_PRODUCTS,
-            float32_flops=(device.float32_flops or 10e12) * GPU_PRODUCTS,
-            bytes_per_second=(device.bytes_per_second or 500e9) * GPU_STREAMS,
-            seconds_per_call=GPU_SECONDS_PER_CALL,
-            waits=False,
-        )
-
-    def _update_seconds(self, model: TracedModel, trace: StepTrace, rates: Rates) -> float:
-        """The optimizer's step, where the states are."""
-        moved = updated(
-            self.strategy,
-            self.hardware.count,
-            trained=model.trained_bytes,
-            states=model.optimizer_bytes,
-            gradients=trace.gradients,
-        )
-        on_host = self.strategy.offloads and self.device.kind != "cpu"
-        return moved / (HOST_BYTES_PER_SECOND if on_host else rates.bytes_per_second)
-
-    def _link_seconds(self, model: TracedModel, trace: StepTrace, batches: int) -> float:
-        """What goes between devices in a step, and between each and the host, at half the link's two-way rate; computing
-        meanwhile is not reckoned with."""
-        count, link = self.hardware.count, self.device.link_bytes_per_second
-        sizes = {"batches": batches, "weights": model.weight_bytes, "gradients": trace.gradients}
-        sent = linked(self.strategy, count, trained=model.trained_bytes, **sizes)
-        seconds = sent / (link / 2) if link else 0.0
-        if self.device.kind != "cpu":
-            to_host = min(link or HOST_LINK, HOST_LINK)
-            seconds += from_and_to_host(self.strategy, count, **sizes) / (to_host / 2)
-        return seconds
 
 
 def _disk(config: RunConfig, model: TracedModel, steps: int, trunk: int) -> Disk:

@@ -17,7 +17,8 @@ from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
 from luthier.planning.advice import _settings, _sizes, _variants, _with_batch, _with_method, advise, shared_out
 from luthier.planning.hardware import Device, Hardware
-from luthier.planning.planner import HOST_BYTES_PER_SECOND, HOST_LINK, Plan, Planner, plan
+from luthier.planning.planner import Plan, Planner, plan
+from luthier.planning.step_time import HOST_BYTES_PER_SECOND, HOST_LINK
 from luthier.planning.strategies import STRATEGIES
 from luthier.planning.subject import Subject
 from luthier.planning.taken import Memory
