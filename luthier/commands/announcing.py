@@ -30,10 +30,12 @@ def _learnt(setup: Setup) -> str:
         return f"{setup.data.train.targets:,} of them trained"
     labels = setup.head.labels
     shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    if labels:
+        return f"each with {'several' if 'multi' in setup.head.problem else 'one'} of: {shown}"
+    if (setup.head.mean, setup.head.scale) == (0, 1):
+        return "each with a number"
     return (
-        f"each with {'several' if 'multi' in setup.head.problem else 'one'} of: {shown}"
-        if labels
-        else "each with a number"
+        f"each with a number, learnt less the mean {setup.head.mean:g}, by the standard deviation {setup.head.scale:g}"
     )
 
 

@@ -159,6 +159,8 @@ def _stage(model: ModelConfig, records: Sequence[Sequence[Record]], head: Sequen
     module = STAGES.load(named["name"])
     options: PluginOptions = module.Options.model_validate(named)
     stage: Stage = module.build(options)
+    if head is not None:
+        stage.keep(head)
     return stage
 
 

@@ -154,8 +154,7 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
     )
     for remark in data.report.remarks():
         say(remark)
-    head = stage.meet(data)
-    _check_head(source, head)
+    head = _settled_head(source, stage, stage.meet(data))
     unknown = metric_problems(config, data.validation_sets)
     if unknown:
         raise ConfigError(unknown)
@@ -254,15 +253,18 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     return count_parameters(tuned)
 
 
-def _check_head(source: loading.ModelSource, wanted: SequenceHead | None) -> None:
-    """Refuse a model whose head was trained for something else.
+def _settled_head(source: loading.ModelSource, stage: Stage, wanted: SequenceHead | None) -> SequenceHead | None:
+    """The head to train: the model's own, with the unit of its numbers, or the one that the rows need.
 
     Raises:
-        ModelError: with both.
+        ModelError: the model's was trained for something else; with both.
     """
     found = saved_head(source.adapter, source.base)
-    if found is None or found == wanted:
-        return
+    if found is None:
+        return wanted
+    if wanted is not None and (found.problem, found.labels) == (wanted.problem, wanted.labels):
+        stage.keep(found)
+        return found
     remedy = "Start from the model that it was trained from."
     if wanted is None:
         raise ModelError(

@@ -2,7 +2,8 @@
 `...ForSequenceClassification` has them.
 
 A whole model keeps what its head means in config.json, as transformers does. peft's format has no place for it, so an adapter
-keeps it in head.json, whose keys are those of transformers' config: `from_pretrained(base, **head)` takes them.
+keeps it in head.json, whose keys are those of transformers' config. Two are ours, in either: label_mean and label_scale, of
+a regression whose labels were standardised.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ class SequenceHead:
     Args:
         problem: what they mean, by transformers' names.
         labels: the classes, in the order of their numbers; of a regression none: its head gives one number.
+        mean, scale: what stands for a regression's number y is (y - mean) / scale.
     """
 
     problem: Literal["single_label_classification", "multi_label_classification", "regression"]
     labels: tuple[str, ...] = ()
+    mean: float = 0.0
+    scale: float = 1.0
 
     @property
     def outputs(self) -> int:
@@ -46,7 +50,8 @@ class SequenceHead:
     def settings(self) -> dict[str, Any]:
         """What transformers' config says of it; JSON but for the numbers that are keys."""
         names = self.labels or ("LABEL_0",)
-        return {
+        unit = {"label_mean": self.mean, "label_scale": self.scale} if (self.mean, self.scale) != (0, 1) else {}
+        return unit | {
             "num_labels": self.outputs,
             "problem_type": self.problem,
             "id2label": dict(enumerate(names)),
@@ -91,7 +96,9 @@ def _read(settings: dict[str, Any]) -> SequenceHead:
     names = settings.get("id2label") or {}
     labels = tuple(str(names[key]) for key in sorted(names, key=int))
     problem: Any = settings.get("problem_type") or ("regression" if len(labels) == 1 else "single_label_classification")
-    return SequenceHead(problem, () if problem == "regression" else labels)
+    if problem == "regression":
+        return SequenceHead(problem, (), settings.get("label_mean", 0.0), settings.get("label_scale", 1.0))
+    return SequenceHead(problem, labels)
 
 
 def head_modules(model: PreTrainedModel) -> dict[str, nn.Module]:

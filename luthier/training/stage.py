@@ -58,6 +58,10 @@ class Stage(ABC):
         """
         return None
 
+    def keep(self, head: SequenceHead) -> None:
+        """Be told the head that the model has learnt already, and is read or trained further with. Most have nothing to keep."""
+        return None
+
     def know(self, labels: Sequence[str]) -> None:
         """Be told in place of `meet`, where rows are measured and not learnt, which classes there are; each counts alike. Most have nothing to know."""
         return None

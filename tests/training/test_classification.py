@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import transformers
 
 import luthier
 from luthier.commands.chat import chat
+from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.export import export
 from luthier.config.loading import load
 from luthier.data.examples import TokenizedExample, TokenSequence
@@ -245,6 +247,67 @@ def test_numbers(tiny_bert: Path, tmp_path: Path) -> None:
     assert float(logits) == pytest.approx(first["predicted"], rel=1e-4) and model.config.problem_type == "regression"
 
 
+def test_numbers_far_from_zero_are_learnt_standardised(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prices: what a run learns of them, a reader of its folder tells in their unit, and so does a run that goes on."""
+    rows = [
+        {"text": row["text"], "label": 100_000 + 20_000 * row["text"].count("fox")} for row in labelled_rows(90, seed=5)
+    ]
+    path = write_json_lines(tmp_path / "rows.jsonl", rows)
+    steps = {"num_train_epochs": 5, "learning_rate": 5e-3}
+    config = classification_config(tiny_bert, path, tmp_path / "run", "lora", "regression", **steps)
+    result = luthier.train(config)
+    assert "each with a number, learnt less the mean" in capsys.readouterr().err
+    last = [line for line in result.history if "eval_loss" in line][-1]
+    held = [row["label"] for row in lines(tmp_path / "run" / "predictions.jsonl")]
+    assert last["eval_pearson"] > 0.9 and last["eval_mean_squared_error"] < 0.3 * float(np.var(held))
+    head = json.loads((tmp_path / "run" / "final" / "head.json").read_text())
+    assert last["eval_loss"] == pytest.approx(last["eval_mean_squared_error"] / head["label_scale"] ** 2, rel=1e-4)
+    told = {row["row"]: row["predicted"] for row in lines(tmp_path / "run" / "predictions.jsonl")}
+
+    measured = evaluate(str(tmp_path / "run"), [str(path)], Asked(how=None))
+    read = {row["row"]: row["predicted"] for row in measured.rows}
+    assert {number: read[number] for number in told} == pytest.approx(told, rel=1e-4)
+
+    export(str(tmp_path / "run"), tmp_path / "merged")
+    for model in (tmp_path / "run", tmp_path / "merged"):  # the same rows, and so the same statistics are not asked for
+        again = classification_config(model, path, tmp_path / f"{model.name}-on", "full", "regression")
+        again["training"] |= {"num_train_epochs": 1, "learning_rate": 1e-12, "save_strategy": "no"}
+        again["data"]["train"] = [str(path), str(path)]
+        luthier.train({**again, "data": {**again["data"], "validation": str(path)}})
+        for row in lines(tmp_path / f"{model.name}-on" / "predictions.jsonl"):
+            assert row["row"] not in told or row["predicted"] == pytest.approx(told[row["row"]], rel=1e-4)
+        saved = json.loads((tmp_path / f"{model.name}-on" / "final" / "config.json").read_text())
+        assert (saved["label_mean"], saved["label_scale"]) == (head["label_mean"], head["label_scale"])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    row, predicted = next(iter(told.items()))
+    with torch.no_grad():
+        logit = float(model(**tokenizer(rows[row - 1]["text"], return_tensors="pt")).logits)
+    assert logit * model.config.label_scale + model.config.label_mean == pytest.approx(predicted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "asked", "expected"),
+    [
+        ([0.0, 1.0], None, (0, 1)),
+        ([0.0, 1.0], True, (0.5, 0.5)),
+        ([100.0, 101.0], None, (100.5, 0.5)),
+        ([100.0, 101.0], False, (0, 1)),
+        ([-40.0, 40.0], None, (0, 40)),
+        ([0.001, 0.003], None, (0.002, 0.001)),
+    ],
+)
+def test_which_numbers_are_standardised(labels: list[float], asked: bool | None, expected: tuple[float, float]) -> None:
+    stage = regression.build(regression.Options(standardize=asked))
+    data = SimpleNamespace(
+        train=SimpleNamespace(numbers=lambda name: np.array(labels)), report=SimpleNamespace(labels=())
+    )
+    head = stage.meet(data)  # type: ignore[arg-type]
+    assert (head.mean, head.scale) == (stage.mean, stage.scale) == pytest.approx(expected)
+
+
 def test_label_words_are_compared_by_their_likelihood(
     tiny_llama: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -381,4 +444,4 @@ def test_every_option_acts() -> None:
     assert set(classification.Options.model_fields) == {
         "name", "head", "labels", "multi_label", "class_weights", "label_smoothing", "prompt", "label_words", "metrics",
     }  # fmt: skip
-    assert set(regression.Options.model_fields) == {"name", "metrics"}
+    assert set(regression.Options.model_fields) == {"name", "metrics", "standardize"}

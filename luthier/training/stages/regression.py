@@ -1,4 +1,8 @@
-"""Regression: a head gives a text, or two, a number; the loss is the squared error."""
+"""Regression: a head gives a text, or two, a number; the loss is the squared error.
+
+A fresh head gives numbers near 0, and clipped gradients move it by little: prices near 1e5 would never be reached. So labels
+far from that are learnt standardised, (y - mean) / scale over the training rows, and predictions are put back into their unit.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from luthier.scoring.readouts import Readout, Scores
 
 
+FAR = 10.0  # from what a fresh head gives
+
+
 class Options(PluginOptions):
     """How predictions are measured."""
 
@@ -28,6 +35,12 @@ class Options(PluginOptions):
     metrics: list[str] | None = Field(
         None,
         description="What an evaluation gives beside the loss; unset: mean_squared_error, pearson, spearman.",
+    )
+
+    standardize: bool | None = Field(
+        None,
+        description="Learn labels less their mean, divided by their standard deviation over the training rows; predictions are in "
+        "the labels' own unit all the same. Unset: where the mean is above 10 in size, or the deviation not between 0.1 and 10.",
     )
 
     @model_validator(mode="after")
@@ -44,13 +57,26 @@ class Regression(Stage):
         self.encoder, self.encoder_options = rows.encoder, rows.encoder_options
         self.labelling = Labelling("regression", options.metrics)
         self.metrics = self.labelling.metrics
+        self.standardize = options.standardize
+        self.mean, self.scale = 0.0, 1.0
 
     def meet(self, data: PreparedData) -> SequenceHead:
         """A head with one output; numbers that are all the same are refused."""
         from luthier.model.heads import SequenceHead
 
         self.labelling.meet(data)
-        return SequenceHead("regression")
+        labels = data.train.numbers("label")
+        mean, scale = float(labels.mean()), float(labels.std())
+        wanted = self.standardize
+        if wanted is None:
+            wanted = abs(mean) > FAR or not 1 / FAR < scale < FAR
+        if wanted:
+            self.mean, self.scale = mean, scale
+        return SequenceHead("regression", (), self.mean, self.scale)
+
+    def keep(self, head: SequenceHead) -> None:
+        """Go on in the unit that the head has learnt."""
+        self.mean, self.scale = head.mean, head.scale
 
     @property
     def readout(self) -> Readout:
@@ -64,14 +90,14 @@ class Regression(Stage):
         return float(len(batch.extras["label"]))
 
     def loss(self, scores: Scores, batch: Batch) -> Tensor:
-        """Squared errors, summed."""
-        return (scores[self.readout][:, 0] - batch.extras["label"]).square().sum()
+        """Squared errors, summed; of standardised labels in units of their variance."""
+        return (scores[self.readout][:, 0] - (batch.extras["label"] - self.mean) / self.scale).square().sum()
 
     def outcomes(self, scores: Scores, batch: Batch) -> Tensor:
         """The number predicted, and the true one."""
         import torch
 
-        return torch.stack([scores[self.readout][:, 0], batch.extras["label"]], dim=1)
+        return torch.stack([scores[self.readout][:, 0] * self.scale + self.mean, batch.extras["label"]], dim=1)
 
     def measure(self, outcomes_EC: Array) -> dict[str, float]:
         """The metrics."""
