@@ -13,6 +13,7 @@ from luthier.config.data_section import DataEntry
 from luthier.config.loading import load
 from luthier.config.plugins import STAGES
 from luthier.config.schema import ModelConfig
+from luthier.data.detection import FormatError
 from luthier.data.encoders._labels import label_names, names_of
 from luthier.data.entries import KINDS, convert_rows, formats_of
 from luthier.data.examples import TokenizedExample
@@ -34,6 +35,11 @@ STAGE_OF: dict[Kind, str] = {
     "classes": "classification",
     "numbers": "regression",
 }
+NAMES = (
+    "Name its columns as a format has them (a text and its class or number: text and label; a question and its answer: "
+    "instruction and output; a text alone: text; docs/data.md has the others), or write a config that maps them in "
+    "data.train.0.columns: auto takes no columns."
+)
 ANOTHER_TEMPLATE = 0.05  # share of rows that a template may refuse before the next one is tried
 
 
@@ -100,7 +106,10 @@ def look_at_rows(data: str) -> Rows:
     """The rows as records, and of what kind they are."""
     located = locate(DataEntry(path=data))
     rows = read_files(located)
-    chosen = formats_of(located.entry, rows, None)[0]
+    try:
+        chosen = formats_of(located.entry, rows, None)[0]
+    except FormatError as error:
+        raise DataError(error.problem, NAMES) from error
     records, rejected = convert_rows([(row, chosen.convert_all) for row in rows])
     if not records:
         raise DataError(f"{data}: none of its {len(rows):,} rows can be used: {rejected[0].reason}.", "Mend them.")

@@ -461,6 +461,15 @@ def test_what_is_wrong_with_labels_is_not_the_templates_fault(place: Path) -> No
             dry(place, rows)
 
 
+def test_columns_of_other_names_are_to_be_renamed(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("review,sentiment\nfine,1\npoor,0\n")
+    with pytest.raises(
+        DataError, match=r"fields are: review, sentiment\.\n.*its class or number: text and label;.*no columns"
+    ):
+        look_at_rows(str(file))
+
+
 class Without:
     """The registry of stages before preferences can be learnt."""
 
