@@ -163,7 +163,7 @@ def _measure(given: SimpleNamespace) -> None:
         unread |= {
             **_of_model(given),
             **_of_generation(given),
-            **_of_answering(given),
+            **_of_rows(given),
             **_of_batches(given),
             **_of_placing(given),
         }
@@ -202,7 +202,7 @@ def _ask_questions(given: SimpleNamespace) -> None:
     name = "--benchmark" if given.benchmark else "--harness"
     other = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
     other |= {"--generate": given.generate, "--html": given.html, "--skip-loss": given.skip_loss}
-    other |= {**_of_generation(given), **_of_answering(given)}
+    other |= {**_of_generation(given), **_of_rows(given)}
     if given.benchmark:
         other |= {"--harness": given.harness}
     else:
@@ -243,8 +243,8 @@ def _ask_questions(given: SimpleNamespace) -> None:
         print_json(found.as_dict())
 
 
-def _of_answering(given: SimpleNamespace) -> dict[str, bool]:
-    """What only acts where rows are answered, and whether it was given."""
+def _of_rows(given: SimpleNamespace) -> dict[str, bool]:
+    """What only acts where a model reads rows, for answers or for the loss, and whether it was given."""
     return {
         "--engine": given.engine != ENGINE,
         "--template": given.template != TEMPLATE,
@@ -297,7 +297,7 @@ def _compare(given: SimpleNamespace) -> None:
     ignored |= {"--benchmark": given.benchmark, "--harness": given.harness, "--subject": given.subject}
     ignored |= {"--split": given.split if given.split != "test" else None, "--shots": given.shots is not None}
     ignored |= {"--skip-loss": given.skip_loss, "--generate": given.generate, **_of_model(given)}
-    ignored |= {**_of_generation(given), **_of_answering(given), **_of_batches(given)}
+    ignored |= {**_of_generation(given), **_of_rows(given), **_of_batches(given)}
     ignored |= _of_placing(given)
     _refuse_with("with --compare", ignored)
     if given.how is None:

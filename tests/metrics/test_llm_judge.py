@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 from luthier.commands.evaluate import Asked, evaluate
+from luthier.config.generation_section import GenerationSettings
 from luthier.evaluation.comparison import compare
 from luthier.evaluation.results import verdicts_path
 from luthier.evaluation.statistics import Drawing, Statistics, interval
@@ -25,6 +27,8 @@ from luthier.foundation.errors import UserError
 from luthier.foundation.network import asked_wait
 from luthier.metrics import llm_judge
 from luthier.metrics._text import TextRow
+from luthier.training.answering import Answering
+from tests.tiny import tiny_tokenizer
 
 
 @contextmanager
@@ -217,6 +221,15 @@ def test_an_evaluation_keeps_verdicts_beside_what_it_writes(torn: bool, tmp_path
     assert question == "system: system turn 0\n\nuser: user turn 1\n\nassistant: assistant turn 2\n\nuser: user turn 3"
     compared = compare([out, out], Drawing(resamples=50), lambda line: None)
     assert compared.metrics[0].numbers[0].value == 1.0 and not compared.changed
+
+
+def test_a_run_that_is_judged_goes_on_and_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with judge(lambda first, second, _: 400 if "answer 1" in first + second else "[[C]]") as (url, _):
+        metrics = [llm_judge.Options(base_url=url)]
+        answering = Answering(None, tiny_tokenizer(), (), GenerationSettings(), metrics)
+        engine: Any = SimpleNamespace(lead=lambda values: values())
+        assert answering.measure(engine, ROWS) == {"llm_judge": 0.5}
+    assert "llm_judge: 1 of 5 rows are not judged and left out" in capsys.readouterr().err
 
 
 def test_a_judge_that_can_not_see_the_question_is_told_of() -> None:
