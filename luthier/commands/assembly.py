@@ -59,7 +59,7 @@ def assemble(
     for change in fit_model(model, setup.tokenizer, setup.repaired):
         say(f"model: {change}")
     _say_quantized(model)
-    tuned = _tune(setup, model, base_name, checkpoint)
+    tuned = _tune(setup, engine.place(model), base_name, checkpoint)
     setup.count = count_parameters(tuned)
     _checkpoint_gradients(model, config)
     scorer = _scorer(setup, tuned)

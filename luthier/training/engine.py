@@ -27,6 +27,11 @@ class Engine(Protocol):
     rank: int
     world_size: int
 
+    def place(self, model: Any) -> Any:
+        """Where one device holds the whole model: the model on it. The method has not seen it yet, so that starts which
+        decompose weights or look at the run's rows are computed there. Else the model as it is."""
+        ...
+
     def prepare(self, scorer: nn.Module) -> nn.Module:
         """Move the scorer to its device, give it the same weights on every rank, and wrap it if the engine needs to."""
         ...

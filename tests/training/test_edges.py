@@ -19,7 +19,9 @@ from transformers import TrainerCallback
 
 import luthier
 from luthier.foundation.errors import ConfigError, ModelError, TrainingError, UserError
+from luthier.model.methods import lora
 from luthier.training.checkpoints import Checkpoints
+from luthier.training.engines.single import Single
 from luthier.training.feeds import _packed
 from tests.tiny import config_for, tiny_folder, write_rows
 
@@ -242,3 +244,38 @@ def test_a_metric_of_a_set_that_is_not_there(tiny_llama: Path, tmp_path: Path) -
     config["data"] |= {"validation": [str(rows)], "evaluate_each": True}
     with pytest.raises(ConfigError, match=r"eval_x_loss.*an evaluation gives: .*eval_rows_loss"):
         luthier.train(config)
+
+
+def test_the_method_meets_the_model_on_its_device(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PiSSA's decompositions, EVA's passes over rows and LLaMA Pro's samples take minutes on a processor."""
+    placed: list[int] = []
+    seen: list[int] = []
+    apply = lora.Lora.apply
+
+    def place(engine: Single, model: Any) -> Any:
+        placed.append(id(model))
+        return model
+
+    def look(method: lora.Lora, model: Any, how: Any) -> Any:
+        seen.append(id(model) if model.device.type != "meta" else 0)
+        return apply(method, model, how)
+
+    monkeypatch.setattr(Single, "place", place)
+    monkeypatch.setattr(lora.Lora, "apply", look)
+    luthier.train(config_for(tiny_llama, rows, tmp_path / "run", max_steps=1))
+    assert seen == [0, *placed] and len(placed) == 1
+
+
+@pytest.mark.parametrize(("device", "moved"), [("cuda:1", True), ("cuda:0", False), ("cpu", False), ("mps", False)])
+def test_a_model_is_placed_on_a_gpu_where_it_is_not_there_yet(device: str, moved: bool) -> None:
+    class Model:
+        device = torch.device("cuda:0")
+
+        def to(self, device: torch.device) -> str:
+            return f"on {device}"
+
+    model, engine = Model(), object.__new__(Single)
+    engine.device = torch.device(device)
+    assert engine.place(model) == (f"on {device}" if moved else model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import luthier
+from luthier.config.plugins import METHODS as METHOD_PLUGINS
 from tests.tiny import config_for
 
 pytestmark = [
@@ -38,7 +39,7 @@ def test_the_gpu_gives_the_cpu_losses(method: Any, tiny_llama: Path, rows: Path,
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", [*METHODS, {"name": "lora", "init": "eva", "rank": 4}, "llama_pro"], ids=str)
 def test_gone_on_with_on_the_gpu(method: Any, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     config = {**config_for(tiny_llama, rows, tmp_path / "run", use_cpu=False, tf32=False), "method": method}
     luthier.train(config)
@@ -47,6 +48,25 @@ def test_gone_on_with_on_the_gpu(method: Any, tiny_llama: Path, rows: Path, tmp_
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000012")
     luthier.train(config, resume=True)
     assert losses(tmp_path / "run") == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [{"name": "lora", "init": "pissa", "rank": 4}, "llama_pro"], ids=str)
+def test_methods_start_on_the_gpu(
+    method: Any, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = METHOD_PLUGINS.load(method if isinstance(method, str) else method["name"])
+    seen: list[str] = []
+    kind = type(module.build(module.Options()))
+    apply = kind.apply
+
+    def look(self: Any, model: Any, how: Any) -> Any:
+        seen.append(model.device.type)
+        return apply(self, model, how)
+
+    monkeypatch.setattr(kind, "apply", look)
+    config = config_for(tiny_llama, rows, tmp_path / "run", use_cpu=False, max_steps=1)
+    luthier.train({**config, "method": method})
+    assert seen == ["meta", "cuda"]
 
 
 def test_bf16_learns(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:

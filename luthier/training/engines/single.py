@@ -44,6 +44,10 @@ class Single:
             torch.backends.cuda.matmul.allow_tf32 = training.tf32
             torch.backends.cudnn.allow_tf32 = training.tf32
 
+    def place(self, model: Any) -> Any:
+        """The model on its GPU; Apple's devices lack the decompositions, so there it waits for `prepare`."""
+        return model.to(self.device) if self.device.type == "cuda" and model.device != self.device else model
+
     def prepare(self, scorer: nn.Module) -> nn.Module:
         """Move the scorer to the device."""
         return scorer.to(self.device)
