@@ -104,14 +104,15 @@ class Rows:
         packing = packing_of(scorer, training, stage)
         size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
         if self.schedule is None:
-            # batches that are bounded in tokens are filled from the whole step
-            drawn_together = 1 if training.tokens_per_batch is None else accumulation
-            rows = [_row(config.data.cutoff_length, number) for number in range(size * drawn_together)]
-            found = pack_step([rows], packing)
-            batch = _completed(max(found, key=_tokens), scorer, stage)
-            tokens = float(size * accumulation * ranks * config.data.cutoff_length)
-            per_step = len(found) * accumulation // drawn_together
-            return Batches(batch, batch, per_step, max(training.max_steps, 0), None, tokens, 0.0)
+            together, every, bound = size, size * accumulation, training.tokens_per_batch
+            if isinstance(bound, int):  # batches are filled from the whole step, of rows that are all alike
+                (row,) = in_order([[_row(config.data.cutoff_length, 0)]], packing)[0]
+                together = min(every, max(1, bound // row.tokens))
+            rows = [_row(config.data.cutoff_length, number) for number in range(together)]
+            (whole,) = pack_step([rows], replace(packing, tokens_per_batch=None))
+            batch = _completed(whole, scorer, stage)
+            tokens = float(every * ranks * config.data.cutoff_length)
+            return Batches(batch, batch, -(-every // together), max(training.max_steps, 0), None, tokens, 0.0)
         schedule = self._under(config, ranks)
         cutoff = config.data.cutoff_length
         counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
@@ -224,16 +225,16 @@ def _row(length: int, number: int) -> TokenizedExample:
 
 def _ending(example: TokenizedExample, tokens: int) -> list[TokenizedExample]:
     """The last `tokens` of an example, as evenly of each sequence as they are long, with whatever is read there; nothing
-    where that is too little."""
+    where that is too little. Each begins with a token of its own, so that they share nothing."""
     sequences = list(example.sequences)
     shortest_first = sorted(range(len(sequences)), key=lambda number: len(sequences[number].input_ids))
     for done, number in enumerate(shortest_first):
         part = sequences[number]
         own = min(len(part.input_ids), tokens // (len(sequences) - done))
-        if own < 2:  # a target and what predicts it
+        if own < min(2, len(part.input_ids)):  # a target and what predicts it
             return []
         tokens -= own
-        sequences[number] = TokenSequence(part.input_ids[-own:], (0.0, *part.weights[-own:][1:]))
+        sequences[number] = TokenSequence((number, *part.input_ids[-own:][1:]), (0.0, *part.weights[-own:][1:]))
     return [replace(example, sequences=tuple(sequences))]
 
 

@@ -17,8 +17,10 @@ from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample, TokenSequence
+from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError, TrainingError, UserError
+from luthier.planning import rows as rows_of_a_plan
 from luthier.planning.advice import advise
 from luthier.planning.batch_tokens import PREDICTED_SHARE, BatchTokens, choose_tokens, with_tokens
 from luthier.planning.hardware import Device, Hardware
@@ -26,7 +28,7 @@ from luthier.planning.planner import Planner
 from luthier.planning.rows import Rows, _ending
 from luthier.planning.subject import Subject
 from luthier.training.exhaustion import memory_explained
-from luthier.training.grouping import Packing
+from luthier.training.grouping import Packing, pack_step
 from luthier.training.schedule import IndexedSchedule
 from tests.tiny import config_for
 from tests.training.whole_runs import traces
@@ -171,14 +173,22 @@ def test_the_plan_names_the_number_and_its_peak(tiny_llama: Path, rows: Path, tm
     assert "It does not fit the budget" in result.table() and "It fits." not in result.table()
 
 
-def test_a_shape_merges_too() -> None:
+def test_a_shape_merges_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 512 tokens, eight a step: batches of 4,096 tokens hold all of them, of 1,024 two."""
     settings = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=8"]
     settings += ["data.cutoff_length=512", "training.max_steps=10"]
-    for tokens, size in ((None, 512), (1024, 1024), (4096, 4096)):
+    packed: list[int] = []
+
+    def noted(drawn: Any, packing: Packing) -> Any:
+        packed.append(sum(map(len, drawn)))
+        return pack_step(drawn, packing)
+
+    monkeypatch.setattr(rows_of_a_plan, "pack_step", noted)
+    for tokens, together in ((None, 1), (1024, 2), (1600, 3), (4096, 8), (10**6, 8)):
         more = [] if tokens is None else [f"training.tokens_per_batch={tokens}"]
         found = plan(None, [*settings, *more], hardware="1x24GB", model_shape="qwen2.5-0.5b")
-        assert found.plan is not None and found.plan.batch_tokens == size
+        assert found.plan.batch_tokens == 512 * together
+    assert set(packed) == {1, 2, 3, 8}  # no more rows than one batch holds
 
 
 def test_fewer_tokens_are_advised_where_they_bound_a_batch(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
@@ -192,7 +202,7 @@ def test_fewer_tokens_are_advised_where_they_bound_a_batch(tiny_llama: Path, row
     assert advice is not None and advice.fits and advice.settings == ("training.tokens_per_batch=128",)
 
 
-def test_the_longest_is_looked_for_among_all_that_may_be(tmp_path: Path) -> None:
+def test_the_longest_is_looked_for_among_all_that_may_be() -> None:
     """Pairs of a long question count it twice and lay it down once: a shorter count may lay down more."""
     alike = tuple(range(100, 600))
 
@@ -210,13 +220,16 @@ def test_the_longest_is_looked_for_among_all_that_may_be(tmp_path: Path) -> None
     assert found[0] == longest
 
 
-def test_a_piece_of_a_pair_has_the_tokens_asked_for() -> None:
-    sequences = tuple(TokenSequence(tuple(range(n)), (0.0,) + (1.0,) * (n - 1)) for n in (500, 10))
+@pytest.mark.parametrize("lengths", [(500, 10), (200, 200), (1, 50, 50), (1, 200)])
+def test_a_piece_of_an_example_has_the_tokens_asked_for(lengths: tuple[int, ...]) -> None:
+    """Of a pair, also one whose answers are equally long, and of a block with a document of one token."""
+    sequences = tuple(TokenSequence(tuple(range(n)), (0.0,) + (1.0,) * (n - 1)) for n in lengths)
     example = TokenizedExample(sequences, Origin("", 0), 0)
-    for tokens in (300, 21, 8):
+    for tokens in (101, 21, 8):
         (piece,) = _ending(example, tokens)
         assert sum(len(part.input_ids) for part in piece.sequences) == tokens
-    assert not _ending(example, 3)
+        assert len(pack([piece], True).input_ids_T) == tokens
+    assert not _ending(example, 3 if len(lengths) == 2 and 1 not in lengths else 2)
 
 
 # whole runs
