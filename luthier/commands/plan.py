@@ -119,18 +119,20 @@ def _planned(subject: Subject, hardware: Hardware | None, strategy: str | None) 
     found.merged = merged
     if remark:
         found.remarks.insert(0, remark)
-        found.over_budget = True
-    if found.over_budget or found.fits is not False or found.fits_host is False:
+        found.over_budget = merged is None
+    if found.held is not False or found.fits_host is False:
         return found, None
-    advice = advise(planner)
+    advice = advise(planner, written=subject.config)
     if sentence := shared_out(planner):
         found.remarks.insert(0, sentence)
     return found, advice
 
 
 def _merged(planner: Planner) -> tuple[BatchTokens | None, str]:
-    """Settle training.tokens_per_batch auto for the planner: what it comes to, or why a run would be refused."""
+    """Settle training.tokens_per_batch auto for the planner: what it comes to, None where a run would be refused; and why, or
+    that the budget is more than the device has."""
     from luthier.foundation.devices import choose_device, free_memory_bytes
+    from luthier.foundation.files import human_bytes
     from luthier.planning.batch_tokens import BudgetTooSmallError, choose_tokens, with_tokens
 
     subject = planner.subject
@@ -146,7 +148,14 @@ def _merged(planner: Planner) -> tuple[BatchTokens | None, str]:
         planner.subject = subject.under(with_tokens(subject.config, error.tokens))
         return None, f"{error.problem} {error.remedy}"
     planner.subject = subject.under(with_tokens(subject.config, found.tokens))
-    return found, ""
+    usable = planner.device.usable_bytes
+    if found.budget_bytes <= usable:
+        return found, ""
+    budget, has = human_bytes(found.budget_bytes), human_bytes(usable)
+    return (
+        found,
+        f"training.memory_budget_gib is {budget}, more than the {has} that can be used of {planner.device.name}",
+    )
 
 
 def _result(setup: Setup, plan: Plan, advice: Advice | None, remarks: list[str]) -> PlanResult:

@@ -119,10 +119,10 @@ def _verdict(result: PlanResult) -> str:
     size = human_bytes(plan.hardware.device.memory_bytes)
     if plan.fits:
         return "It fits."
-    if plan.over_budget:
-        return "It does not fit the budget, and a run would be refused: see above."
     if plan.fits_host is False:
         return f"It does not fit: {human_bytes(plan.host_bytes)} in the host's memory, which has {human_bytes(plan.hardware.host_bytes)}."
+    if plan.held:
+        return "It does not fit what training.tokens_per_batch auto plans with, and a run would be refused: see below."
     text = f"It does not fit: {human_bytes(plan.memory.peak)} of {size}"
     if result.advice is None:
         return f"{text}, and nothing that was tried makes it smaller."

@@ -29,6 +29,7 @@ from luthier.planning.strategies import STRATEGIES
 from luthier.training.optimization import make_optimizer
 
 SHORTEST_CUTOFF = 64
+LEAST_BATCH_TOKENS = 64  # fewer do not pay a forward pass of their own
 OF_TRAINING = (
     "learning_rate", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps",
     "tokens_per_batch", "memory_budget_gib",
@@ -56,13 +57,21 @@ class Advice:
         return {"settings": list(self.settings), "peak_bytes": self.peak_bytes, "fits": self.fits}
 
 
-def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
-    """The first change that makes a run fit; the one with the smallest peak if none does; None if it fits as it is.
+def advise(planner: Planner, config: RunConfig | None = None, *, written: RunConfig | None = None) -> Advice | None:
+    """The first change that makes a run fit; the one with the smallest peak if none does; None if it fits as it is, or
+    nothing can be changed.
+
+    Args:
+        config: None: the planner's. written: from which the settings are to be changed, where training.tokens_per_batch
+            is auto there and a number in the config; None: the config.
 
     Raises:
         UntraceableError: the model's step can't be traced.
     """
     start = config or planner.subject.config
+    written = written or start
+    if isinstance(start.training.tokens_per_batch, int):  # a budget is for auto alone
+        start = _changed(start, "training", memory_budget_gib=None)
     room = planner.device.usable_bytes
     if planner.memory(start).peak <= room:
         return None
@@ -81,14 +90,15 @@ def advise(planner: Planner, config: RunConfig | None = None) -> Advice | None:
             UntraceableError,
         ):  # what does not fit the model or the optimizer is no advice
             continue
-        advice = Advice(_settings(start, found[0]), found[1], found[1] <= room, found[0])
+        advice = Advice(_settings(written, found[0]), found[1], found[1] <= room, found[0])
         if advice.fits:
             return advice
-        if advice.settings and (least is None or advice.peak_bytes < least.peak_bytes):
+        if found[0] != start and (least is None or advice.peak_bytes < least.peak_bytes):
             least = advice
     if least is None and hopeless is not None:
         smallest = _with_smaller_batches(hopeless[1])[-1]
-        least = Advice(_settings(start, smallest), planner.memory(smallest).peak, False, smallest)
+        if smallest != start:
+            least = Advice(_settings(written, smallest), planner.memory(smallest).peak, False, smallest)
     return least
 
 
@@ -131,11 +141,9 @@ def _with_smaller_batches(config: RunConfig) -> list[RunConfig]:
     if not isinstance(tokens, int):
         return [_with_batch(config, size) for size in _sizes(config)]
     bounds = [tokens]
-    while bounds[-1] > SHORTEST_CUTOFF:  # below, each row is a batch of its own
-        bounds.append(max(bounds[-1] // 2, SHORTEST_CUTOFF))
-    # a budget is for tokens_per_batch auto alone
-    smaller = [_changed(config, "training", tokens_per_batch=bound, memory_budget_gib=None) for bound in bounds[1:]]
-    return [config, *smaller]
+    while bounds[-1] > LEAST_BATCH_TOKENS:
+        bounds.append(max(bounds[-1] // 2, LEAST_BATCH_TOKENS))
+    return [config, *(_changed(config, "training", tokens_per_batch=bound) for bound in bounds[1:])]
 
 
 def _sizes(config: RunConfig) -> list[int]:
@@ -171,9 +179,8 @@ def _variants(start: RunConfig, quantized: bool) -> Iterator[RunConfig]:
                 lighter for config in with_and_without if (lighter := _with_optimizer(config, name)) is not None
             )
         methods.append(METHODS.load("lora").Options(name="lora"))
-    alike = [with_and_without]  # each with an optimizer of its own
     for method in methods:
-        alike = [with_and_without]
+        alike = [with_and_without]  # each with an optimizer of its own
         if method is not start.method:
             own = [_with_method(config, method) for config in with_and_without]
             # galore and apollo have nothing to project there
@@ -215,12 +222,9 @@ def _with_optimizer(config: RunConfig, name: str) -> RunConfig | None:
         return None
     if training.learning_rate is not None and options.learning_rate_ratio != training.optim.learning_rate_ratio:
         return None
-    # a budget goes with tokens_per_batch auto, which is a number by now
-    given = {field: getattr(training, field) for field in training.model_fields_set - {"memory_budget_gib"}}
+    given = {field: getattr(training, field) for field in training.model_fields_set}
     try:
-        changed = TrainingConfig.model_validate({**given, "optim": options})
-        changed = changed.model_copy(update={"memory_budget_gib": training.memory_budget_gib})
-        found = config.model_copy(update={"training": changed})
+        found = config.model_copy(update={"training": TrainingConfig.model_validate({**given, "optim": options})})
         make_optimizer(found, nn.Linear(1, 1))
     except (ValidationError, MissingExtraError, TrainingError):
         return None

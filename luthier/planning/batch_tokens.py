@@ -27,13 +27,14 @@ TRIED_PER_DOUBLING = 16  # numbers of tokens are tried a twenty-third apart
 class BudgetTooSmallError(UserError):
     """The budget does not hold the longest example alone, which has `tokens`."""
 
-    def __init__(self, tokens: int, peak_bytes: int, budget_bytes: int, origin: str) -> None:
+    def __init__(self, tokens: int, peak_bytes: int, budget_bytes: int, origin: str, *, given: bool) -> None:
         self.tokens = tokens
+        more = "Raise training.memory_budget_gib" if given else "Free memory"
         super().__init__(
             f"training.tokens_per_batch is auto, but the longest example alone, of {tokens:,} tokens, is predicted to take "
             f"{human_bytes(peak_bytes)}, and {human_bytes(budget_bytes)} may be used ({origin}, a tenth of it kept for what "
             "the prediction is off by).",
-            "Raise training.memory_budget_gib, set training.gradient_checkpointing=true, or lower data.cutoff_length.",
+            f"{more}, set training.gradient_checkpointing=true, or lower data.cutoff_length.",
         )
 
 
@@ -113,7 +114,8 @@ def choose_tokens(planner: Planner, config: RunConfig, free_bytes: int | None) -
     if peak(most) <= room:
         return found(most)
     if peak(longest) > room:
-        raise BudgetTooSmallError(longest, peak(longest), budget, origin)
+        given = config.training.memory_budget_gib is not None
+        raise BudgetTooSmallError(longest, peak(longest), budget, origin, given=given)
     return found(_last_within(room, peak, _between(longest, most), most))
 
 

@@ -42,7 +42,8 @@ class Plan:
         trunk_layer: states below it are computed once and kept on disk; 0: none are.
         memory, time: None where the model can't be traced; a remark says why.
         fits: None where memory is None.
-        over_budget: the longest example takes more than training.memory_budget_gib, so a run would be refused.
+        over_budget: under training.tokens_per_batch auto the longest example takes more than may be planned with, so a
+            run would be refused.
         remarks: what a person should know, one sentence each.
         merged: what training.tokens_per_batch auto comes to; None where it is not asked for, or nothing fits.
     """
@@ -83,13 +84,12 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """Whether one device holds it, within the budget that was given."""
-        if self.memory is None:
-            return None
-        return (
-            not self.over_budget
-            and self.memory.peak <= self.hardware.device.usable_bytes
-            and self.fits_host is not False
-        )
+        return self.held and not self.over_budget and self.fits_host is not False
+
+    @property
+    def held(self) -> bool | None:
+        """Whether one device holds it, whatever the budget."""
+        return self.memory.peak <= self.hardware.device.usable_bytes if self.memory is not None else None
 
     @property
     def host_bytes(self) -> int:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import luthier
-from luthier.commands.plan import plan
+from luthier.commands.plan import PlanResult, _planned, _result, plan
 from luthier.commands.setup import set_up
 from luthier.config.loading import load
 from luthier.data.batch import Batch
@@ -170,7 +170,60 @@ def test_the_plan_names_the_number_and_its_peak(tiny_llama: Path, rows: Path, tm
     told = result.as_dict()
     assert told["tokens_per_batch"] is None and told["fits"] is False and told["advice"] is None
     assert any("the longest example alone" in remark for remark in told["remarks"])
-    assert "It does not fit the budget" in result.table() and "It fits." not in result.table()
+    shown = " ".join(result.table().split())
+    assert "does not fit what training.tokens_per_batch auto plans with" in shown and "It fits." not in shown
+    assert "Raise training.memory_budget_gib" in shown
+
+
+def planned_on(config: dict[str, Any], usable: float, *changes: str) -> PlanResult:
+    """The plan of a config on a card that holds so many bytes."""
+    setup = set_up(load(config, changes), say=lambda text: None)
+    card = Hardware(Device("small", round(usable / 0.95) + 1, kind="cuda"))
+    return _result(setup, *_planned(Subject.of(setup), card, None), [])
+
+
+def test_what_a_device_does_not_hold_is_advised_upon_though_a_run_would_be_refused(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """No budget was set, so none is spoken of; the advice is a whole config, with a number of tokens."""
+    config = settings(tiny_llama, rows, tmp_path / "run")
+    planner = planner_for(config)
+    longest = int(max(planner.subject.rows.token_counts))
+    peak = planner.memory(with_tokens(planner.subject.config, longest)).peak
+    result = planned_on(config, peak - 1000)
+    assert result.plan.fits is False and result.plan.merged is None
+    assert "Free memory" in result.remarks[0] and not any("memory_budget_gib" in remark for remark in result.remarks)
+    assert result.advice is not None and result.advice.fits
+    assert f"training.tokens_per_batch={longest}" in result.advice.settings
+    assert "It does not fit: " in result.table()
+    followed = planned_on(config, peak - 1000, *result.advice.settings)
+    assert followed.plan.fits and followed.plan.peak_bytes == result.advice.peak_bytes
+
+
+def test_a_budget_above_what_the_device_has_is_remarked_on_and_left_out_of_the_advice(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=100, gradient_checkpointing=True)
+    planner = planner_for(config)
+    most = int(sum(sorted(planner.subject.rows.token_counts)[-8:]))
+    peak = planner.memory(with_tokens(planner.subject.config, most // 2)).peak
+    result = planned_on(config, peak)
+    assert result.plan.fits is False and result.plan.merged is not None and result.plan.merged.whole_steps
+    assert "training.memory_budget_gib is 100.0 GiB, more than the" in result.remarks[0]
+    assert result.advice is not None and result.advice.fits
+    assert result.advice.settings == (f"training.tokens_per_batch={most // 2}", "training.memory_budget_gib=null")
+    followed = planned_on(config, peak, *result.advice.settings)
+    assert followed.plan.fits and followed.plan.peak_bytes == result.advice.peak_bytes
+
+
+def test_where_nothing_can_be_changed_nothing_is_advised(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    small = settings(
+        tiny_llama, rows, tmp_path / "run", tokens_per_batch=None, gradient_accumulation_steps=1,
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    small["model"] = {"name": small["model"], "quantization": "nf4"}
+    planner = planner_for(small)
+    assert advise(Planner(planner.subject, Hardware(Device("none", 1000, kind="cuda")))) is None
 
 
 def test_a_shape_merges_too(monkeypatch: pytest.MonkeyPatch) -> None:
