@@ -152,6 +152,9 @@ def _schemas(
             "Such as --tables spider/tables.json; --benchmark bird needs none.",
         )
     schemas, rejected, _ = read_tables(need_file(Path(tables), "--tables"))
+    if not schemas:
+        first = f": {rejected[0].origin}: {rejected[0].reason}" if rejected else ""
+        _say(console, f"{tables} holds no schema that can be used, so nothing can be right{first}")
     return schemas, {str(item.values.get("db_id")): f"tables.json can't be used: {item.reason}" for item in rejected}
 
 

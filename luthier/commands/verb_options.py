@@ -123,8 +123,13 @@ def named_model(
     """
     from pydantic import ValidationError  # here: it would take longer than all of `luthier --help`
 
+    from luthier.config.model_section import QUANTIZED_TYPES
     from luthier.config.schema import ModelConfig
 
+    if quantization is not None and quantization not in QUANTIZED_TYPES:
+        raise UserError(
+            f"--quantization is {quantization!r}.", f"It is {', '.join(QUANTIZED_TYPES)}; a config may say more."
+        )
     entries: list[dict[str, Any]] = []
     for text in adapters:
         path, sign, weight = text.rpartition("=")

@@ -390,6 +390,14 @@ def test_other_files_that_are_of_no_use(files: Path) -> None:
         evaluate(files / "gold.sql", files / "gold.sql", files / "database")
 
 
+def test_a_file_of_schemas_without_any(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(files / "tables.json", [{"name": "no schema"}])
+    places = {"gold": "gold.sql", "pred": "gold.sql", "database": "database", "tables": "tables.json"}
+    given = [part for name, file in places.items() for part in (f"--{name}", str(files / file))]
+    assert main(["sql", "evaluate", *given]) == 0
+    assert "holds no schema that can be used, so nothing can be right" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_benchmark_that_is_not_known(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--gold", "a", "--pred", "b", "--database", "c", "--benchmark", "wikisql"]
     assert main(["sql", "evaluate", *given]) == 2

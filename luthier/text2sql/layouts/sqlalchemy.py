@@ -32,7 +32,9 @@ class Options(LayoutOptions):
     questions: list[str] = Field(
         default_factory=list, description="Files of rows with question, query (where there is one) and evidence."
     )
-    db_id: str | None = Field(None, description="What to call the database; default: its name in the URL.")
+    db_id: str | None = Field(
+        None, min_length=1, description="What to call the database; default: its name in the URL."
+    )
 
 
 def recognizes(path: Path) -> str | None:

@@ -23,7 +23,7 @@ class Options(LayoutOptions):
     questions: list[str] = Field(
         default_factory=list, description="Files of rows with question, query (where there is one) and evidence."
     )
-    db_id: str | None = Field(None, description="What to call the database; default: the file's name.")
+    db_id: str | None = Field(None, min_length=1, description="What to call the database; default: the file's name.")
 
 
 def recognizes(path: Path) -> str | None:
