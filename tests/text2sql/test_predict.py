@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -183,3 +186,34 @@ def test_questions_that_can_not_be_asked(spider: Path, tmp_path: Path, capsys: p
     assert "question 1 is empty" in capsys.readouterr().err
     assert predict(database, tmp_path / "pred.sql", [["SELECT 1"]]) == 2
     assert "Ask one with --question" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "line", "told"),
+    [
+        ("prepare", ["spider", "--out", "rows.json"], "nothing was written"),
+        ("predict", ["model", "--data", "spider", "--out", "pred.sql"], "what was answered is kept"),
+        ("evaluate", ["--gold", "a", "--pred", "b", "--database", "c"], "nothing was written"),
+    ],
+)
+def test_sigterm_ends_a_verb_as_ctrl_c_does(
+    verb: str, line: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it opened is closed: processes, and folders of copies."""
+    closed: list[str] = []
+
+    def work(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            closed.append(verb)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(f"luthier.commands.sql_{verb}.{verb}", work)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # were it not caught, the tests would end
+    try:
+        assert cli.main(["sql", verb, *line]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert closed == [verb] and told in capsys.readouterr().err
