@@ -176,6 +176,8 @@ def _cutoff(facts: Facts) -> tuple[int, str]:
         length = min(1024, known)
         return length, f"texts are joined and cut into blocks of {length} tokens; nothing is lost"
     sampled = facts.rows > len(facts.token_lengths)
+    if facts.kind == "pairs" and facts.longest >= known:  # which are looked at as far as the model reads
+        return known, f"the model knows {known:,} positions, and some answers reach them; longer ones are cut"
     wanted = 64 * math.ceil(facts.longest * (1.25 if sampled else 1) / 64)
     if wanted > known:
         return (

@@ -490,6 +490,17 @@ def test_preferences_are_answered_honestly(tmp_path: Path, monkeypatch: pytest.M
         look_at_rows(str(judged))
 
 
+def test_pairs_that_fill_the_model_are_not_called_whole() -> None:
+    reasons = [
+        choice.reason
+        for positions in (400, 8192)
+        for choice in choose(replace(FACTS, kind="pairs", positions=positions), "m", "d", "o")
+        if choice.key == "data.cutoff_length"
+    ]
+    assert "some answers reach them; longer ones are cut" in reasons[0]
+    assert "the longest row has 400 tokens" in reasons[1]
+
+
 def test_preferences_are_learnt_slowly() -> None:
     found = chosen(kind="pairs")
     assert found["stage"] == "dpo"
