@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     r"""|(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\][]*\])"""
     r"""|(?P<number>\d[\w.]*)|(?P<stop>[.!?…](?=\s|\Z))|(?P<other>\S)"""
 )
-_BULLET = re.compile(r"\s*(?:(?:[-*•>](?!-)|#{1,6}|\d{1,3}[.)])\s+)?")
+_BULLET = re.compile(r"\s*(?:(?:[-*•>](?!-)|#{1,6}|\d{1,3}[.)]|[^\w\s\x00-\x7f]{1,3})\s+)?")
 _NEVER_SQL = re.compile(r"\s*(?:```|~~~|\#+\s|\#\#|\*\*|={3}|<[|/]|\|.*\|\s*$)")
 # `Explanation: ...`, `**Note:** ...`; SQL has a colon only before a parameter's name, and two before a type
 LABEL = r"[*_]{0,2}\w(?:[\w ,()/*-]|(?<=\w)['’](?=\w)){0,60}[:：][*_]{0,2}"

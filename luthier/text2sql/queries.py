@@ -17,7 +17,8 @@ _FENCED = re.compile(
 )
 # where a statement may begin: on a line of its own, perhaps behind a bullet, or words and a colon (`SQL query: SELECT ...`)
 _LINE_BEGINNING = re.compile(
-    rf"^[ \t]*+(?=\S)(?:(?:[-*•>](?!-)|\#{{1,6}}|\d{{1,3}}[.)])[ \t]+)?(?:{LABEL}[ \t]*)?", re.MULTILINE
+    rf"^[ \t]*+(?=\S)(?:(?:[-*•>](?!-)|\#{{1,6}}|\d{{1,3}}[.)])[ \t]+)?(?:{LABEL}[ \t]*)?(?:<\w{{1,20}}>[ \t]*)?",
+    re.MULTILINE,
 )
 _INLINE = re.compile("`([^`]*)`")
 _BRACKETS = re.compile(r"[\s(]*")
@@ -25,10 +26,10 @@ _UNWRITABLE = re.compile(r"\r\n?|\n|\t")  # a tab ends the query in files of the
 _LINE = re.compile(r"[^\r\n]*")
 _BLANK_LINE = re.compile(r"(?:\r\n?|\n)[ \t]*(?:\r\n?|\n)")
 # what is one piece of SQL and may hold what looks like another: literals and quoted names (a quote of the same kind is
-# doubled), comments; then a semicolon, which ends the query, and line breaks and tabs
+# doubled), comments; then what ends the query (a semicolon, `</sql>`, `<|im_end|>`), and line breaks and tabs
 _PIECE = re.compile(
     r"""(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]\n]*\])"""
-    r"""|(?P<comment>(?:--[^\n]*|/\*.*?(?:\*/|\Z))\s*)|(?P<end>;)|(?P<break>[\r\n\t]\s*)""",
+    r"""|(?P<comment>(?:--[^\n]*|/\*.*?(?:\*/|\Z))\s*)|(?P<end>;|</|<\|)|(?P<break>[\r\n\t]\s*)""",
     re.DOTALL,
 )
 _SELECT_OR_BRACKET = re.compile(r"[()]|\bselect\b", re.IGNORECASE)

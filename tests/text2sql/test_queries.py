@@ -101,6 +101,10 @@ QUERY = "SELECT count(*) FROM head WHERE age > 56"
         "\n-- the older ones\nThis query counts the heads.",
         ";\nThis query counts the heads; all of them.",
         "\n</s>",
+        "</s>",
+        "<|im_end|>\n<|im_start|>user",
+        "</sql> This query counts the heads.",
+        "\n\n✅ This query counts the heads.",
     ],
 )
 def test_what_stands_behind_a_query_is_none_of_it(behind: str) -> None:
@@ -119,6 +123,9 @@ def test_what_stands_behind_a_query_is_none_of_it(behind: str) -> None:
         "1. ",
         "- ",
         "> ",
+        "<sql>",
+        "Answer: <sql>",
+        "<sql>\n",
         "Sure, here is the query that you asked for:\n",
         "The SQL for it (SQLite) is: ",
         "Select all the heads that are older than 56:\n\n",
@@ -158,6 +165,7 @@ def test_what_stands_before_a_query_is_none_of_it(before: str) -> None:
         "SELECT 5\n- 3\n* 2 x",
         "SELECT row_number() OVER (ORDER BY age)\n\nplace FROM head",
         "SELECT name FROM head\n\nWHERE age > :least",
+        "SELECT name FROM head WHERE name = '</s> <|x|>' AND age < 5",
         "SELECT name FROM 主管\n\n人 WHERE 人.age > 5",
     ],
 )
