@@ -159,12 +159,13 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
     dtype = loading.choose_dtype(setup.config.model.dtype, setup.model_config, engine.device)
     if setup.method.trains_inside and training.pure_bf16:
         dtype = torch.bfloat16
-    elif setup.method.trains_inside and dtype != torch.float32 and not (training.bf16 or training.fp16):
+    elif dtype != torch.float32 and setup.method.needs_float32(training.bf16 or training.fp16, engine.device.type):
         if setup.config.model.dtype != "auto":
+            how = "can't be had here" if training.bf16 or training.fp16 else "needs training.bf16 or fp16"
             say(
-                f"model: model.dtype {setup.config.model.dtype} needs training.bf16 or fp16 with method {setup.config.method.name}; float32 is used"
+                f"model: model.dtype {setup.config.model.dtype} {how} with method {setup.config.method.name}; float32 is used"
             )
-        dtype = torch.float32  # float32 weights can't be multiplied with 16-bit activations without autocast
+        dtype = torch.float32
     source, under = setup.source, setup.merged_adapters
     read = partial(
         loading.weights_at,

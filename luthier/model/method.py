@@ -85,9 +85,22 @@ class Method(ABC):
 
     @property
     def trains_inside(self) -> bool:
-        """Whether what it trains stands beside frozen weights in one module of the base: unless autocast casts both, they
-        must be of one precision."""
+        """Whether what it trains are weights of the base itself: unless autocast casts them, all must be of one precision."""
         return self.saves == "model"
+
+    @property
+    def trains_parts(self) -> bool:
+        """Whether one module may have trained weights beside frozen ones."""
+        return False
+
+    def needs_float32(self, autocast: bool, device: str) -> bool:
+        """Whether frozen weights must be float32, as trained ones are: without autocast they can't be multiplied with the
+        same activations; with it a norm's weight and bias still must be alike, but on CUDA devices, where it casts them.
+
+        Args:
+            device: its kind, such as cuda.
+        """
+        return (self.trains_inside and not autocast) or (self.trains_parts and device != "cuda")
 
     def quantized_problem(self) -> str:
         """Why the method can't train beside weights in 4 or 8 bits, as its options stand; empty if it can."""

@@ -1,4 +1,5 @@
-"""Modules that learn in float32 among frozen ones in 16 bits: without autocast nothing else brings the two together."""
+"""Modules that learn in float32 among frozen ones in 16 bits: without autocast nothing else brings the two together, and
+with it on a processor nothing does for norms."""
 
 from __future__ import annotations
 
@@ -33,22 +34,21 @@ def keep_precisions_apart(model: Any) -> None:
 
 
 def _to_own(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    dtype = next(module.parameters()).dtype
-    return _cast((arguments, named), dtype)
+    return _cast((arguments, named), next(module.parameters()).dtype)
 
 
 def _to_the_models(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
     """Into the precision of what came in; an embedding, which is given whole numbers, into that of the weights it stands for."""
-    given = [part for part in (*arguments, *named.values()) if isinstance(part, Tensor) and part.is_floating_point()]
+    given = [part for part in (*arguments, *named.values()) if isinstance(part, Tensor)]
+    floating = [part for part in given if part.is_floating_point()]
+    if floating:  # under autocast what comes out is what autocast makes of all such modules
+        return output if torch.is_autocast_enabled(given[0].device.type) else _cast(output, floating[0].dtype)
     replaced: nn.Module = module.original_module  # type: ignore[assignment]
-    return _cast(output, given[0].dtype if given else next(replaced.parameters()).dtype)
+    return _cast(output, next(replaced.parameters()).dtype)
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
     def cast(value: Any) -> Any:
-        is_one = isinstance(value, Tensor) and value.is_floating_point()
-        if not is_one or torch.is_autocast_enabled(value.device.type):  # which casts by itself
-            return value
-        return value.to(dtype)
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     return tree_map(cast, values)

@@ -235,11 +235,10 @@ def base_dtype(config: RunConfig, model_config: PreTrainedConfig, method: Method
         chosen = torch.float16
     else:
         chosen = torch.bfloat16 if own == "bfloat16" and device.has_bfloat16 else torch.float32
-    if method.trains_inside:
-        if training.pure_bf16:
-            return torch.bfloat16
-        if not (training.bf16 or training.fp16):
-            return torch.float32
+    if method.trains_inside and training.pure_bf16:
+        return torch.bfloat16
+    if method.needs_float32(training.bf16 or training.fp16, device.kind):
+        return torch.float32
     return chosen
 
 

@@ -36,6 +36,11 @@ class BitFit(Method):
     def __init__(self, options: Options) -> None:
         self.options: Options = options
 
+    @property
+    def trains_parts(self) -> bool:
+        """Biases, beside weights."""
+        return True
+
     def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
         """Freeze all but the biases.
 

@@ -111,6 +111,11 @@ class Lora(PeftMethod):
         """Biases of the base's own modules learn in them."""
         return self.options.bias != "none"
 
+    @property
+    def trains_parts(self) -> bool:
+        """A bias beside its module's weight."""
+        return self.trains_inside
+
     def quantized_problem(self) -> str:
         """Updates stand beside quantized weights, but can't be taken out of them."""
         if self.options.init in FROM_THE_WEIGHT:

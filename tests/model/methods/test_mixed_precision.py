@@ -1,4 +1,4 @@
-"""Over a base in 16 bits and without autocast: what learns in float32 meets frozen layers, and trains as in float32."""
+"""Over a base in 16 bits what learns in float32 meets frozen layers, without autocast too, and trains as in float32."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ def test_lora_that_trains_modules_whole(
     settings = {"max_steps": 3, "save_strategy": "no", "learning_rate": 2e-3}
     config = config_for(folders[kind], folders["rows"], tmp_path / "run", **settings)
     config["method"] = {"name": "lora", "rank": 4, **method}
+    narrow = losses(config, tmp_path / "narrow", **BFLOAT16)
+    assert narrow == pytest.approx(losses(config, tmp_path / "wide", dtype="float32"), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "lora", "bias": "all"},
+        "bitfit",
+        {"name": "lora", "modules_to_save": ["lm_head", "ln_f"]},
+    ],
+    ids=str,
+)
+def test_norms_under_autocast(method: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    """On a processor autocast leaves LayerNorm as it is, which takes no weight and bias of two precisions."""
+    settings = {"max_steps": 2, "save_strategy": "no", "learning_rate": 2e-3, "bf16": True}
+    config = config_for(folders["gpt2"], folders["rows"], tmp_path / "run", **settings)
+    config["method"] = method
     narrow = losses(config, tmp_path / "narrow", **BFLOAT16)
     assert narrow == pytest.approx(losses(config, tmp_path / "wide", dtype="float32"), rel=0.02)
 
