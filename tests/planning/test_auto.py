@@ -498,7 +498,7 @@ def test_pairs_that_fill_the_model_are_not_called_whole() -> None:
         if choice.key == "data.cutoff_length"
     ]
     assert "some answers reach them; longer ones are cut" in reasons[0]
-    assert "the longest row has 400 tokens" in reasons[1]
+    assert "the longest row seen has 400 tokens" in reasons[1]
 
 
 def test_preferences_are_learnt_slowly() -> None:
