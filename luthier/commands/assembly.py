@@ -26,6 +26,7 @@ from luthier.model.merging import merge
 from luthier.model.method import count_parameters, save_for_resuming
 from luthier.model.quantization import is_quantized, quantized_layers
 from luthier.model.tokenizers.repair import fit_model
+from luthier.scoring.dynamic_positions import independent_length
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.answering import Answering
 from luthier.training.callbacks import Bridge
@@ -143,6 +144,15 @@ def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
             if weight
             else "model: a mixture of experts; its load-balancing loss is off, as its config says "
             "(model.router_aux_loss_coef turns it on)"
+        )
+    data = setup.data
+    lengths = [config.data.cutoff_length if data.stream is not None else data.train.longest_sequence]
+    longest = max(*lengths, data.validation.longest_sequence, data.test.longest_sequence)
+    if longest > (alone := independent_length(tuned)):
+        say(
+            f"model: a sequence of more than {alone:,} tokens (there are some of up to {longest:,}) stretches the rotary "
+            "positions of all that share its batch; with training.per_device_train_batch_size and "
+            "per_device_eval_batch_size of 1 each has its own"
         )
     if scorer.route == "padded" and config.model.attention == "auto":
         say(f"attention: padded rows, because {scorer.finding.reason}")

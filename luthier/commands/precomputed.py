@@ -47,7 +47,7 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     config, train, model = setup.config, setup.data.train, transformers_model(scorer.model)
     limit = config.training.trunk_cache_limit_gib
     epochs = setup.schedule.total_epochs if setup.data.stream is None else 1
-    layer = trunk_layer(model, scorer, limit, epochs, engine.world_size)
+    layer = trunk_layer(model, scorer, limit, epochs, engine.world_size, train.longest_sequence)
     if not layer:
         return packing
     needed, folder = bytes_of(train.tokens, model), run / run_folder.TRUNK

@@ -17,6 +17,7 @@ from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.files import human_bytes
 from luthier.planning.planner import Planner
 from luthier.planning.step_trace import UntraceableError
+from luthier.scoring.dynamic_positions import independent_length
 from luthier.training.grouping import Packing, packing_of
 
 FREE_SHARE = 0.9  # of the free memory makes the budget that is not given: other programs want some
@@ -160,6 +161,11 @@ def _check(planner: Planner, config: RunConfig) -> None:
     if scorer.route == "padded":
         reason = f": {scorer.finding.reason}" if scorer.finding.reason else ""
         problem = f"this run computes padded rows, whose memory follows from the longest one{reason}"
+    elif planner.subject.rows.longest_sequence(config) > (alone := independent_length(scorer.model)):
+        problem = (
+            f"a sequence of more than {alone:,} tokens stretches the rotary positions of all that share its batch, so "
+            "merged ones would have others"
+        )
     elif scorer.router_loss.arguments:
         problem = (
             "the router's load-balancing loss is a mean over each batch, so merged ones would have another "

@@ -294,7 +294,8 @@ class Planner:
         """The layer below which a run keeps states, and their bytes; without them 0, 0 and why, where there is no room."""
         config, inner = subject.config, transformers_model(model.scorer.model)
         epochs, limit = subject.rows.epochs(config, self.hardware.count), config.training.trunk_cache_limit_gib
-        layer = trunk_layer(inner, model.scorer, limit, epochs, self.hardware.count)
+        longest = subject.rows.longest_sequence(config)
+        layer = trunk_layer(inner, model.scorer, limit, epochs, self.hardware.count, longest)
         if not layer:
             return 0, 0, ""
         needed = bytes_of(subject.rows.tokens, inner)

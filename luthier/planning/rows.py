@@ -76,6 +76,12 @@ class Rows:
         """Tokens of all rows; 0 where they are not known."""
         return int(self.token_counts.sum()) if self.schedule is not None else 0
 
+    def longest_sequence(self, config: RunConfig) -> int:
+        """Tokens of the longest sequence under a config; as many as it allows where the rows are not known."""
+        known: Any = self.examples
+        cutoff = config.data.cutoff_length
+        return min(cutoff, known.longest_sequence) if self.schedule is not None else cutoff
+
     def epochs(self, config: RunConfig, ranks: int) -> int:
         """Passes that a run begins under a config; 1 where nobody knows."""
         return self._under(config, ranks).total_epochs if self.schedule is not None else 1

@@ -27,6 +27,7 @@ from luthier.foundation.progress import progress_bar
 from luthier.scoring.attention import Layout
 from luthier.scoring.backbone import backbone_of
 from luthier.scoring.dropout import drops_out
+from luthier.scoring.dynamic_positions import independent_length
 
 if TYPE_CHECKING:
     from luthier.data.examples import TokenizedExample
@@ -92,13 +93,16 @@ def frozen_layers(model: PreTrainedModel) -> int:
     return 0 if any(map(drops_out, outside)) else min(lowest, dropping)
 
 
-def trunk_layer(model: PreTrainedModel, scorer: Scorer, limit_gib: float, epochs: int, ranks: int) -> int:
+def trunk_layer(model: PreTrainedModel, scorer: Scorer, limit_gib: float, epochs: int, ranks: int, longest: int) -> int:
     """The layer that a run's trunk leads up to; 0 where it has none: every layer learns, a run makes one pass, the route is
     padded, a router's loss reads every layer, or several ranks would each need one.
 
     Args:
         model: what the scorer reads. limit_gib: of the trunk on disk; 0: none is wanted.
+        longest: tokens of the longest sequence, by which a batch's states may differ.
     """
+    if longest > independent_length(model):
+        return 0
     if not limit_gib or epochs < 2 or ranks > 1 or scorer.route == "padded" or scorer.router_loss.arguments:
         return 0
     return frozen_layers(model)

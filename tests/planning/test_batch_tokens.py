@@ -120,7 +120,14 @@ def test_a_budget_below_the_longest_example_is_refused_with_the_numbers(
 
 @pytest.mark.parametrize(
     ("model", "problem"),
-    [({"attention": "padded"}, "padded rows"), ({"router_aux_loss_coef": 0.1}, "router's load-balancing loss")],
+    [
+        ({"attention": "padded"}, "padded rows"),
+        ({"router_aux_loss_coef": 0.1}, "router's load-balancing loss"),
+        (
+            {"config_overrides": {"max_position_embeddings": 32}, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
+            "a sequence of more than 32 tokens stretches the rotary positions",
+        ),
+    ],
 )
 def test_what_merging_would_change_or_does_not_bound_is_refused(
     model: dict[str, Any], problem: str, tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -218,6 +218,55 @@ def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
     assert ("are computed once" in capsys.readouterr().err) == (changed != "nothing")
 
 
+def test_positions_that_stretch_with_a_batch_have_no_trunk(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to the length that the model knows, a sequence's states do not depend on those beside it, and there is one."""
+    stretched = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    for known, kept in ((32, False), (64, True)):
+        base = tiny_folder(tmp_path / f"base-{known}", max_position_embeddings=known, rope_parameters=stretched)
+        run(base, rows, tmp_path / f"run-{known}")
+        said = capsys.readouterr().err
+        assert ("trunk: " in said) == kept
+        assert ("a sequence of more than 32 tokens (there are some of up to 64) stretches" in said) == (not kept)
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, float("inf")),
+        ({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, float("inf")),
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, 256),
+        (
+            {
+                "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+                "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            },
+            16,
+        ),
+    ],
+)  # fmt: skip
+def test_up_to_which_length_a_sequence_leaves_others_alone(rope: dict[str, Any], expected: float) -> None:
+    from luthier.scoring.dynamic_positions import independent_length
+    from luthier.scoring.scorer import Scorer
+
+    model = tiny_model("llama", rope_parameters=rope)
+    assert independent_length(model) == expected
+    scorer = Scorer(model).eval()
+
+    def example(length: int) -> TokenizedExample:
+        tokens = TokenSequence(tuple(range(3, 3 + length)), (0.0,) + (1.0,) * (length - 1))
+        return TokenizedExample((tokens,), Origin("rows", 1), length)
+
+    def first(*beside: int) -> torch.Tensor:
+        with torch.no_grad():
+            return scorer(pack([example(12), *map(example, beside)])).logp_N[:11]
+
+    short, long = (16, 17) if expected == 16 else (200, 257) if expected == 256 else (16, 256)
+    assert torch.allclose(first(short), first(), atol=1e-6)
+    assert torch.allclose(first(long), first(), atol=1e-4) == (expected == float("inf"))
+
+
 def test_a_trunk_that_is_too_large_is_not_made(
     tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
