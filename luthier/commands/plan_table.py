@@ -97,6 +97,7 @@ def _memory(plan: Plan, memory: Memory) -> Table:
         "gradients": memory.gradients,
         "activations": memory.activations,
         "output head": memory.head,
+        "the optimizer's update": memory.update,
         "from other devices": memory.gathered,
         "lost in the allocator": memory.allocator,
         "the process itself": memory.fixed,

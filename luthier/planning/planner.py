@@ -20,6 +20,7 @@ from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast
 from luthier.planning.taken import Disk, Memory, Time
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.scoring.trunk import bytes_of, no_room, trunk_layer
+from luthier.training.trained import update_tensors
 
 if TYPE_CHECKING:
     from luthier.planning.batch_tokens import BatchTokens
@@ -168,7 +169,7 @@ class Planner:
             fixed_bytes = here if self.device.kind == "cpu" else GPU_FIXED_BYTES
         self.fixed_bytes = fixed_bytes
         self._models: dict[str, TracedModel] = {}
-        self._traces: dict[Any, tuple[StepTrace, int]] = {}
+        self._traces: dict[Any, StepTrace] = {}
 
     @property
     def device(self) -> Device:
@@ -307,8 +308,8 @@ class Planner:
 
     def _trace(
         self, subject: Subject, model: TracedModel, batch: Batch, further: bool, *, with_heap: bool
-    ) -> tuple[StepTrace, int]:
-        """A batch's trace, and what the allocator keeps beyond it; to measure that takes nearly as long as the trace."""
+    ) -> StepTrace:
+        """A batch's trace, with what the allocator keeps of it; to measure that takes nearly as long as the trace."""
         scorer = model.scorer
         of_batch = (id(scorer), scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
         key = (of_batch, with_heap or (of_batch, True) in self._traces)
@@ -324,33 +325,40 @@ class Planner:
                 further=further,
                 heap=heap,
             )
-            kept = max(0, heap.growth - trace.peak) if heap is not None and heap.complete else 0
             if heap is not None:
                 heap.settle()
-            self._traces[key] = trace, kept
+            self._traces[key] = trace
         return self._traces[key]
 
     def _memory(self, subject: Subject, model: TracedModel, batches: Batches) -> Memory:
         return self._memory_of(subject, model, batches.longest, batches.per_step > 1)
 
     def _memory_of(self, subject: Subject, model: TracedModel, batch: Batch, further: bool) -> Memory:
-        trace, kept = self._trace(subject, model, batch, further, with_heap=True)
+        trace = self._trace(subject, model, batch, further, with_heap=True)
         own = self._shares(model, min(trace.gradients, model.gradient_bytes))
         # gradients that backward has made by the moment of the peak; shared out as they come
         share = own.gradients / trace.gradients if trace.gradients else 1.0
         gradients = int(trace.gradients_at_peak * share)
         activations = trace.peak - trace.gradients_at_peak
         head = min(trace.head, activations) if trace.moment == "head" else 0
-        if gradients + activations < own.gradients:  # the update is the peak: all gradients, no activations
-            gradients, activations, head = own.gradients, 0, 0
-        if self.device.kind == "cuda":
-            kept = int(GPU_HOLES * (activations + gradients))
+        update = self._update_tensors(subject, model)
+        if trace.kept is not None:
+            kept = max(0, trace.kept.growth - trace.peak)
+            working = trace.kept.update_beyond(update, trace.gradients)
+        else:
+            holes = GPU_HOLES if self.device.kind == "cuda" else 0.0
+            kept, working = int(holes * (activations + gradients)), 0
+            if gradients + activations < own.gradients + sum(update):
+                # the update is the peak: all gradients, and in the place of activations what the optimizer works with
+                gradients, activations, head, working = own.gradients, 0, 0, sum(update)
+                kept = int(holes * (gradients + working))
         return Memory(
             weights=own.weights,
             optimizer_states=own.optimizer_states,
             gradients=gradients,
             activations=activations - head,
             head=head,
+            update=working,
             gathered=own.gathered,
             allocator=kept,
             fixed=self.fixed_bytes,
@@ -359,8 +367,16 @@ class Planner:
             host=own.host,
         )
 
+    def _update_tensors(self, subject: Subject, model: TracedModel) -> list[int]:
+        """What the optimizer works with on one device; an offloaded one works in the host's memory."""
+        if self.strategy.offloads:
+            return []
+        devices = self.hardware.count if self.strategy.shards_states else 1
+        found = update_tensors(subject.config.training, model.trained, self.device.kind)
+        return [-(-size // devices) for size in found]
+
     def _time(self, subject: Subject, model: TracedModel, batches: Batches) -> Time:
-        trace, _ = self._trace(subject, model, batches.usual, False, with_heap=False)
+        trace = self._trace(subject, model, batches.usual, False, with_heap=False)
         rates = rates_of(self.hardware, trace.operations)
         step = step_seconds(self.hardware, self.strategy, model, trace, rates, batches.per_step)
         return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)

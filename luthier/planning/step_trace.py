@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from luthier.data.batch import Batch
-from luthier.planning.heap import Heap
+from luthier.planning.heap import Heap, Kept
 from luthier.planning.known_values import KnownValues
 from luthier.planning.tracker import Operation, Tracker
 from luthier.scoring.backbone import backbone_of
@@ -46,6 +46,7 @@ class StepTrace:
         gradients: of all trained weights, at the end.
         moment: "forward", "head" or "backward": when the peak is.
         route: segmented or padded.
+        kept: what this machine's allocator has of it; None: unknown.
         operations: what is computed.
     """
 
@@ -56,6 +57,7 @@ class StepTrace:
     gradients: int
     moment: str
     route: str
+    kept: Kept | None = None
     operations: list[Operation] = field(repr=False, default_factory=list)
 
     @property
@@ -104,6 +106,10 @@ def trace_batch(
             loss.backward()
             del loss
         gradients = sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)
+        largest = max((parameter.nbytes for parameter in parameters), default=0)
+        kept = heap.kept(largest) if heap is not None and heap.complete else None
+        if kept is not None and further:
+            kept = kept.beside([parameter.nbytes for parameter in parameters])
     except (NotImplementedError, RuntimeError) as error:
         raise UntraceableError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from error
     finally:
@@ -117,6 +123,7 @@ def trace_batch(
         gradients=gradients,
         moment=tracker.moment_of_peak,
         route=scorer.route,
+        kept=kept,
         operations=list(tracker.operations.values()),
     )
 

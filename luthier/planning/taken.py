@@ -10,7 +10,8 @@ class Memory:
     """Bytes on one device at the moment of the peak; all but the last three add up to `peak`.
 
     Args:
-        activations: what the layers saved for backward, and work on. head: the output head's working memory.
+        activations: what the layers saved for backward, and work on. head: the output head's working memory. update: the
+            optimizer's, beside its states.
         gathered: of other devices, for a moment. allocator: kept beyond what lives. fixed: the process itself.
         saved: all that the forward pass leaves for backward. all_gradients: when backward is done. host: offloaded.
     """
@@ -20,6 +21,7 @@ class Memory:
     gradients: int
     activations: int
     head: int
+    update: int
     gathered: int
     allocator: int
     fixed: int
@@ -30,8 +32,8 @@ class Memory:
     @property
     def peak(self) -> int:
         """The largest sum."""
-        parts = (self.weights, self.optimizer_states, self.gradients, self.activations, self.head, self.gathered)
-        return sum(parts) + self.allocator + self.fixed
+        of_training = (self.weights, self.optimizer_states, self.gradients, self.activations, self.head, self.update)
+        return sum(of_training) + self.gathered + self.allocator + self.fixed
 
     def as_dict(self) -> dict[str, int]:
         """Plain values, the peak among them."""

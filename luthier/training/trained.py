@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.config.plugins import OPTIMIZERS
 from luthier.config.sections import OptimizerOptions
+
+if TYPE_CHECKING:
+    from luthier.config.training_section import TrainingConfig
 
 # matrix: a weight of a hidden layer, of two dimensions or more (experts are stacked); embedding: a row for each token,
 # at the input or in the head, an adapter's factors there, and a head over classes; vector: norms, biases and whatever else
@@ -67,6 +70,17 @@ def state_bytes(optim: OptimizerOptions, parameters: Sequence[TrainedParameter])
     """
     own = getattr(OPTIMIZERS.load(optim.name), "state_bytes", None)
     return int(own(optim, parameters)) if own is not None else 2 * total_bytes(parameters)
+
+
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """Bytes of each of the tensors that an optimizer works with at one moment of an update, at its most, beside weights,
+    gradients and `state_bytes`: none, unless its file has an `update_tensors` that says more.
+
+    Args:
+        device: cpu or cuda, whose kernels may work in place, or on all parameters at once.
+    """
+    own = getattr(OPTIMIZERS.load(training.optim.name), "update_tensors", None)
+    return list(own(training, parameters, device)) if own is not None else []
 
 
 def gradient_bytes(optim: OptimizerOptions, parameters: Sequence[TrainedParameter]) -> int:

@@ -17,6 +17,7 @@ from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError, UserError
 from luthier.planning.advice import _settings, _sizes, _variants, _with_batch, _with_method, advise, shared_out
 from luthier.planning.hardware import Device, Hardware
+from luthier.planning.heap import Kept, heap_here
 from luthier.planning.planner import Plan, Planner, plan
 from luthier.planning.step_time import HOST_BYTES_PER_SECOND, HOST_LINK
 from luthier.planning.strategies import STRATEGIES
@@ -49,9 +50,63 @@ def test_the_parts_of_full_tuning(tiny_llama: Path, rows: Path, tmp_path: Path) 
     assert 0 <= buffers <= 64
     assert memory.all_gradients == 4 * count
     assert memory.optimizer_states == pytest.approx(8 * count, rel=1e-3)  # two moments in float32
-    parts = ("weights", "optimizer_states", "gradients", "activations", "head", "gathered", "allocator", "fixed")
+    parts = [
+        "weights",
+        "optimizer_states",
+        "gradients",
+        "activations",
+        "head",
+        "update",
+        "gathered",
+        "allocator",
+        "fixed",
+    ]
     assert memory.peak == sum(getattr(memory, part) for part in parts)
     assert found.disk.checkpoint == memory.weights + memory.optimizer_states
+
+
+def test_what_the_optimizer_works_with_counts_where_no_activations_are(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Rows are short: all gradients and as much again are more than gradients and activations in backward."""
+    short = ("method=full", "training.per_device_train_batch_size=1", "data.cutoff_length=16")
+    plain = memory_of(planner_for(tiny_llama, rows, tmp_path, *short))
+    averaged = ("training.optim=schedule_free", "training.lr_scheduler_type=constant")
+    found = memory_of(planner_for(tiny_llama, rows, tmp_path, *short, *averaged))
+    assert (plain.update, found.activations, found.head) == (0, 0, 0)
+    assert found.gradients == found.update == found.all_gradients == plain.all_gradients
+    assert found.peak - found.optimizer_states > plain.peak - plain.optimizer_states
+
+
+def test_what_an_update_takes_beyond_the_heap() -> None:
+    mib = 2**20
+    kept = Kept(arena=100 * mib, mapped=80 * mib, mapped_at_end=64 * mib, room=40 * mib)
+    gradients = 84 * mib  # 20 of them in the heap
+    assert kept.growth == 180 * mib
+    assert kept.update_beyond([], gradients) == kept.update_beyond([6 * mib] * 10, gradients) == 0
+    assert kept.update_beyond([6 * mib] * 20, gradients) == (20 + 120 + 64 - 180) * mib
+    assert kept.update_beyond([50 * mib] * 2, gradients) == (100 + 64 + (100 - 40) - 180) * mib
+    before = kept.beside([50 * mib, mib])
+    assert before == Kept(101 * mib, 130 * mib, 114 * mib, 40 * mib)
+
+
+@pytest.mark.skipif(heap_here(2**33) is None, reason="the allocator is not glibc's")
+def test_what_the_heap_keeps_of_a_pass() -> None:
+    """Small tensors leave room in the heap for large ones, which do not grow it again; large ones are mapped beside it."""
+    mib = 2**20
+    heap = heap_here(2**33)
+    assert heap is not None
+    small = [heap.hold(16 * mib) for _ in range(20)]
+    for give_back in small:
+        give_back()
+    lasting = heap.hold(400 * mib)
+    kept = heap.kept(100 * mib)
+    assert kept.mapped == pytest.approx(400 * mib, abs=mib) and kept.mapped_at_end == kept.mapped
+    assert kept.arena <= 330 * mib and kept.room % (100 * mib) == 0
+    assert kept.update_beyond([100 * mib] * (kept.room // (100 * mib)), 400 * mib) == 0
+    lasting()
+    assert heap.kept(0).mapped_at_end < mib
+    heap.settle()
 
 
 def test_what_is_trained_is_what_costs(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class PerParameter(Optimizer):
                 if decay:
                     parameter.mul_(1 - rate * decay)
                 parameter.add_(direction, alpha=-rate)
+                del direction  # before the next one is made
 
 
 class Together(Optimizer):

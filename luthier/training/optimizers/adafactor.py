@@ -58,6 +58,12 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return count
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """g^2 and what is made of it, of one parameter after the other, in float32; 16-bit gradients and weights in float32 too."""
+    found = ([4 * p.count] * (2 if p.number_bytes == 4 else 4) for p in parameters)
+    return max(found, key=sum, default=[])
+
+
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
     """transformers' Adafactor, its rate given from outside."""
     from transformers.optimization import Adafactor

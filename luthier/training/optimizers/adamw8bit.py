@@ -47,6 +47,14 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return count + MAP_BYTES * any(parameter.count >= options.min_8bit_size for parameter in parameters)
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """On a CPU both moments, the gradient and two steps of the denominator of one parameter after the other, in float32;
+    16-bit weights too. CUDA's kernel takes nothing."""
+    least = cast(Options, training.optim).min_8bit_size
+    found = ([4 * p.count] * (5 if p.number_bytes == 4 else 6) for p in parameters if p.count >= least)
+    return [] if device == "cuda" else max(found, key=sum, default=[])
+
+
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
     """bitsandbytes' AdamW8bit.
 

@@ -75,6 +75,17 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return count
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """Of one matrix after the other: the gradient scaled, and once more for its limit; Adam's direction of the projected one."""
+    rank = cast(Options, training.optim).rank
+    found = []
+    for p in parameters:
+        if _low_rank.is_projected(p.role, p.shape, rank):
+            low = _low_rank.kept_numbers(p.shape, rank) * p.number_bytes
+            found.append([p.bytes, p.bytes, low, low])
+    return max(found, key=sum, default=[])
+
+
 def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """The scaled gradient."""
     from luthier.training.optimizers._rules import adam_direction

@@ -13,6 +13,7 @@ side shorter than the rank, is trained by AdamW.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -61,6 +62,19 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
         else:
             count += 2 * parameter.bytes
     return count
+
+
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """Of one matrix after the other (m <= n), where its subspace is found: G, G G^T, its eigenvectors and twice as much for
+    LAPACK, P and its flipped columns; the direction, and Adam's, take less."""
+    rank = cast(Options, training.optim).rank
+    found = []
+    for p in parameters:
+        if _low_rank.is_projected(p.role, p.shape, rank):
+            many, short = 4 * math.prod(p.shape[:-2]), min(p.shape[-2:])
+            square, columns = many * short * short, many * short * rank
+            found.append([4 * p.count, square, square, 2 * square, columns, columns])
+    return max(found, key=sum, default=[])
 
 
 def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

@@ -43,6 +43,11 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return total_bytes(parameters)
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """The signs of one parameter after the other."""
+    return [max((parameter.bytes for parameter in parameters), default=0)]
+
+
 def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """The signs, and the momentum's step."""
     if "exp_avg" not in state:

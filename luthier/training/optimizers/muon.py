@@ -23,6 +23,7 @@ from luthier.foundation.errors import TrainingError
 from luthier.training.trained import Role, TrainedParameter
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -71,6 +72,25 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return sum(parameter.bytes * (1 if _is_ours(parameter.role, parameter.shape) else 2) for parameter in parameters)
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """Of one matrix after the other (m <= n): the momentum that is looked ahead along, X and the next X, and two m x m; all
+    but the first in the precision that it computes in."""
+    import torch
+
+    small = 2 if device == "cuda" or _precision(torch.device(device)) == "bfloat16" else 4
+    found = []
+    for p in parameters:
+        if _is_ours(p.role, p.shape):
+            square = small * p.count // max(p.shape[-2:]) * min(p.shape[-2:])
+            found.append([p.bytes, small * p.count, small * p.count, square, square])
+    return max(found, key=sum, default=[])
+
+
+def _precision(device: torch.device) -> str:
+    """Its authors run it in bfloat16; without units for it that would be slower, not faster."""
+    return "bfloat16" if "bfloat16" in fast_precisions(device) else "float32"
+
+
 def direction(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """The orthogonal momentum, sized like AdamW's update."""
     if "momentum_buffer" not in state:
@@ -113,8 +133,7 @@ def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate:
         "momentum": options.momentum,
         "nesterov": options.nesterov,
         "ns_steps": options.ns_steps,
-        # its authors run it in bfloat16; without units for it that would be slower, not faster
-        "precision": "bfloat16" if "bfloat16" in fast_precisions(device) else "float32",
+        "precision": _precision(device),
     }
     return beside_adamw(
         training,

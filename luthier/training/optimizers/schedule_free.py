@@ -46,6 +46,11 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return 3 * total_bytes(parameters)
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """The denominators: the library divides a group at once, and has the last one's still when it makes the next one's."""
+    return [p.bytes for p in parameters]
+
+
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
     """The library's AdamWScheduleFree, made to switch without loss.
 

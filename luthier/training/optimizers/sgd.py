@@ -45,6 +45,15 @@ def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int
     return total_bytes(parameters) if options.momentum else 0
 
 
+def update_tensors(training: TrainingConfig, parameters: Sequence[TrainedParameter], device: str) -> list[int]:
+    """Gradients with the decay, and looked ahead of: of one parameter after the other; CUDA's, those with a decay at once."""
+    decaying = [p.bytes for p in parameters if training.weight_decay and p.role != "vector"]
+    if device == "cuda":
+        return decaying
+    ahead = [p.bytes for p in parameters] if cast(Options, training.optim).nesterov else []
+    return [max(sizes) for sizes in (decaying, ahead) if sizes]
+
+
 def build(training: TrainingConfig, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
     """torch's SGD; not its fused one, which on a CPU makes no step with a momentum in bfloat16 (torch 2.13)."""
     from torch.optim import SGD

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +170,24 @@ def test_its_memory_is_what_it_says(name: str) -> None:
     assert measured == state_bytes(optim, parameters)
     assert gradients == gradient_bytes(optim, parameters)
     assert gradients <= total_bytes(parameters)
+
+
+@pytest.fixture(scope="module")
+def updates() -> dict[str, list[int]]:
+    """What each optimizer's step takes, and what it says, in a process whose heap has no holes yet."""
+    command = [sys.executable, "-m", "tests.training.optimizers.update_memory"]
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=environment)
+    found: dict[str, list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set's peak is read from /proc")
+@every
+def test_an_update_works_in_what_it_says(name: str, updates: dict[str, list[int]]) -> None:
+    grown, said = updates[name]
+    assert grown == pytest.approx(said, rel=0.1, abs=1.5e6)
 
 
 @every
