@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,12 @@ from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
 from luthier.training.feeds import make_feed
-from luthier.training.grouping import packing_of
+from luthier.training.grouping import dealt, packing_of
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
 from luthier.training.run import Fit
+from luthier.training.schedule import IndexedSchedule
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback  # at run time it would import peft before luthier.training.callbacks can
@@ -69,6 +71,8 @@ def assemble(
     prepared = engine.prepare(scorer)
     sets = with_reference(setup, engine, prepared, share_in_evaluation)
     packing = with_trunk(setup, engine, scorer, packing, folder)
+    if packing.grouping != "off" and isinstance(setup.schedule, IndexedSchedule):
+        setup.schedule = replace(setup.schedule, deal=partial(dealt, setup.data.train, packing))
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
     bridge = Bridge(config, setup.schedule, [*callbacks, *setup.method.callbacks(tuned)])

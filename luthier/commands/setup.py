@@ -30,7 +30,7 @@ from luthier.scoring.probe import padded_only, probe
 from luthier.scoring.virtual_tokens import WHY_PADDED, has_virtual_tokens, refuse_checkpointed_prefix
 from luthier.training.answering import check_answers
 from luthier.training.callbacks import metric_problems
-from luthier.training.grouping import dealt, regrouped
+from luthier.training.grouping import regrouped
 from luthier.training.optimization import check_optimizer, trained_shapes
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
@@ -206,11 +206,6 @@ def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None])
         rank=rank,
         world_size=world_size,
     )
-    if training.grouping != "off" and world_size > 1:
-        share = training.prefix_sharing != "off"
-        batch_size = training.per_device_train_batch_size
-        deal = functools.partial(dealt, examples=data.train, batch_size=batch_size, ranks=world_size, share=share)
-        schedule = replace(schedule, deal=deal)
     if training.grouping != "within_buffer":
         return schedule
 

@@ -129,7 +129,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def dealt(
-    step: Sequence[int], examples: Sequence[TokenizedExample], batch_size: int, ranks: int, share: bool
+    examples: Sequence[TokenizedExample], packing: Packing, step: Sequence[int], batch_size: int, ranks: int
 ) -> list[list[int]]:
     """A step's batches, each of examples that begin alike, dealt so that the ranks have equally much to compute.
 
@@ -138,18 +138,15 @@ def dealt(
 
     Args:
         step: example indices of an optimizer step.
-        share: whether a batch lays down once what its sequences begin with.
 
     Returns:
         The batches, rank r's at r, r + ranks, r + 2 ranks, ...; as many for each as if they were taken in turn.
     """
-    batches = in_batches(sorted(step, key=lambda index: _beginning(examples[index])), batch_size)
+    learnt = packing.learnt or (lambda example: example)
+    known = {index: learnt(examples[index]) for index in step}
+    batches = in_batches(sorted(step, key=lambda index: _beginning(known[index])), batch_size)
     work = [
-        sum(
-            laid_down(examples[index], examples[before] if before is not None else None, share)
-            for before, index in pairwise([None, *batch])
-            if index is not None
-        )
+        _tokens_of([known[index] for index in batch]) if packing.share else sum(known[index].tokens for index in batch)
         for batch in batches
     ]
     room = [len(batches[rank::ranks]) for rank in range(ranks)]

@@ -63,8 +63,8 @@ class IndexedSchedule:
         seed: of the order. shuffle: whether the order changes at all.
         rank, world_size: which part of a step this process computes.
         order: an epoch's order in place of the shuffled one.
-        deal: a step's batches, of its examples, where these are not to be taken as they come; every rank's are each
-            world_size-th, its own first.
+        deal: a step's batches from its examples, the batch size and the number of ranks, where several ranks are not to take
+            them as they come; a rank's are each world_size-th, its own first.
     """
 
     examples: int
@@ -77,7 +77,7 @@ class IndexedSchedule:
     rank: int = 0
     world_size: int = 1
     order: Callable[[int], Sequence[int]] | None = None
-    deal: Callable[[Sequence[int]], list[list[int]]] | None = None
+    deal: Callable[[Sequence[int], int, int], list[list[int]]] | None = None
 
     @property
     def examples_per_step(self) -> int:
@@ -116,7 +116,10 @@ class IndexedSchedule:
         """Example indices of each of this rank's batches in step `index` of an epoch, both from 0."""
         order = self.order(epoch) if self.order else self.shuffled(epoch)
         chosen = order[index * self.examples_per_step : (index + 1) * self.examples_per_step]
-        batches = self.deal(chosen) if self.deal else in_batches(chosen, self.batch_size)
+        if self.deal is not None and self.world_size > 1:
+            batches = self.deal(chosen, self.batch_size, self.world_size)
+        else:
+            batches = in_batches(chosen, self.batch_size)
         return batches[self.rank :: self.world_size]
 
 

@@ -107,7 +107,7 @@ def test_a_buffers_steps_hold_rows_of_one_head() -> None:
 def test_a_dealt_step_holds_its_examples_once_and_each_rank_has_as_many_batches(
     step: list[int], batch_size: int, ranks: int
 ) -> None:
-    found = dealt(step, rows(60), batch_size, ranks, share=True)
+    found = dealt(rows(60), Packing(share=True), step, batch_size, ranks)
     assert sorted(index for batch in found for index in batch) == sorted(step)
     in_turn = [step[start : start + batch_size] for start in range(0, len(step), batch_size)]
     assert sorted(map(len, found)) == sorted(map(len, in_turn))
@@ -120,7 +120,7 @@ def test_ranks_have_equally_much_to_compute() -> None:
     rows = [example(*range(100 * number, 100 * number + length)) for number, length in enumerate(lengths)]
 
     def loads(share: bool, examples: list[TokenizedExample]) -> list[int]:
-        batches = dealt(range(len(examples)), examples, 1 if examples is rows else 2, 2, share)
+        batches = dealt(examples, Packing(share), range(len(examples)), 1 if examples is rows else 2, 2)
         packed = [pack_step([[examples[index] for index in batch]], Packing(share)) for batch in batches]
         return [sum(len(batch.input_ids_T) for step in packed[rank::2] for batch in step) for rank in (0, 1)]
 
