@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +33,11 @@ from luthier.training.callbacks import Bridge
 from luthier.training.checkpoints import Checkpoints
 from luthier.training.engine import Engine
 from luthier.training.feeds import make_feed
-from luthier.training.grouping import dealt, packing_of
+from luthier.training.grouping import packing_of, with_dealing
 from luthier.training.interruption import StopRequest
 from luthier.training.metrics_log import JsonLines
 from luthier.training.optimization import make_optimizer, make_scheduler
 from luthier.training.run import Fit
-from luthier.training.schedule import IndexedSchedule
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback  # at run time it would import peft before luthier.training.callbacks can
@@ -71,17 +69,16 @@ def assemble(
     prepared = engine.prepare(scorer)
     sets = with_reference(setup, engine, prepared, share_in_evaluation)
     packing = with_trunk(setup, engine, scorer, packing, folder)
-    if packing.grouping != "off" and isinstance(setup.schedule, IndexedSchedule):
-        setup.schedule = replace(setup.schedule, deal=partial(dealt, setup.data.train, packing))
+    schedule = with_dealing(setup.schedule, setup.data.train, packing)
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
-    scheduler = make_scheduler(config, optimizer, setup.schedule.total_steps)
-    bridge = Bridge(config, setup.schedule, [*callbacks, *setup.method.callbacks(tuned)])
+    scheduler = make_scheduler(config, optimizer, schedule.total_steps)
+    bridge = Bridge(config, schedule, [*callbacks, *setup.method.callbacks(tuned)])
     bridge.state.is_world_process_zero, bridge.state.is_local_process_zero = engine.rank == 0, ranks().local_rank == 0
     bridge.attach(tuned, setup.tokenizer, optimizer, scheduler)
     bridge.fire("init_end")
     return Fit(
         config=config,
-        schedule=setup.schedule,
+        schedule=schedule,
         stage=setup.stage,
         engine=engine,
         scorer=prepared,
@@ -92,9 +89,7 @@ def assemble(
         checkpoints=checkpoints,
         metrics=JsonLines(folder / "metrics.jsonl", writes=engine.rank == 0),
         rejected=JsonLines(folder / "rejected.jsonl", writes=engine.rank == 0 and setup.data.stream is not None),
-        feed=make_feed(
-            sets["train"], setup.data.stream, setup.schedule, packing, config.training.dataloader_num_workers
-        ),
+        feed=make_feed(sets["train"], setup.data.stream, schedule, packing, config.training.dataloader_num_workers),
         share_in_evaluation=share_in_evaluation,
         answering=_answering(setup, tuned),
         validation=sets["validation"],
@@ -196,7 +191,10 @@ def _base_model(setup: Setup, folder: Path, engine: Engine, trust_remote_code: b
         )
         return fresh, ""
     if not under:
-        return read(source.base, config=setup.model_config), source.base_name
+        brought = (
+            source.adapter if saved_head(source.adapter, source.base) is not None else None
+        )  # none of it drawn anew
+        return read(source.base, config=setup.model_config, adapter=brought), source.base_name
     whole = source if under == source.adapters else source.only(under)
 
     def merged() -> Any:

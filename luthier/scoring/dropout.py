@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 
 OF_HEADS = ("classifier", "summary", "seq_classif")  # rates of heads, which are modules where there are any
 
+DRAWS_EXPERTS = ("PhimoeSparseMoeBlock",)  # in training, by chance, however small its jitter is
+
 
 def drops_out(model: nn.Module) -> bool:
     """Whether chance takes part in a module's training: a part that drops out, or a rate that a part hands on or reads.
@@ -24,6 +26,8 @@ def _rates(module: nn.Module) -> Iterator[float]:
     own = vars(module)
     if "dropout" in type(module).__name__.lower() and isinstance(own.get("p"), (int, float)):  # torch's, peft's
         yield own["p"]
+    if type(module).__name__ in DRAWS_EXPERTS:
+        yield 1.0
     yield from _named(own)
     config = own.get("config")  # Falcon reads its rates there
     if isinstance(config, PreTrainedConfig):

@@ -33,6 +33,7 @@ SEEN = 4  # positions of a window, a chunk, a step of a scale: fewer than the pr
 STRETCHED = ("dynamic", "longrope")  # frequencies that depend on a sequence's length
 # settings that name layers by their number; any other list with an entry for each layer is found by its length
 LAYER_NUMBERS = ("mlp_only_layers", "moe_layers")
+DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # so many layers have no mixture of experts
 FEW = 4  # different entries of such a list, each of which a layer of the copy has; where there are more, they are sizes
 SEED = 20240229
 
@@ -211,16 +212,16 @@ def _of_layers(text: Any) -> dict[str, Any]:
         if isinstance(value, (list, tuple)) and len(value) == count and name not in LAYER_NUMBERS
     }
     numbers = {name: value for name in LAYER_NUMBERS if (value := getattr(text, name, None)) is not None}
-    dense, step = getattr(text, "first_k_dense_replace", None), getattr(text, "decoder_sparse_step", None)
+    dense = {name: value for name in DENSE_FIRST if isinstance(value := getattr(text, name, None), int)}
+    step = getattr(text, "decoder_sparse_step", None)
     if "mlp_only_layers" in numbers and step:  # two ways to say the same: one is enough
         skipped = [place for place in range(count) if (place + 1) % step]
         numbers["mlp_only_layers"] = sorted({*numbers["mlp_only_layers"], *skipped})
     told: list[Callable[[int], object]] = [
         *(lambda place, value=value: repr(value[place]) for value in lists.values() if _different(value) <= FEW),
         *(lambda place, value=value: place in value for value in numbers.values()),
+        *(lambda place, value=value: place < value for value in dense.values()),
     ]
-    if dense is not None:
-        told.append(lambda place: place < dense)
     seen: set[tuple[int, object]] = set()
     kept: list[int] = []
     for place in range(count):
@@ -232,8 +233,7 @@ def _of_layers(text: Any) -> dict[str, Any]:
     made: dict[str, Any] = {"num_hidden_layers": len(kept)}
     made |= {name: [value[place] for place in kept] for name, value in lists.items()}
     made |= {name: [new for new, place in enumerate(kept) if place in value] for name, value in numbers.items()}
-    if dense is not None:
-        made["first_k_dense_replace"] = sum(place < dense for place in kept)
+    made |= {name: sum(place < value for place in kept) for name, value in dense.items()}
     if "mlp_only_layers" in numbers and step:
         made["decoder_sparse_step"] = 1
     return made

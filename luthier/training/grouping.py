@@ -4,7 +4,8 @@ user allows it, which examples form a step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, pairwise
 from typing import Literal
 
@@ -16,7 +17,7 @@ from luthier.data.sharing import shared
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
 from luthier.scoring.scorer import Scorer
-from luthier.training.schedule import in_batches
+from luthier.training.schedule import IndexedSchedule, Schedule, in_batches
 from luthier.training.stage import Stage
 
 Grouping = Literal["off", "within_step", "within_buffer"]
@@ -126,6 +127,13 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next(
         (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
+
+
+def with_dealing(schedule: Schedule, examples: Sequence[TokenizedExample], packing: Packing) -> Schedule:
+    """A schedule whose ranks get equally much to compute, where grouping allows it and the examples are known."""
+    if packing.grouping == "off" or not isinstance(schedule, IndexedSchedule):
+        return schedule
+    return replace(schedule, deal=partial(dealt, examples, packing))
 
 
 def dealt(

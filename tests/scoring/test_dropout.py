@@ -43,13 +43,16 @@ def made(family: str, **settings: Any) -> nn.Module:
         ("XGLM", "layerdrop"),
         ("BioGpt", "layerdrop"),
         ("Mixtral", "router_jitter_noise"),
-        ("Phimoe", "input_jitter_noise"),
         ("Llama", "attention_dropout"),
     ],
 )
 def test_every_rate_of_a_family_counts(family: str, rate: str) -> None:
     assert not drops_out(made(family))
     assert drops_out(made(family, **{rate: 0.1}))
+
+
+def test_a_router_that_draws_its_experts_counts_without_any_jitter() -> None:
+    assert drops_out(made("Phimoe"))
 
 
 def test_a_rate_of_a_head_that_is_not_there_does_not() -> None:

@@ -257,6 +257,10 @@ def test_the_small_copy_has_every_kind_of_layer() -> None:
     assert (small.moe_layers, small.num_hidden_layers, small.attention_chunk_size, small.floor_scale) == ([1], 3, 4, 4)
     small = shrink(transformers.DeepseekV3Config(first_k_dense_replace=3))
     assert (small.num_hidden_layers, small.first_k_dense_replace) == (2, 1)
+    small = shrink(
+        transformers.AfmoeConfig(num_dense_layers=2, layer_types=["sliding_attention"] * 3 + ["full_attention"] * 29)
+    )
+    assert (small.num_hidden_layers, small.num_dense_layers) == (3, 1)
     small = shrink(transformers.Qwen2MoeConfig(mlp_only_layers=[4], decoder_sparse_step=2))
     assert (small.mlp_only_layers, small.decoder_sparse_step, small.num_hidden_layers) == ([0], 1, 2)
     small = shrink(transformers.SmolLM3Config())

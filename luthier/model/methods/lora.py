@@ -248,10 +248,13 @@ class Lora(PeftMethod):
         own = {name.split(".")[-1] for name, module in model.named_modules() if id(module) in ends}
         chosen = own & {name.split(".")[-1] for name in self.options.modules_to_save}
         if chosen and not chosen & set(EMBEDDING_LAYER_NAMES):
+            known = sorted((own - chosen) & set(EMBEDDING_LAYER_NAMES))
             raise ModelError(
-                f"method.modules_to_save names {', '.join(chosen)}, which {type(model).__name__} ties to its other end, and "
-                "peft would train one end alone.",
-                f"Name {', '.join(sorted(own - chosen)) or 'neither'} instead: both then learn as one.",
+                f"method.modules_to_save names {', '.join(sorted(chosen))}, which {type(model).__name__} ties to its other end, "
+                "and peft would train one end alone.",
+                f"Name {', '.join(known)} instead: both then learn as one."
+                if known
+                else "Use method full, or freeze with method.trainable_modules.",
             )
         return bool(chosen)
 
