@@ -124,7 +124,12 @@ def compare(paths: Sequence[Path], how: Drawing, say: Callable[[str], None]) -> 
             remarks.append(reason)
             continue
         say(f"comparing {name}")
-        measured = [measured_again(one, name) for one in saved]
+        judged = judged_in_all(name, saved) if is_judged(saved[0], name) else None
+        if judged is not None and (unjudged := len(saved[0].rows) - len(judged)):
+            remarks.append(f"{name}: {unjudged:,} rows without a verdict in one of them are left out")
+        if judged == []:
+            continue
+        measured = [measured_again(one, name, judged) for one in saved]
         numbers = [one.number(how) for one in measured]
         pairs = [paired(measured[0].sample, other.sample, how) for other in measured[1:]]
         metrics.append(ComparedMetric(name, measured[0].greater_is_better, numbers, pairs))
@@ -187,8 +192,30 @@ def why_not(name: str, saved: Sequence[Saved]) -> str:
     return ""
 
 
-def measured_again(one: Saved, name: str) -> Measured:
-    """A metric of saved rows: from their own scores where it is their mean, else from what was written."""
+def is_judged(one: Saved, name: str) -> bool:
+    """Whether a metric is a judge's, whose verdicts are taken as they are: it is not asked again."""
+    if name == LOSS or one.values["task"] != "text":
+        return False
+    return METRICS.load(one.values["metrics"][name]["metric"]["name"]).__name__.endswith("llm_judge")
+
+
+def judged_in_all(name: str, saved: Sequence[Saved]) -> list[int]:
+    """Places of the rows on which every run has a verdict: means over other questions can't be compared."""
+    rows_of = zip(*(one.rows for one in saved), strict=True)
+    return [place for place, rows in enumerate(rows_of) if all(_score(row, name) is not None for row in rows)]
+
+
+def _score(row: Mapping[str, Any], name: str) -> float | None:
+    found: float | None = row.get("scores", {}).get(name)
+    return found
+
+
+def measured_again(one: Saved, name: str, judged: Sequence[int] | None = None) -> Measured:
+    """A metric of saved rows: from their own scores where it is a judge's, else from what was written.
+
+    Args:
+        judged: places of the rows whose verdicts count; None where it is no judge's.
+    """
     known = one.values["metrics"][name]
     if name == LOSS:
         return measure_losses(np.array([[row["nll"], row["weight"]] for row in one.rows if "nll" in row]))
@@ -196,12 +223,10 @@ def measured_again(one: Saved, name: str) -> Measured:
         truth, predicted = labels_of(one)
         options = metric_options(known["metric"], one.values["task"])
         return measure_labels([options], truth, predicted)[0]
-    rows = [row for row in one.rows if "prediction" in row]
-    scores = [row.get("scores", {}).get(name) for row in rows]
-    if METRICS.load(known["metric"]["name"]).__name__.endswith("llm_judge"):  # not asked again
-        sample = Statistics(Scored.mean_of_known(scores))
+    if judged is not None:
+        sample = Statistics(Scored.mean_of_known([_score(one.rows[place], name) for place in judged]))
         return Measured(name, known["metric"], known["greater_is_better"], sample)
-    texts = [TextRow(row["prediction"], row["reference"]) for row in rows]
+    texts = [TextRow(row["prediction"], row["reference"]) for row in one.rows if "prediction" in row]
     found = {item.name: item for item in measure_texts([metric_options(known["metric"])], texts)}
     return found[name]
 

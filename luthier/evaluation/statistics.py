@@ -9,6 +9,7 @@ Shapes: E rows, S statistics of a row, R selections, n rows of a selection.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,25 +133,30 @@ def interval(sample: Sample, how: Drawing) -> tuple[float, float] | None:
     metric that is not finite."""
     if len(sample) < 2 or not np.isfinite(sample.value):
         return None
-    low, high = _bootstrap(sample, len(sample), how, sample.at)
-    return (low, high) if np.isfinite([low, high]).all() else None  # of few rows that all may be drawn without a score
+    return _bootstrap(sample, len(sample), how, sample.at)
 
 
-def _bootstrap(sample: Sample, count: int, how: Drawing, at: Callable[[Array], Array]) -> tuple[float, float]:
+def _bootstrap(sample: Sample, count: int, how: Drawing, at: Callable[[Array], Array]) -> tuple[float, float] | None:
+    """None where it is not finite: of few rows all that are drawn may be without a score, or alike."""
+
     def statistic(rows: Array, axis: int) -> Array:
         return at(np.atleast_2d(np.moveaxis(rows, axis, -1)))
 
-    found = scipy_stats().bootstrap(
-        (np.arange(count),),
-        statistic,
-        n_resamples=how.resamples,
-        batch=how.batch(sample, count),
-        confidence_level=how.confidence,
-        method="percentile",
-        vectorized=True,
-        rng=how.generator(),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    stats = scipy_stats()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of bounds that are NaN; None says it
+        found = stats.bootstrap(
+            (np.arange(count),),
+            statistic,
+            n_resamples=how.resamples,
+            batch=how.batch(sample, count),
+            confidence_level=how.confidence,
+            method="percentile",
+            vectorized=True,
+            rng=how.generator(),
+        )
+    low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return (low, high) if np.isfinite([low, high]).all() else None
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Paired:
     """What two runs on the same rows give.
 
     Args:
-        difference: the second's value minus the first's; low, high: its interval, None of fewer than two rows.
+        difference: the second's value minus the first's; low, high: its interval, None where `interval` has none.
         p_value: how often a difference at least so large comes about where the runs are equally good, two-sided.
         test: mcnemar (exact, of rows that are right or wrong) or permutation (of the rows' answers).
         increased, decreased, equal: rows whose own score rose, fell or stayed; None where one row has none.
@@ -188,9 +194,8 @@ def paired(first: Sample, second: Sample, how: Drawing) -> Paired:
     def difference(one: Array, other: Array) -> Array:
         return both.at(other) - both.at(one)
 
-    low, high = None, None
-    if count > 1:
-        low, high = _bootstrap(both, count, how, lambda rows: difference(rows, rows + count))
+    drawn = _bootstrap(both, count, how, lambda rows: difference(rows, rows + count)) if count > 1 else None
+    low, high = drawn or (None, None)
     changes = _changes(first, second)
     rows_of = [sample.rows_E for sample in (first, second) if sample.rows_E is not None and sample.is_mean]
     if len(rows_of) == 2 and all(np.isin(rows_E, (0.0, 1.0)).all() for rows_E in rows_of):

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,12 +145,17 @@ class Judge:
     def __init__(self, client: Any, options: Options, verdicts: Verdicts) -> None:
         self._client, self._options, self._verdicts = client, options, verdicts
         self._address = f"{options.base_url}/chat/completions"
+        self._ending = threading.Event()
+
+    def end(self) -> None:
+        """Ask nothing more: what waits to ask again stops waiting, without a verdict."""
+        self._ending.set()
 
     def preference(self, row: TextRow) -> float:
         """Of a row's answer over its reference, asked in both orders.
 
         Raises:
-            Unjudged: there is no verdict, in one order or both. UserError: the judge lets nobody ask.
+            Unjudged: there is no verdict, in one order or both, or `end` was called. UserError: the judge lets nobody ask.
         """
         return preference(
             self._ask(row.prompt, row.prediction, row.reference), self._ask(row.prompt, row.reference, row.prediction)
@@ -168,6 +172,8 @@ class Judge:
             return known
         unreadable = 0
         for attempt in range(options.retries + 1):
+            if self._ending.is_set():
+                raise Unjudged("it is not asked any more")
             # at temperature 0 the same question gets the same judgement
             body["temperature"] = max(options.temperature, min(1.0, WARMER * unreadable))
             judgement, problem, asked = self._post(body)
@@ -178,8 +184,11 @@ class Judge:
                     return found
                 unreadable += 1
             elif attempt < options.retries:
-                time.sleep(min(LONGEST_WAIT_SECONDS, max(0.5 * 2**attempt, asked)))
+                self._pause(min(LONGEST_WAIT_SECONDS, max(0.5 * 2**attempt, asked)))
         raise Unjudged(f"no verdict in {options.retries + 1} attempts; the last time: {problem}")
+
+    def _pause(self, seconds: float) -> None:
+        self._ending.wait(seconds)
 
     def _post(self, body: Mapping[str, Any]) -> tuple[str | None, str, float]:
         """A judgement, or None; what is wrong unless it names a verdict; and seconds that the server asks to wait.
@@ -242,6 +251,7 @@ def build(options: Options, kept: Path | None = None) -> TextMetric:
                         reasons.append(str(unjudged))
                         _refuse_most(options, len(reasons), len(scores), len(answers), reasons[0])
             finally:  # after a failure nobody is asked any more
+                judge.end()
                 pool.shutdown(cancel_futures=True)
         return {"llm_judge": Scored.mean_of_known(scores, _remark(options, answers, reasons))}
 

@@ -127,3 +127,10 @@ def test_one_row_has_no_interval() -> None:
     assert found.low is None and found.p_value == 1.0 and math.isclose(found.difference, -0.5)
     with pytest.raises(ValueError, match="1 and 2 rows"):
         paired(one, Statistics(Scored.mean([0.5, 1.0])), HOW)
+
+
+def test_rows_of_which_all_may_be_drawn_without_a_score_have_no_interval() -> None:
+    first, second = (Statistics(Scored.mean_of_known([one, None, None, other])) for one, other in ((1, 0), (0, 0)))
+    assert interval(first, HOW) is None
+    found = paired(first, second, HOW)
+    assert (found.difference, found.low, found.high) == (-0.5, None, None)

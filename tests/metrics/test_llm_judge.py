@@ -6,6 +6,7 @@ import email.utils
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -101,7 +102,7 @@ def test_a_judge_that_always_names_the_first_sees_ties() -> None:
 
 
 def test_it_asks_again_after_failures_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_judge.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(llm_judge.Judge, "_pause", lambda self, seconds: None)
     with judge(lambda first, second, asked: 503 if asked == 1 else "no verdict" if asked == 2 else "[[C]]") as (
         url,
         asked,
@@ -111,7 +112,7 @@ def test_it_asks_again_after_failures_that_may_pass(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_can_be_wrong_with_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_judge.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(llm_judge.Judge, "_pause", lambda self, seconds: None)
     with judge(lambda *_: 401) as (url, asked), pytest.raises(UserError, match=r"refused with status 401: busy"):
         scores(url, GOOD, concurrency=1)
     assert len(asked) == 1
@@ -133,7 +134,7 @@ ROWS = [TextRow(f"answer {number}", "short", f"question {number}") for number in
 
 def test_a_row_without_a_verdict_is_not_judged_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused (400) or unreadable; the others count alone."""
-    monkeypatch.setattr(llm_judge.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(llm_judge.Judge, "_pause", lambda self, seconds: None)
 
     def answer(first: str, second: str, _: int) -> Any:
         both = first + second
@@ -162,12 +163,62 @@ def test_a_row_without_a_verdict_is_not_judged_and_told(monkeypatch: pytest.Monk
 
 def test_it_asks_again_warmer_and_waits_as_long_as_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(llm_judge.time, "sleep", slept.append)
+    monkeypatch.setattr(llm_judge.Judge, "_pause", lambda self, seconds: slept.append(seconds))
     replies = {1: 429, 2: "hm", 3: "hm"}
     with judge(lambda first, second, asked: replies.get(asked, "[[C]]")) as (url, asked):
         assert scores(url, GOOD, concurrency=1) == [0.5]
     assert [one["temperature"] for one in asked] == [0.0, 0.0, 0.4, 0.8, 0.0]
     assert slept == [7.0]
+
+
+def test_a_refusal_does_not_wait_for_those_that_wait_to_ask_again() -> None:
+    busy = threading.Event()
+
+    def answer(first: str, second: str, _: int) -> Any:
+        if "answer 0" in first + second:
+            busy.wait(10)
+            return 401
+        busy.set()
+        return 429  # asked to wait for seven seconds
+
+    started = time.monotonic()
+    with judge(answer) as (url, asked), pytest.raises(UserError, match="refused with status 401"):
+        scores(url, *ROWS[:2], concurrency=2)
+    assert time.monotonic() - started < 5 and len(asked) == 2
+
+
+def test_runs_are_compared_on_the_rows_that_all_have_a_verdict_on(tmp_path: Path) -> None:
+    """Of four rows each run lacks the verdict on one; alone they are preferred on all and on one of three."""
+    preferred, unjudged = set[str](), ""
+
+    def answer(first: str, second: str, _: int) -> Any:
+        if unjudged in (first, second):
+            return 400
+        return "[[A]]" if (second == "short") == bool(preferred & {first, second}) else "[[B]]"
+
+    predictions = tmp_path / "answers.jsonl"
+    lines = [{"prediction": f"answer {n}", "label": "short", "prompt": "?"} for n in range(4)]
+    predictions.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with judge(answer) as (url, _):
+        metric = {"name": "llm_judge", "base_url": url, "concurrency": 1}
+        outs = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
+        runs = [({"answer 0", "answer 1", "answer 3"}, "answer 2"), ({"answer 2"}, "answer 3"), (set(), "answer 0")]
+        for out, run in zip(outs, runs, strict=True):
+            preferred, unjudged = run
+            evaluate(None, [], Asked(metrics=[metric], predictions=predictions, out=out))
+    found = compare(outs[:2], Drawing(resamples=50), lambda line: None)
+    assert found.remarks == ["llm_judge: 2 rows without a verdict in one of them are left out"]
+    (compared,) = found.metrics
+    assert [(number.value, number.rows) for number in compared.numbers] == [(1.0, 2), (0.0, 2)]
+    (pair,) = compared.pairs
+    assert (pair.difference, pair.increased, pair.decreased, pair.equal, pair.test) == (-1.0, 0, 2, 0, "mcnemar")
+    assert compare(outs, Drawing(resamples=50), lambda line: None).metrics[0].numbers[0].rows == 1
+    rows = json.loads(outs[2].read_text())["rows_file"]
+    kept = (tmp_path / rows).read_text().replace('"scores": {"llm_judge"', '"scores": {"none"')
+    (tmp_path / rows).write_text(kept)
+    with pytest.raises(UserError, match="no metric in common") as caught:
+        compare(outs, Drawing(resamples=50), lambda line: None)
+    assert "4 rows without a verdict" in caught.value.remedy
 
 
 def test_verdicts_are_kept_until_all_are_there(tmp_path: Path) -> None:
