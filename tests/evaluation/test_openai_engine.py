@@ -132,6 +132,27 @@ def test_a_row_on_which_the_server_fails_again_and_again_does_not_stop_the_run(r
     assert sum(body["messages"][-1]["content"] == poison for _, body, _ in server.asked) == 3
 
 
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_a_limit_that_only_short_questions_pass_stops_the_run_which_then_goes_on(
+    status: int, rows: Path, tmp_path: Path
+) -> None:
+    """A limit of tokens a minute lets one token through: that says nothing of the rows, which are not lost to it."""
+    out, limited = tmp_path / "out.jsonl", True
+
+    def reply(body: dict[str, Any], before: int) -> Any:
+        short = body["messages"][-1]["content"] == "1" or len(server.asked) <= 10
+        return says("yes") if short or not limited else refuses(status, "tokens per minute")
+
+    with stand_in(reply) as server:
+        how = engine(server.url, parallel=1, retries=1)
+        with pytest.raises(UserError, match=f"the last time: {status}: tokens per minute") as caught:
+            predict("m", [str(rows)], out, engine=how)
+        assert "(parallel)" in caught.value.remedy and "goes on" in caught.value.remedy and not out.exists()
+        limited = False
+        result = predict("m", [str(rows)], out, engine=how)
+    assert result.resumed == 10 and result.finish_reasons == {"stop": 24}
+
+
 def test_a_server_that_refuses_all_rows_alike_is_refused_in_its_words(rows: Path, tmp_path: Path) -> None:
     with (
         stand_in(lambda body, before: refuses(400, "temperature is not supported")) as server,

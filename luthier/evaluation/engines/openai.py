@@ -2,7 +2,8 @@
 
 The key comes from the environment and is never written or printed. A busy server (429, 5xx, no answer) is asked again, each
 time after twice as long, or after as long as it says; what it refuses for a row (400, 413, 422) becomes that row's reason, and so
-does what keeps going wrong with a row while another question is answered.
+does what keeps going wrong with a row while another question is answered. A server that stays over its limit or its load stops
+the run: a short question may fit where the row will fit only later.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import httpx2
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+FULL = frozenset({429, 503, 529})  # over a limit or its load, which says nothing about the row
 OF_A_ROW = frozenset({400, 413, 422})
 BEYOND_OPENAI = ("top_k", "min_p", "repetition_penalty")
 NEVER = ("max_length", "num_beams", "no_repeat_ngram_size")
@@ -172,6 +174,7 @@ class OpenAIEngine:
 
         url = self._options.base_url + path
         wait = self._options.first_wait_seconds
+        full = False  # by its last answer
         for left in range(self._options.retries, -1, -1):
             asked: float | None = None
             try:
@@ -182,6 +185,7 @@ class OpenAIEngine:
                 if response.status_code not in BUSY:
                     return self._read(response, url)
                 trouble = f"{response.status_code}: {_said(response)}"
+                full = response.status_code in FULL
                 asked = asked_wait(response.headers.get("retry-after"))
             if self._ending.is_set():
                 break
@@ -190,11 +194,12 @@ class OpenAIEngine:
                 self._ending.wait(min(max(wait, asked or 0.0), LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25))  # noqa: S311
                 wait *= 2
         attempts = f"no answer in {self._options.retries + 1} attempts; the last time: {trouble}"
-        if not self._ending.is_set() and self._answers_others(client, path):
+        if not full and not self._ending.is_set() and self._answers_others(client, path):
             raise _Failed(f"the server gives {attempts}")
         raise UserError(
             f"{url} gave {attempts}.",
-            "Is the server up? The same command goes on with the rows that are left.",
+            ("Ask less at a time (parallel) or more often (retries)." if full else "Is the server up?")
+            + " The same command goes on with the rows that are left.",
         )
 
     def _answers_others(self, client: httpx2.Client, path: str) -> bool:
