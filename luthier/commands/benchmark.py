@@ -55,7 +55,9 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
     subjects = load_benchmark(asked.folder, asked.split, asked.shots, asked.subjects)
     source = find_speaker(model)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=asked.trust_remote_code)
-    read, _ = open_weights(source, placement=asked.placement, trust_remote_code=asked.trust_remote_code)
+    read, _ = open_weights(
+        source, wish=model.dtype, placement=asked.placement, trust_remote_code=asked.trust_remote_code
+    )
     longest = known_positions(read.config)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused).eval()
 

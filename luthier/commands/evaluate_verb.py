@@ -290,7 +290,7 @@ def _compare(given: SimpleNamespace) -> None:
     from luthier.commands.evaluation_tables import comparison_table
     from luthier.evaluation.comparison import compare
     from luthier.evaluation.comparison_page import comparison_page
-    from luthier.foundation.files import need_new, write_json, write_text
+    from luthier.foundation.files import finite, need_new, write_json, write_text
     from luthier.foundation.progress import say
 
     ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
@@ -309,7 +309,7 @@ def _compare(given: SimpleNamespace) -> None:
     paths = [Path(path) for path in given.models or ()]
     found = replace(compare(paths, given.how, say), out=out, html=html)
     if out:
-        write_json(Path(out), found.as_dict())
+        write_json(Path(out), finite(found.as_dict()))
     if html:
         write_text(Path(html), comparison_page(found))
     print(comparison_table(found), file=people(given.as_json))

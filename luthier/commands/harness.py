@@ -11,7 +11,7 @@ from typing import Any
 from luthier.config.schema import ModelConfig
 from luthier.evaluation.opening import find_speaker, open_weights
 from luthier.foundation.errors import UserError, import_extra
-from luthier.foundation.files import need_file, need_new, write_json
+from luthier.foundation.files import finite, need_file, need_new, write_json
 from luthier.model import loading
 
 YAML = (".yaml", ".yml")
@@ -79,7 +79,7 @@ def harness(
         )
     source = find_speaker(model)
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
-    read, _ = open_weights(source, trust_remote_code=trust_remote_code)
+    read, _ = open_weights(source, wish=model.dtype, trust_remote_code=trust_remote_code)
     wrapped = wrapper.HFLM(pretrained=read, tokenizer=tokenizer, batch_size=batch_size)
     try:
         found = evaluator.simple_evaluate(model=wrapped, tasks=names, num_fewshot=shots, task_manager=manager)
@@ -93,7 +93,7 @@ def harness(
     )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result.as_dict())
+        write_json(out, finite(result.as_dict()))
     return result
 
 

@@ -132,7 +132,7 @@ def open_reading(
     if weights:
         read = beside(weights())
     else:
-        read, _ = open_weights(source, placement=placement, trust_remote_code=trust_remote_code)
+        read, _ = open_weights(source, wish=model.dtype, placement=placement, trust_remote_code=trust_remote_code)
     loading.grow_embeddings(read, tokenizer)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused)
     return Reading(stage, encoder, scorer if is_spread(read) else scorer.to(choose_device()), cutoff_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier.cli import main
 from luthier.commands.benchmark import Benchmark, benchmark
+from luthier.commands.harness import harness
 from luthier.config.schema import ModelConfig
 from luthier.data.packing import pack
 from luthier.evaluation.benchmarks import Question, Subject, encoded, load_benchmark, prompt_of
@@ -64,6 +66,17 @@ def test_the_likeliest_answer_is_the_one_that_transformers_finds(tiny_llama: Pat
     categories = {part["category"]: part for part in found.settings["categories"]}
     assert set(categories) == {"STEM", "other"} and categories["other"]["rows"] == 3
     assert [part["source"] for part in found.sources] == ["astronomy", "made_up", "virology"]
+
+
+def test_the_model_is_read_in_the_precision_that_was_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
+    asked = Benchmark(mmlu(tmp_path / "mmlu"), shots=1)
+    whole, half, named = (
+        [row["log_likelihoods"] for row in benchmark(ModelConfig(name=str(tiny_llama), **more), asked).rows]
+        for more in ({}, {"dtype": "bfloat16"}, {"dtype": "float32"})
+    )
+    assert whole == named != half
+    for one, other in zip(whole, half, strict=True):
+        assert one == pytest.approx(other, rel=2e-2)
 
 
 def test_a_model_partly_on_the_disk_finds_the_same(tiny_llama: Path, tmp_path: Path) -> None:
@@ -182,16 +195,21 @@ def test_the_harness_gets_the_model(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: dict[str, Any] = {}
+    precisions: list[torch.dtype] = []
 
     class Wrapper:
         def __init__(self, pretrained: Any, tokenizer: Any, batch_size: int) -> None:
             seen.update(model=type(pretrained).__name__, tokens=len(tokenizer), batch_size=batch_size)
+            precisions.append(pretrained.dtype)
 
     def simple_evaluate(model: Any, tasks: list[str], num_fewshot: int | None, task_manager: Any) -> dict[str, Any]:
         if "arc_easy" not in tasks:
             raise ConnectionError("nobody answers")
         seen.update(tasks=tasks, shots=num_fewshot)
-        return {"results": {tasks[0]: {"alias": tasks[0], "acc,none": 0.25}}, "versions": {tasks[0]: 1}}
+        return {
+            "results": {tasks[0]: {"alias": tasks[0], "acc,none": 0.25, "f1,none": math.nan}},
+            "versions": {tasks[0]: 1},
+        }
 
     library, models, wrapper, tasks, evaluator = (
         types.ModuleType(f"lm_eval{end}") for end in ("", ".models", ".models.huggingface", ".tasks", ".evaluator")
@@ -215,7 +233,8 @@ def test_the_harness_gets_the_model(
     ]
     assert main([*arguments, "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["results"]["piqa"]["acc,none"] == 0.25 and json.loads((tmp_path / "h.json").read_text()) == said
+    assert said["results"]["piqa"]["acc,none"] == 0.25 and said["results"]["piqa"]["f1,none"] is None
+    assert json.loads((tmp_path / "h.json").read_text()) == said
     assert seen == {
         "model": "LlamaForCausalLM",
         "tokens": len(tokenizer_at(tiny_llama)),
@@ -223,6 +242,8 @@ def test_the_harness_gets_the_model(
         "tasks": ["piqa", "arc_easy"],
         "shots": 2,
     }
+    harness(ModelConfig(name=str(tiny_llama), dtype="bfloat16"), ["arc_easy"])
+    assert precisions == [torch.float32, torch.bfloat16]
     assert main(["evaluate", str(tiny_llama), "--harness", "nothing"]) == 2
     assert "knows no task nothing" in capsys.readouterr().err
     assert main(["evaluate", str(tiny_llama), "--harness", "piqa"]) == 2

@@ -21,6 +21,7 @@ from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.predict import predict
 from luthier.commands.reading import beside
 from luthier.config.generation_section import GenerationSettings
+from luthier.config.schema import ModelConfig
 from luthier.data.records import Message
 from luthier.data.rendering import Renderer
 from luthier.evaluation.comparison import compare
@@ -152,6 +153,10 @@ def test_a_classifier_is_measured_as_its_run_measured_it(tmp_path: Path, capsys:
         assert found.sources[0]["loss"] == pytest.approx(result.test_loss, rel=1e-4)
         assert found.task == "single_label" and {row["label"] for row in found.rows} == {"bad", "good"}
     found.write(tmp_path / "b.json")
+    source = ModelConfig(name=str(tmp_path / "classifier"), dtype="bfloat16")
+    half = evaluate(source, [str(test)], Asked(how=FEW)).sources[0]["loss"]
+    whole = evaluate(str(tmp_path / "classifier"), [str(test)], Asked(how=FEW)).sources[0]["loss"]
+    assert half != whole and half == pytest.approx(whole, rel=2e-2)
     evaluate(
         str(tmp_path / "classifier"),
         [str(test)],

@@ -12,6 +12,9 @@ import pytest
 
 from luthier.commands.predict import predict
 from luthier.config.generation_section import GenerationSettings
+from luthier.config.schema import ModelConfig
+from luthier.evaluation.engine import Opening
+from luthier.evaluation.engines.vllm import Options, VllmEngine
 from luthier.foundation.errors import MissingExtraError, UserError
 
 
@@ -40,6 +43,7 @@ def test_prompts_go_in_as_tokens_and_rows_come_out(
     out = tmp_path / "out.jsonl"
     predict(str(tiny_llama), [str(rows)], out, how, engine={"name": "vllm", "tensor_parallel_size": 2})
     assert asked["model"] == str(tiny_llama) and asked["settings"]["tensor_parallel_size"] == 2
+    assert asked["settings"]["dtype"] == "float32"
     ((prompts, parameters, _),) = asked["calls"]
     assert len(prompts) == 48 and all(isinstance(ids, list) for ids in (p["prompt_token_ids"] for p in prompts))
     assert len({values["seed"] for values in parameters}) == 48
@@ -50,6 +54,17 @@ def test_prompts_go_in_as_tokens_and_rows_come_out(
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(24))
     assert lines[0]["samples"] == [{"prediction": "fine", "finish_reason": "length", "tokens": 2}] * 2
+
+
+def test_precision_is_that_which_was_asked_for_and_which_the_identity_names(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "vllm", stand_in(asked))
+    model = ModelConfig(name=str(tiny_llama), dtype="bfloat16")
+    predict(model, [str(rows)], tmp_path / "out.jsonl", engine="vllm")
+    assert asked["settings"]["dtype"] == "bfloat16"
+    assert VllmEngine(Options(), Opening(model)).identity()["dtype"] == "torch.bfloat16"
 
 
 def test_without_the_package_or_with_what_it_can_not_do(

@@ -11,7 +11,7 @@ from pydantic import Field
 from luthier.config.generation_section import GenerationSettings
 from luthier.evaluation.engine import Answer, EngineOptions, Opening, Request
 from luthier.evaluation.engines.transformers import TransformersEngine
-from luthier.evaluation.opening import stop_tokens
+from luthier.evaluation.opening import read_in, stop_tokens
 from luthier.foundation.errors import ModelError, UserError, import_extra
 from luthier.foundation.files import read_json
 from luthier.foundation.seeding import derive_seed
@@ -71,15 +71,18 @@ class VllmEngine:
         """See `Engine`."""
         vllm: Any = import_extra("vllm", extra="vllm", purpose="the engine vllm")
         source = self._words.source
+        trusted = self._opening.trust_remote_code
+        dtype = read_in(source, self._opening.model.dtype, trust_remote_code=trusted)
         llm = vllm.LLM(
             str(source.base),
             tokenizer=str(source.tokenizer),
+            dtype=str(dtype).removeprefix("torch."),
             tensor_parallel_size=self._options.tensor_parallel_size,
             gpu_memory_utilization=self._options.gpu_memory_utilization,
             enable_lora=source.adapter is not None,
             max_lora_rank=_lora_rank(source.adapter),
             enable_prefix_caching=True,
-            trust_remote_code=self._opening.trust_remote_code,
+            trust_remote_code=trusted,
         )
         adapter = None
         if source.adapter is not None:
