@@ -31,9 +31,10 @@ _TOKEN = re.compile(
     r"""|(?P<number>\d[\w.]*)|(?P<stop>[.!?…](?=\s|\Z))|(?P<other>\S)"""
 )
 _BULLET = re.compile(r"\s*(?:(?:[-*•>](?!-)|#{1,6}|\d{1,3}[.)]|[^\w\s\x00-\x7f]{1,3})\s+)?")
-_NEVER_SQL = re.compile(r"\s*(?:```|~~~|\#+\s|\#\#|\*\*|={3}|<[|/]|\|.*\|\s*$)")
-# `Explanation: ...`, `**Note:** ...`; SQL has a colon only before a parameter's name, and two before a type
-LABEL = r"[*_]{0,2}\w(?:[\w ,()/*-]|(?<=\w)['’](?=\w)){0,60}[:：][*_]{0,2}"
+# the last is a row of a table in Markdown; `||` at a line's ends joins texts
+_NEVER_SQL = re.compile(r"\s*(?:```|~~~|\#+\s|\#\#|\*\*|={3}|<[|/]|\|(?!\|).*(?<!\|)\|\s*$)")
+# `Explanation: ...`, `**Note:** ...`; SQL has a colon only before a parameter's name, two before a type, and any in comments
+LABEL = r"[*_]{0,2}\w(?:(?!--|/\*)[\w ,()/*-]|(?<=\w)['’](?=\w)){0,60}[:：][*_]{0,2}"
 _LABEL = re.compile(rf"{LABEL}(?=\s|\Z)")
 _FULL_WIDTH = frozenset("，。；：！？、")
 

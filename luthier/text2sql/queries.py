@@ -61,9 +61,9 @@ def _beginnings(text: str) -> Iterator[int]:
 
 
 def _line_at(text: str, place: int) -> str:
-    """From a place to the end of its line."""
+    """From a place to the end of its line, without comments: their words are neither SQL nor what stands behind it."""
     found = _LINE.match(text, place)
-    return found[0] if found else ""
+    return _PIECE.sub(lambda piece: " " if piece.lastgroup == "comment" else piece[0], found[0]) if found else ""
 
 
 def _without_preface(text: str) -> tuple[str, bool]:

@@ -167,10 +167,21 @@ def test_what_stands_before_a_query_is_none_of_it(before: str) -> None:
         "SELECT name FROM head\n\nWHERE age > :least",
         "SELECT name FROM head WHERE name = '</s> <|x|>' AND age < 5",
         "SELECT name FROM 主管\n\n人 WHERE 人.age > 5",
+        "SELECT\n  name, -- name of the head\n  age\nFROM head",
+        "SELECT\n  name, /* name of the head */\n  age\nFROM head",
+        "SELECT name\nFROM head -- Table: all heads\nWHERE age > 56",
+        "SELECT name\nFROM head /* Table: all\nheads */\nWHERE age > 56",
+        "SELECT name FROM head -- note: older\nWHERE age > (\nSELECT avg(age) FROM head)",
+        "SELECT name -- note: SELECT is what begins it\nFROM head",
+        "-- all\nSELECT a -- note: x\nFROM t",
+        "-- all\nSELECT a /* note: x */\nFROM t",
+        "SELECT name\nFROM head WHERE name\nIN ('-- a', 'b -- c') -- the two names there are",
+        "SELECT first_name\n|| ' ' ||\nlast_name FROM head",
     ],
 )
 def test_blank_lines_end_no_query_that_goes_on(query: str) -> None:
-    assert " ".join(query_in(query).split()) == " ".join(re.sub(r"--.*", "", query).split())
+    alone = re.sub(r"('[^']*')|--.*|/\*(?s:.*?)\*/", r"\1", query)
+    assert " ".join(query_in(query).split()) == " ".join(alone.split())
 
 
 def test_every_gold_query_survives_line_breaks_and_loses_what_is_behind_it(real_spider: Path) -> None:
@@ -179,7 +190,9 @@ def test_every_gold_query_survives_line_breaks_and_loses_what_is_behind_it(real_
         query = " ".join(question["query"].rstrip("; ").split())
         outside = re.split(r"""('[^']*'|"[^"]*")""", query)  # what stands in quotes keeps its blanks
         outside[::2] = [re.sub(" ", lambda _: next(breaks), part) for part in outside[::2]]
-        for answer in ("".join(outside), f"{query}\n\nIt answers this: {question['question']}"):
+        broken = "".join(outside)
+        commented = re.sub(r"(?<=\S)(?=\r?\n)", " -- note: the name of it", broken)
+        for answer in (broken, commented, f"{query}\n\nIt answers this: {question['question']}"):
             assert query_in(answer).split() == query.split()
 
 
