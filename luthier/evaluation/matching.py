@@ -11,6 +11,8 @@ from luthier.evaluation.engine import encodable
 from luthier.evaluation.prompts import Prompt
 from luthier.foundation.errors import UserError
 
+# how an answer ends that is none, and why
+UNANSWERED = {"error": "the engine could not answer them", "prompt_too_long": "their prompts are too long"}
 PROMPT_HASH = "prompt_sha256"  # in a row of an evaluation, by which another evaluation knows the row
 
 
@@ -69,10 +71,7 @@ def matched(
 def told_unanswered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Remarks on rows that have no answer and are measured as if it were empty."""
     remarks = []
-    for finish, why in (
-        ("error", "the engine could not answer them"),
-        ("prompt_too_long", "their prompts are too long"),
-    ):
+    for finish, why in UNANSWERED.items():
         found = [row for row in rows if row.get("finish_reason") == finish]
         if found:
             said = f", such as: {found[0]['reason']}" if found[0].get("reason") else ""

@@ -16,11 +16,12 @@ class Options(PluginOptions):
     """What it says.
 
     Args:
-        answers: by row, the answers to its prompts: the first prompt's samples, then the next prompt's.
+        answers: by row, the answers to its prompts: the first prompt's samples, then the next prompt's; None for one that
+            it can't give.
         stop_after: raise KeyboardInterrupt after so many prompts.
     """
 
-    answers: list[list[str]]
+    answers: list[list[str | None]]
     stop_after: int | None = None
 
 
@@ -48,4 +49,8 @@ class ScriptedEngine:
             for number in range(settings.num_return_sequences):
                 place = self._given.get(request.row, 0)
                 self._given[request.row] = place + 1
-                yield Answer(request.row, number, self._options.answers[request.row][place], "stop", 5)
+                said = self._options.answers[request.row][place]
+                if said is None:
+                    yield Answer(request.row, number, "", "error", 0, reason="the server is gone")
+                else:
+                    yield Answer(request.row, number, said, "stop", 5)

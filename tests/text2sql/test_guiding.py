@@ -129,6 +129,46 @@ def test_what_can_not_be_repaired_stays(spider: Path, tmp_path: Path, capsys: py
     assert "1 queries do not run; 1 did after they were asked anew" in capsys.readouterr().out
 
 
+def test_a_row_without_an_answer_has_nothing_to_repair(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pred.sql"
+    assert predict(spider, out, [[None, OLD], [BROKEN, YOUNG]], "--repairs", 1, "--json") == 0
+    assert out.read_text().splitlines() == [NO_QUERY, YOUNG]
+    assert [asked.row for asked, _ in ASKED] == [0, 1, 1]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["unanswered"], result["failing"], result["repaired"]) == (1, 0, 1)
+
+
+def test_a_sample_without_an_answer_leaves_the_others(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pred.sql"
+    assert predict(spider, out, [[None, OLD], [YOUNG, YOUNG]], "--samples", 2, "--json") == 0
+    assert out.read_text().splitlines() == [OLD, YOUNG]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["unanswered"], result["remarks"], result["failing"]) == (0, [], 0)
+
+
+def test_a_repair_without_an_answer_is_told_and_asked_for_again(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pred.sql"
+    answers = [[BROKEN, None, OLD], [YOUNG]]
+    assert predict(spider, out, answers, "--repairs", 2, "--json") == 0
+    assert out.read_text().splitlines() == [BROKEN, YOUNG]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["failing"], result["repaired"], result["unrepaired"]) == (1, 0, 1)
+    assert result["remarks"] == ["1 failing queries were asked anew and got no answer, such as: the server is gone"]
+    lines = [json.loads(line) for line in (tmp_path / "pred.answers.jsonl").read_text().splitlines()]
+    assert "repairs" not in lines[0]
+    # stopped at another row's repair, it asks for this one again
+    again = tmp_path / "again.sql"
+    assert predict(spider, again, [[BROKEN, None], [BROKEN, OLD]], "--repairs", 1, stop_after=3) == 130
+    assert predict(spider, again, [[OLD], [YOUNG]], "--repairs", 1) == 0
+    assert again.read_text().splitlines() == [OLD, YOUNG]
+
+
 @pytest.mark.parametrize("stop_after", range(1, 6))
 def test_a_run_stopped_anywhere_asks_nothing_twice(spider: Path, tmp_path: Path, stop_after: int) -> None:
     """Two rows and four repairs, stopped after some of them; the second run answers the rest, and ends as an unbroken one."""

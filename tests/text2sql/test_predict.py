@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from tests.text2sql.conftest import QUESTIONS, prepare, rows_of, write
 ASKED = scripted_engine.ASKED
 
 
-def predict(data: object, out: Path, answers: list[list[str]], *more: object, stop_after: int | None = None) -> int:
+def predict(
+    data: object, out: Path, answers: Sequence[Sequence[str | None]], *more: object, stop_after: int | None = None
+) -> int:
     ASKED.clear()
     engine = {"name": "tests.text2sql.scripted_engine", "answers": answers, "stop_after": stop_after}
     line = ["sql", "predict", "scripted", "--data", data, "--out", out, "--engine", json.dumps(engine), *more]
@@ -100,6 +103,19 @@ def test_a_run_killed_between_its_two_files_goes_on(spider: Path, tmp_path: Path
     assert predict(spider, out, answers) == 0
     assert out.read_text() == "SELECT 1\nSELECT 2\n"
     assert (tmp_path / "pred.answers.jsonl").exists()
+
+
+def test_rows_without_an_answer_are_told(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pred.sql"
+    assert predict(spider, out, [["no idea"], [None]], "--json") == 0
+    assert out.read_text() == f"no idea\n{NO_QUERY}\n"
+    said = capsys.readouterr()
+    told = (
+        "1 of 2 rows have no answer and count as empty: the engine could not answer them, such as: the server is gone"
+    )
+    assert told in said.err and "hold no query" not in said.err
+    result = json.loads(said.out.splitlines()[-1])
+    assert (result["without_query"], result["unanswered"], result["remarks"]) == (0, 1, [told])
 
 
 def test_a_file_that_is_there(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
