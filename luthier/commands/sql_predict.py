@@ -9,33 +9,29 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.commands.predict import answer_into, on_server, open_engine
+from luthier.commands.sql_choosing import choose
 from luthier.commands.sql_reading import Reading, counter, read
-from luthier.config.generation_section import SAMPLING, GenerationSettings
+from luthier.config.generation_section import GenerationSettings
 from luthier.config.schema import ModelConfig
 from luthier.data.reading import iterate_file
-from luthier.data.records import Message, Rejected, RowError
+from luthier.data.records import Rejected, RowError
 from luthier.data.rejecting import refuse
-from luthier.evaluation.engine import Answer, Request
-from luthier.evaluation.journal import Journal, open_journal, partial_path
-from luthier.evaluation.matching import UNANSWERED, told_unanswered
+from luthier.evaluation.journal import open_journal, partial_path
 from luthier.evaluation.prompts import Prompt, prompt_of
-from luthier.foundation.devices import usable_cores
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_apart, need_file, need_place, write_text
-from luthier.foundation.progress import progress_bar, say
-from luthier.sandbox.sandbox import Sandbox
+from luthier.foundation.progress import say
 from luthier.text2sql.counting import conversation_of
 from luthier.text2sql.databases import SqliteDatabase
-from luthier.text2sql.guiding import LIMITS, Guide
 from luthier.text2sql.layout import text_problem
 from luthier.text2sql.preparing import Row
-from luthier.text2sql.queries import NO_QUERY, query_in
+from luthier.text2sql.queries import NO_QUERY
 
 if TYPE_CHECKING:
     from luthier.evaluation.engine import Engine
@@ -128,149 +124,23 @@ def predict(
         if resumed:
             say(f"{resumed:,} of {len(prompts):,} rows are answered already; going on with the others")
         tokens = answer_into(journal, answerer, prompts, settings, False)
-        lines = [journal.done[row] for row in range(len(rows))]
-        samples = [_samples(line) for line in lines]
-        said = [_said(line) for line in lines]
-        unanswered = {row for row, sample in enumerate(said) if sample["finish_reason"] in UNANSWERED}
-        if guided:
-            found = _guided(asked, prompts, samples, unanswered, answerer, journal, settings, repairs)
-        else:
-            found = Guided([own[0] for own in samples], None, 0, 0)
+        ids = [row["db_id"] for row in rows]
+        found = choose(asked.databases if guided else None, ids, prompts, answerer, journal, settings, repairs)
         write_text(target, "".join(f"{query}\n" for query in found.queries))
     return PredictedResult(
         out=out,
         answers=str(answers),
         rows=len(rows),
         resumed=resumed,
-        without_query=sum(query == NO_QUERY for row, query in enumerate(found.queries) if row not in unanswered),
-        unanswered=len(unanswered),
+        without_query=found.queries.count(NO_QUERY) - found.unanswered,
+        unanswered=found.unanswered,
         failing=found.failing,
         repaired=found.repaired,
-        unrepaired=len(found.unrepaired),
-        remarks=(*told_unanswered(said), *_told_unrepaired(found.unrepaired)),
+        unrepaired=found.unrepaired,
+        remarks=found.remarks,
         tokens=tokens + found.tokens,
         seconds=round(time.monotonic() - started, 3),
     )
-
-
-@dataclass(frozen=True)
-class Guided:
-    """Queries chosen, how many of them do not run (None: none was run) and how many do after they were asked anew; and why
-    repairs got no answer."""
-
-    queries: list[str]
-    failing: int | None
-    repaired: int
-    tokens: int
-    unrepaired: Sequence[str] = ()
-
-
-def _samples(line: Mapping[str, Any]) -> list[str]:
-    return [query_in(sample["prediction"]) for sample in line.get("samples", [line])]
-
-
-def _said(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row's first sample that is an answer; where none is, the first."""
-    samples = line.get("samples", [line])
-    found: Mapping[str, Any] = next((one for one in samples if one["finish_reason"] not in UNANSWERED), samples[0])
-    return found
-
-
-def _told_unrepaired(reasons: Sequence[str]) -> list[str]:
-    if not reasons:
-        return []
-    said = f", such as: {reasons[0]}" if reasons[0] else ""
-    return [f"{len(reasons):,} failing queries were asked anew and got no answer{said}"]
-
-
-def _guided(
-    asked: Asked,
-    prompts: Sequence[Prompt],
-    samples: Sequence[Sequence[str]],
-    unanswered: Set[int],
-    engine: Engine,
-    journal: Journal,
-    settings: GenerationSettings,
-    repairs: int,
-) -> Guided:
-    """Choose of each row's samples by what the database says, and ask those anew that fail.
-
-    A row without an answer has nothing to mend. Neither is a repair without one kept: a run that goes on asks for it.
-    """
-    ids = [row["db_id"] for row in asked.rows]
-    with Sandbox(usable_cores(), LIMITS) as sandbox:
-        guide = Guide(sandbox, asked.databases)
-        _run_all(guide, [(db_id, query) for db_id, own in zip(ids, samples, strict=True) for query in own])
-        queries = [guide.agreed(db_id, own) for db_id, own in zip(ids, samples, strict=True)]
-        failed = [
-            place
-            for place, query in enumerate(queries)
-            if place not in unanswered and not guide.result(ids[place], query).ok
-        ]
-        tokens, unrepaired = 0, []
-        conversations = [prompt.request for prompt in prompts]
-        latest, left = list(queries), failed
-        for attempt in range(repairs):
-            failures = {place: Failure(latest[place], guide.result(ids[place], latest[place]).error) for place in left}
-            for place, failure in failures.items():
-                conversations[place] = told_again(conversations[place], failure.query, failure.error)
-            unasked = [place for place in left if _repair(journal, place, attempt, failures[place]) is None]
-            for answer in engine.answers([conversations[row] for row in unasked], single(settings)) if unasked else ():
-                tokens += answer.tokens
-                if answer.finish_reason in UNANSWERED:
-                    unrepaired.append(answer.reason)
-                else:
-                    _keep_repair(journal, attempt, failures[answer.row], answer)
-            left = [place for place in left if _repair(journal, place, attempt, failures[place]) is not None]
-            for place in left:
-                latest[place] = query_in(str(_repair(journal, place, attempt, failures[place])))
-            _run_all(guide, [(ids[place], latest[place]) for place in left])
-            for place in left:
-                if guide.result(ids[place], latest[place]).ok:
-                    queries[place] = latest[place]
-            left = [place for place in left if queries[place] != latest[place]]
-        failing = sum(not guide.result(ids[place], queries[place]).ok for place in failed)
-    return Guided(queries, failing, len(failed) - failing, tokens, unrepaired)
-
-
-def _run_all(guide: Guide, queries: Sequence[tuple[str, str]]) -> None:
-    """Run them on all cores, and show how far it is: a weak model's may each take as long as they are let."""
-    with progress_bar("queries run", len(queries)) as bar:
-        guide.run(queries, bar.update)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A query that does not run, and what the database says to it."""
-
-    query: str
-    error: str
-
-
-def _repair(journal: Journal, row: int, attempt: int, failure: Failure) -> str | None:
-    """What was said to a failure when it was shown; None where nothing was yet."""
-    kept = journal.done[row].get("repairs", [])[attempt : attempt + 1]
-    return kept[0]["prediction"] if kept and Failure(kept[0]["query"], kept[0]["error"]) == failure else None
-
-
-def _keep_repair(journal: Journal, attempt: int, failure: Failure, answer: Answer) -> None:
-    """The row's line anew, with what was said to a failure: the last line of a row counts."""
-    line = journal.done[answer.row]
-    said = {"prediction": answer.text, "finish_reason": answer.finish_reason, "tokens": answer.tokens}
-    earlier = line.get("repairs", [])[:attempt]
-    journal.add(answer.row, {**line, "repairs": [*earlier, {**asdict(failure), **said}]})
-
-
-def told_again(request: Request, query: str, error: str) -> Request:
-    """A prompt that goes on with a query that failed and what the database says to it."""
-    told = f"The query fails: {error}\nWrite it anew, so that it runs."
-    return replace(request, messages=(*request.messages, Message("assistant", query), Message("user", told)))
-
-
-def single(settings: GenerationSettings) -> GenerationSettings:
-    """The settings for one answer, the likeliest: a repair is no place for chance."""
-    sampling = {*SAMPLING, "do_sample", "seed", "num_return_sequences"}
-    return GenerationSettings.model_validate(settings.model_dump(exclude=sampling))
 
 
 def answers_path(out: Path) -> Path:
