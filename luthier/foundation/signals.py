@@ -15,12 +15,17 @@ from luthier.foundation.errors import Interrupted
 def ends_at_sigterm(problem: str, remedy: str = "") -> Iterator[None]:
     """While the block runs, SIGTERM ends it with these words, exit status 143.
 
+    Inside, it is a KeyboardInterrupt, which no `except Exception` takes for a failure of what it tries.
+
     Raises:
         Interrupted: it came.
     """
+    came = False
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(problem, remedy, number)
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python can't set handlers
         yield
@@ -28,5 +33,9 @@ def ends_at_sigterm(problem: str, remedy: str = "") -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        if came:
+            raise Interrupted(problem, remedy, signal.SIGTERM) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
