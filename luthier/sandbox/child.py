@@ -146,8 +146,9 @@ class Child:
         """Kill the process, and start none any more."""
         with self._lock:
             self._closed = True
-            if self._process is not None:
-                self._process.kill()
+            process = self._process  # read once: `stop` takes it away meanwhile, without the lock
+        if process is not None:
+            process.kill()
 
     def _answer(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
         assert process.stdout is not None

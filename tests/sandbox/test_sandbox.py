@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from luthier.foundation.errors import UserError
 from luthier.sandbox import snapshots, worker
-from luthier.sandbox.child import ClosedError
+from luthier.sandbox.child import Child, ClosedError
 from luthier.sandbox.limits import Limits
 from luthier.sandbox.sandbox import Sandbox
 from tests.sandbox.conftest import make_database, state_of
@@ -223,13 +224,27 @@ def test_an_interruption_waits_for_no_query(database: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Sandbox(2, Limits(seconds=60)) as sandbox, sandbox.threads() as threads:
         tasks = [threads.submit(lambda: [sandbox.run(database, endless) for _ in range(3)]) for _ in range(4)]
         while len(running := processes_of(sandbox)) < 2:
+            assert time.monotonic() - started < 30, "the second worker was never started"
             time.sleep(0.01)
+        interrupted = time.monotonic()
         raise KeyboardInterrupt
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - interrupted < 10
     assert all(task.cancelled() or isinstance(task.exception(), ClosedError) for task in tasks)
     assert not [process for process in running if Path(f"/proc/{process}").exists()]
     with pytest.raises(ClosedError):
         sandbox._workers[0].start()
+
+
+def test_a_worker_that_is_stopped_meanwhile_is_closed() -> None:
+    """Another thread's `stop` takes the process away between two looks at it."""
+    killed: list[bool] = []
+    looks: list[object] = [SimpleNamespace(kill=lambda: killed.append(True))]
+
+    class Stopped(Child):
+        _process = property(lambda self: looks.pop() if looks else None, lambda self, value: None)  # type: ignore[assignment]
+
+    Stopped(Limits()).close()
+    assert killed == [True]
 
 
 @pytest.mark.parametrize(
