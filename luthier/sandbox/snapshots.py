@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +144,11 @@ class Snapshots:
         copy = self._folder / f"{self._count}.sqlite"
         try:
             return Snapshot(copy, original, copied(original, copy), size)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, DatabaseError) as error:
             for path in (copy, *companions(copy)):
                 path.unlink(missing_ok=True)
+            if isinstance(error, DatabaseError):
+                raise
             if must:
                 raise DatabaseError(f"{original} can't be copied to {self._folder}: {error}") from error
             return Snapshot(original, original, stamps)  # the disk of temporary files is full
@@ -202,7 +204,7 @@ def copied(original: Path, copy: Path) -> tuple[Stamp, ...]:
 
 def unmerged(database: Path) -> list[Path]:
     """The files beside a database that hold pages of it."""
-    return [path for path in companions(database) if path.exists() and path.stat().st_size > 0]
+    return list(_statuses(database))
 
 
 def companions(database: Path) -> tuple[Path, Path]:
@@ -222,6 +224,19 @@ def merge(database: Path) -> None:
 
 
 def stamps_of(database: Path) -> tuple[Stamp, ...]:
-    """Size, time of the last change and inode of a database and of the files beside it that hold pages of it."""
-    found = [os.stat(path) for path in (database, *unmerged(database))]
+    """Size, time of the last change and inode of a database and of the files beside it that hold pages of it.
+
+    Raises:
+        OSError: there is no such database.
+    """
+    found = [database.stat(), *_statuses(database).values()]
     return tuple((status.st_size, status.st_mtime_ns, status.st_ino) for status in found)
+
+
+def _statuses(database: Path) -> dict[Path, os.stat_result]:
+    """Of the files beside a database that hold pages of it. Each is looked at once: a writer may remove them meanwhile."""
+    found: dict[Path, os.stat_result] = {}
+    for path in companions(database):
+        with suppress(FileNotFoundError):
+            found[path] = path.stat()
+    return {path: status for path, status in found.items() if status.st_size > 0}

@@ -76,7 +76,7 @@ class SqliteDatabase:
                 # public databases hold bytes that are no UTF-8
                 opened.text_factory = lambda stored: stored.decode(errors="ignore")
                 yield opened
-        except (sqlite3.Error, DatabaseError) as error:
+        except (sqlite3.Error, DatabaseError, OSError) as error:
             raise DataError(
                 f"the database {self.path} can't be read: {error}.", "Is it an SQLite file, and whole?"
             ) from error

@@ -141,6 +141,24 @@ def test_a_database_that_is_written_while_it_is_copied(
     changes = 3
     with pytest.raises(DatabaseError, match=r"b\.sqlite is being written"), Snapshots(copies).held(databases[1]):
         pass
+    assert not list(copies.iterdir()), "what was copied of it counts nowhere, so it may not stay"
+
+
+def test_a_log_that_goes_away_while_it_is_looked_at(databases: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a writer leaves no more is not there, at whatever moment it went."""
+    log = snapshots.companions(with_log(databases[0]))[0]
+    content, look = log.read_bytes(), Path.stat
+
+    def last_look(path: Path, **more: bool) -> os.stat_result:
+        found = look(path, **more)
+        if path == log:
+            log.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", last_look)
+    assert snapshots.unmerged(databases[0]) == [log] and snapshots.unmerged(databases[0]) == []
+    log.write_bytes(content)
+    assert [len(snapshots.stamps_of(databases[0])) for _ in range(2)] == [2, 1]
 
 
 KILLED = """

@@ -12,6 +12,7 @@ import pytest
 
 from luthier.config.plugins import SQL_LAYOUTS
 from luthier.data.records import RowError
+from luthier.foundation.errors import DataError
 from luthier.sandbox.sandbox import Sandbox
 from luthier.text2sql.databases import SqliteDatabase
 from luthier.text2sql.layout import LayoutOptions, chosen_layout
@@ -290,6 +291,16 @@ def test_what_only_a_write_ahead_log_has_is_told(workshop: Path, tmp_path: Path)
         ("spruce",),
         ("maple",),
     ]  # merged at its end
+
+
+def test_a_database_that_is_gone_when_it_is_read_again(workshop: Path) -> None:
+    with closing(sqlite3.connect(workshop, isolation_level=None)) as writer:
+        writer.executescript("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE wood (name TEXT);")
+        database = SqliteDatabase("workshop", workshop)
+        database.schema()
+        workshop.unlink()
+        with pytest.raises(DataError, match=r"workshop\.sqlite can't be read: .*No such file"):
+            database.schema()
 
 
 def test_an_sqlite_file_with_questions(workshop: Path, tmp_path: Path) -> None:
