@@ -59,7 +59,11 @@ class Stage(ABC):
         return None
 
     def keep(self, head: SequenceHead) -> None:
-        """Be told the head that the model has learnt already, and is read or trained further with. Most have nothing to keep."""
+        """Be told the head that the model has learnt already, and is read or trained further with. Most have nothing to keep.
+
+        Raises:
+            ModelError: the stage's settings ask for another.
+        """
         return None
 
     def know(self, labels: Sequence[str]) -> None:

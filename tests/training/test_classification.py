@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from luthier.data.packing import pack
 from luthier.data.preparing import split_rows
 from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError, DataError, ModelError
+from luthier.model.heads import SequenceHead
 from luthier.scoring.readouts import Scores, TargetLogp
 from luthier.training.stages import classification, regression
 from tests.classify import TELLING, bert_folder, classification_config, labelled_rows, write_json_lines
@@ -306,6 +308,30 @@ def test_which_numbers_are_standardised(labels: list[float], asked: bool | None,
     )
     head = stage.meet(data)  # type: ignore[arg-type]
     assert (head.mean, head.scale) == (stage.mean, stage.scale) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "asked", "unit", "message"),
+    [
+        ([100.0, 101.0], True, (0.0, 1.0), "standardize is true, but the model's head has learnt labels as they are"),
+        ([100.0, 101.0], False, (5.0, 2.0), "standardize is false, but .* learnt labels less 5, divided by 2"),
+        ([100.0, 101.0], True, (5.0, 2.0), None),
+        ([100.0, 101.0], False, (0.0, 1.0), None),
+        ([100.0, 101.0], None, (0.0, 1.0), None),
+        ([-1.0, 1.0], True, (0.0, 1.0), None),
+    ],
+)
+def test_a_head_that_is_trained_further_keeps_its_unit(
+    labels: list[float], asked: bool | None, unit: tuple[float, float], message: str | None
+) -> None:
+    stage = regression.build(regression.Options(standardize=asked))
+    data = SimpleNamespace(
+        train=SimpleNamespace(numbers=lambda name: np.array(labels)), report=SimpleNamespace(labels=())
+    )
+    stage.meet(data)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=message) if message else nullcontext():
+        stage.keep(SequenceHead("regression", (), *unit))
+        assert (stage.mean, stage.scale) == unit
 
 
 def test_label_words_are_compared_by_their_likelihood(

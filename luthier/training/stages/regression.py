@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from luthier.config.sections import PluginOptions
 from luthier.config.stage_encoders import encoder_of
+from luthier.foundation.errors import ModelError
 from luthier.training.labelling import Labelling, check_metrics
 from luthier.training.stage import Stage
 
@@ -75,7 +76,18 @@ class Regression(Stage):
         return SequenceHead("regression", (), self.mean, self.scale)
 
     def keep(self, head: SequenceHead) -> None:
-        """Go on in the unit that the head has learnt."""
+        """Go on in the unit that the head has learnt.
+
+        Raises:
+            ModelError: `standardize` asks for another.
+        """
+        standardized = (head.mean, head.scale) != (0.0, 1.0)
+        if self.standardize not in (None, standardized) and (head.mean, head.scale) != (self.mean, self.scale):
+            learnt = f"less {head.mean:g}, divided by {head.scale:g}" if standardized else "as they are"
+            raise ModelError(
+                f"stage.standardize is {str(self.standardize).lower()}, but the model's head has learnt labels {learnt}.",
+                "Leave stage.standardize out to go on in the head's unit, or start from the model that it was trained from.",
+            )
         self.mean, self.scale = head.mean, head.scale
 
     @property
