@@ -26,7 +26,8 @@ from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
 from luthier.model.placement import check_on_one
 from luthier.model.tokenizers.repair import Repair, fit_model
-from luthier.scoring.probe import padded_only, probe
+from luthier.scoring.probe import has_sequence_head, padded_only, probe
+from luthier.scoring.sequence_summary import reads_last_column
 from luthier.scoring.virtual_tokens import WHY_PADDED, has_virtual_tokens, refuse_checkpointed_prefix
 from luthier.training.answering import check_answers
 from luthier.training.callbacks import metric_problems
@@ -238,6 +239,8 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     for part in setup.merged_adapters:
         check_mergeable(part.folder)
     tuned = setup.tune(model)
+    if has_sequence_head(model) and not finding.pools_last:
+        reads_last_column(model, has_virtual_tokens(tuned))
     if has_virtual_tokens(tuned):
         padded_only(finding, WHY_PADDED).choose(wish)
         refuse_checkpointed_prefix(tuned, setup.config.training.gradient_checkpointing)
@@ -252,7 +255,7 @@ def _settled_head(source: loading.ModelSource, stage: Stage, wanted: SequenceHea
     """The head to train: the model's own, with the unit of its numbers, or the one that the rows need.
 
     Raises:
-        ModelError: the model's was trained for something else; with both.
+        ModelError: the model's was trained for something else, or with numbers in another unit; with both.
     """
     found = saved_head(source.adapter, source.base)
     if found is None:

@@ -129,17 +129,23 @@ def head_outputs(head: nn.Module, hidden_PH: Tensor) -> Tensor:
     return result
 
 
-def own_logits(model: nn.Module, rows: PaddedRows, second_text_at_R: Tensor | None) -> Tensor:
+def own_logits(model: nn.Module, rows: PaddedRows, second_text_at_R: Tensor | None, pad_left: bool = False) -> Tensor:
     """float32 [R, k]: what a model with a head for classification gives for padded rows, by its own forward.
 
     Args:
         model: a transformers model or a peft wrapper around one. It counts positions itself: some families begin at 2.
         second_text_at_R: tokens before each row's second text, for models that are told which text a token is of.
+        pad_left: hand the rows on with their padding before them, see `luthier.scoring.sequence_summary`.
     """
     inputs = {"input_ids": rows.input_ids_RL, "attention_mask": rows.attention_mask_RL}
     if second_text_at_R is not None:
         column_L = torch.arange(rows.input_ids_RL.shape[1], device=rows.input_ids_RL.device)
         second_RL = column_L >= second_text_at_R[:, None]
         inputs["token_type_ids"] = second_RL.long() * rows.attention_mask_RL
+    if pad_left:
+        mask_RL = rows.attention_mask_RL
+        column_L = torch.arange(mask_RL.shape[1], device=mask_RL.device)
+        from_RL = (column_L + mask_RL.sum(dim=1, keepdim=True)) % len(column_L)
+        inputs = {name: value_RL.gather(1, from_RL) for name, value_RL in inputs.items()}
     logits: Tensor = model(**inputs).logits
     return logits.float()

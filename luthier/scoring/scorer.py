@@ -37,6 +37,7 @@ from luthier.scoring.readouts import (
 from luthier.scoring.readouts import Scores as Scores
 from luthier.scoring.router import RouterLoss
 from luthier.scoring.segmented import hidden_at
+from luthier.scoring.sequence_summary import reads_last_column
 from luthier.scoring.trunk import Trunk
 from luthier.scoring.virtual_tokens import (
     WHY_PADDED,
@@ -94,6 +95,7 @@ class Scorer(nn.Module):
             finding = padded_only(finding, "its modules lie on several devices")
         self.finding: Finding = finding
         self._reads_itself = has_sequence_head(inner) and not finding.pools_last
+        self._pad_left = self._reads_itself and reads_last_column(inner, self._virtual)
         self.route: Route = self.finding.choose(route)
         self.pad_token_id = pad_token_id
         self._head = Head(inner, self.finding.plain_head)
@@ -139,7 +141,8 @@ class Scorer(nn.Module):
         """The head of a model that pools in a way of its own, by its own forward."""
         if readouts != (HeadAt(),):
             raise ValueError(f"{type(transformers_model(self.model)).__name__} has only its own head, not {readouts}")
-        logits = own_logits(self.model, unroll(batch, self.pad_token_id), batch.extras.get("second_text_at"))
+        rows = unroll(batch, self.pad_token_id)
+        logits = own_logits(self.model, rows, batch.extras.get("second_text_at"), self._pad_left)
         return Scores({HeadAt(): logits}, self._penalty() if self.training else None)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from luthier.data.encoders import labelled
 from luthier.data.packing import pack
 from luthier.data.records import Labelled, Origin
+from luthier.foundation.errors import ModelError
 from luthier.scoring.probe import probe
 from luthier.scoring.readouts import HeadAt, TargetLogp
 from luthier.scoring.scorer import Scorer
@@ -108,6 +109,49 @@ def test_encoders_equal_transformers_own_forward(pairs: bool, lora: bool) -> Non
     assert batch.extras["label"].tolist() == [float(row["label"] == "good") for row in rows]
     with pytest.raises(ValueError, match="has only its own head"):
         scorer(batch, [HeadAt(), TargetLogp()])
+
+
+def xlnet(**settings: object) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(
+        vocab_size=12, d_model=32, n_layer=2, n_head=4, d_inner=48, dropout=0.0, summary_last_dropout=0.0, num_labels=2,
+        pad_token_id=0, **settings,
+    )  # fmt: skip
+    model = transformers.XLNetForSequenceClassification(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0.0, 0.15)
+    return model
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_head_that_reads_the_last_column_finds_no_padding_there(pairs: bool, lora: bool) -> None:
+    """XLNet gives a text the numbers that it has alone, whatever stands beside it."""
+    tokenizer, rows, model = bert_tokenizer(), labelled_rows(5, pairs=pairs), xlnet()
+    if lora:
+        settings = LoraConfig(
+            task_type="SEQ_CLS", r=2, target_modules=["layer_1"], init_lora_weights=False,
+            modules_to_save=["sequence_summary", "logits_proj"],
+        )  # fmt: skip
+        model = get_peft_model(model, settings)
+    alone = [
+        model(**tokenizer(row["text"], row["text_pair"] if pairs else None, return_tensors="pt")).logits for row in rows
+    ]
+    encode = labelled.build(labelled.Options(labels=("bad", "good")), tokenizer, None)
+    records = [Labelled(row["text"], row["label"], Origin("f", 1), row.get("text_pair")) for row in rows]
+    examples = encode(records).examples
+    assert len({example.tokens for example in examples}) > 1, "there is padding"
+    logits = Scorer(model, pad_token_id=0).eval()(pack(examples), HeadAt())[HeadAt()]
+    assert relative(logits, torch.cat(alone)) < TOLERANCE
+
+
+def test_heads_that_padding_changes_on_either_side_are_refused() -> None:
+    with pytest.raises(ModelError, match="reads padding like text: summary_type is mean"):
+        Scorer(xlnet(summary_type="mean"))
+    prompts = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2, token_dim=32, num_layers=2)
+    with pytest.raises(ModelError, match="padded on the left, where virtual tokens stand"):
+        Scorer(get_peft_model(xlnet(), prompts))
 
 
 def test_the_probe_tells_who_pools_at_the_last_token() -> None:
