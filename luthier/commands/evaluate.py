@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.commands.predict import entry_of, on_server, open_engine, predict
+from luthier.commands.predict import engine_name, entry_of, on_server, open_engine, predict
 from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.metric_choice import check_references
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
+from luthier.data.locating import local_files
 from luthier.data.records import Origin, Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Engine
@@ -121,7 +122,7 @@ def evaluate(
         scipy_stats()
     elsewhere = asked.predictions is None and on_server(asked.engine)
     entries = [entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data]
-    _claim(asked, [entry.path for entry in entries])
+    _claim(asked, entries)
     sources = Sources.load(entries)
     named = ModelConfig(name=model) if isinstance(model, str) else model
     found = None
@@ -135,15 +136,16 @@ def evaluate(
     return found
 
 
-def _claim(asked: Asked, read: Sequence[str]) -> None:
+def _claim(asked: Asked, entries: Sequence[DataEntry]) -> None:
     """Raise UserError where what would be written is there already, can't be written, or is read."""
     if asked.out is None:
         return
     made = [asked.out, rows_path(asked.out)]
     if asked.predictions is None and asked.writes:
         made.append(predictions_path(asked.out))
+    read = [*local_files(entries), *([asked.predictions] if asked.predictions else [])]
     for path in made:
-        need_apart(need_place(path, "--out"), "--out", [*read, *([asked.predictions] if asked.predictions else [])])
+        need_apart(need_place(path, "--out"), "--out", read)
         if path.exists() and not asked.overwrite:
             remedy = "Name another file with --out, or replace it with --overwrite."
             if path == predictions_path(asked.out):
@@ -209,7 +211,7 @@ def _of_answers(asked: Asked) -> dict[str, bool]:
     return {
         "--generate": asked.generate,
         "--skip-loss": not asked.take_loss,
-        "--engine": asked.engine != "transformers",
+        "--engine": engine_name(asked.engine) != "transformers",
         **dict.fromkeys(settings, True),
     }
 

@@ -15,6 +15,7 @@ from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.plugins import GENERATION_ENGINES
 from luthier.config.schema import ModelConfig
+from luthier.data.locating import local_files
 from luthier.evaluation.engine import Answer, Engine, Opening
 from luthier.evaluation.journal import Journal, open_journal
 from luthier.evaluation.prompts import Prompt, load_prompts
@@ -87,7 +88,7 @@ def predict(
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already.", "Name another file with --out, or start anew with --overwrite.")
     entries = [entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data]
-    need_apart(out, "--out", [entry.path for entry in entries])
+    need_apart(out, "--out", local_files(entries))
     prompts = load_prompts(entries)
     answerer = open_engine(engine, model, template, placement, trust_remote_code, say)
     answerer.check(settings)
@@ -133,6 +134,15 @@ def on_server(engine: str | Mapping[str, Any]) -> bool:
         UserError: no such engine.
     """
     return bool(getattr(_plugin(engine)[0].Options, "on_server", False))
+
+
+def engine_name(engine: str | Mapping[str, Any]) -> str:
+    """Which engine is meant.
+
+    Raises:
+        UserError: no such engine.
+    """
+    return str(_plugin(engine)[1]["name"])
 
 
 def _plugin(engine: str | Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:

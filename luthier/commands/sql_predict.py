@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,8 +110,10 @@ def predict(
         UserError: rows, model, engine or settings that can't be used; `out` is there, or was begun by another run.
     """
     target, answers = Path(out).expanduser(), answers_path(Path(out).expanduser())
-    _check_places(target, answers, str(reading.settings["path"]), overwrite)
+    _check_places(target, answers, overwrite)
     asked = questions(reading, tokenizer, None if on_server(engine) else model.name, template)
+    for file in (target, answers):
+        need_apart(file, "--out", asked.read)
     rows, prompts = asked.rows, _prompts(asked.rows)
     guided = settings.num_return_sequences > 1 or repairs > 0
     prepared = Path(str(reading.settings["path"])).suffix in PREPARED
@@ -150,10 +152,12 @@ def answers_path(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows to be asked, and the SQLite files of their databases by db_id, as far as they are there."""
+    """Rows to be asked, and the SQLite files of their databases by db_id, as far as they are there; `read`: all files
+    that rows are made of."""
 
     rows: list[Row]
     databases: Mapping[str, Path]
+    read: Set[str | Path]
 
 
 def questions(reading: Reading, tokenizer: str | None, own: str | None, template: str) -> Asked:
@@ -182,7 +186,13 @@ def questions(reading: Reading, tokenizer: str | None, own: str | None, template
     if not found.rows:
         raise DataError("there is no question.", "Ask one with --question, or name files of them with --questions.")
     files = {db_id: item.path for db_id, item in found.dataset.databases.items() if isinstance(item, SqliteDatabase)}
-    return Asked(found.rows, files)
+    sources = {question.origin.path for question in found.dataset.questions}
+    return Asked(found.rows, files, {*sources, *files.values(), *reading.shots_from, *_tables(reading)})
+
+
+def _tables(reading: Reading) -> set[str]:
+    found = reading.settings.get("tables")
+    return set() if found is None else {found}
 
 
 def _prepared(path: Path, reading: Reading) -> Asked:
@@ -204,7 +214,8 @@ def _prepared(path: Path, reading: Reading) -> Asked:
         raise DataError(f"{path} holds no rows.", "Was the file written completely?")
     folder = kept.get("database")
     files = {} if folder is None else {row["db_id"]: _file(Path(folder).expanduser(), row["db_id"]) for row in rows}
-    return Asked(rows, {db_id: file for db_id, file in files.items() if os.path.isfile(file)})
+    there = {db_id: file for db_id, file in files.items() if os.path.isfile(file)}
+    return Asked(rows, there, {path, *there.values()})
 
 
 def _file(folder: Path, db_id: str) -> Path:
@@ -241,15 +252,14 @@ def _prompts(rows: Sequence[Row]) -> list[Prompt]:
     return prompts
 
 
-def _check_places(target: Path, answers: Path, data: str, overwrite: bool) -> None:
-    """Raise UserError where a file is there, can't be, or is the one that is read.
+def _check_places(target: Path, answers: Path, overwrite: bool) -> None:
+    """Raise UserError where a file is there or can't be.
 
     Queries beside answers that are not whole are of a run that was killed between writing the two: they are written anew.
     """
     unfinished = partial_path(answers).exists() and not answers.exists()
     for file in (target, answers):
         need_place(file, "--out")
-        need_apart(file, "--out", [data])
         if file.exists() and not (overwrite or unfinished):
             raise UserError(
                 f"{file} is there already.", "Name another file with --out, or start anew with --overwrite."

@@ -75,8 +75,10 @@ Tokenizer = Annotated[
 Samples = Annotated[
     int, typer.Option(min=1, help="Draw so many queries, and take the one whose result most of them have.")
 ]
-Temperature = Annotated[float | None, typer.Option(help="With --samples: divides the logits (0.8).")]
-Seed = Annotated[int | None, typer.Option(min=0, help="With --samples: seed (0).")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Divides the logits of what is drawn: --samples (0.8), --set do_sample=true (1).")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of what is drawn: --samples, --set do_sample=true (0).")]
 Repairs = Annotated[int, typer.Option(min=0, help="Ask a query that fails anew with its error, so many times at most.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the file is there.")]
@@ -112,19 +114,26 @@ class Asking:
         return Reading(given, self.layout, self.style, told, self.shots_from or (), texts or ())
 
 
-def _drawn(samples: int, temperature: float | None, seed: int | None, max_new_tokens: int) -> dict[str, Any]:
-    """How answers are generated; a setting that was not given is None.
+def _generation(
+    samples: int, temperature: float | None, seed: int | None, max_new_tokens: int, more: list[str] | tuple[()]
+) -> Any:
+    """`GenerationSettings` from options (None: was not given) and from --set.
 
     Raises:
-        UserError: one that acts on samples only.
+        UserError: settings that can't be used, or one that acts on what is drawn where nothing is.
     """
-    if samples == 1:
-        idle = [name for name, value in {"--temperature": temperature, "--seed": seed}.items() if value is not None]
-        if idle:
-            raise UserError(f"{' and '.join(idle)} would have no effect without --samples.", "Add --samples 8.")
-        return {"max_new_tokens": max_new_tokens}
-    drawn = {"do_sample": True, "temperature": 0.8 if temperature is None else temperature, "seed": seed}
-    return {"max_new_tokens": max_new_tokens, "num_return_sequences": samples, **drawn}
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    if samples > 1:
+        given |= {"num_return_sequences": samples, "do_sample": True}
+        given |= {"temperature": 0.8} if temperature is None else {}
+        return generation_settings(given, more)
+    idle = [name for name, value in {"--temperature": temperature, "--seed": seed}.items() if value is not None]
+    if idle and not generation_settings({}, more).do_sample:
+        raise UserError(
+            f"{' and '.join(idle)} would have no effect without --samples.",
+            "Add --samples 8; or draw one answer: --set do_sample=true.",
+        )
+    return generation_settings(given, more)
 
 
 @sql_app.command("prepare")
@@ -194,7 +203,7 @@ def sql_predict(
             on_model.named(model),
             asking.reading(data, question),
             out,
-            generation_settings(_drawn(samples, temperature, seed, max_new_tokens), generation or ()),
+            _generation(samples, temperature, seed, max_new_tokens, generation or ()),
             engine=mapping_or_text(engine, "--engine"),
             template=template,
             tokenizer=tokenizer,

@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def locate(entry: DataEntry) -> Located:
             f"A slice alone is written split: '[:70%]'; found {entry.split!r}.",
         )
     return Located(entry, files)
+
+
+def local_files(entries: Iterable[DataEntry]) -> list[Path]:
+    """The files here that hold the rows of entries, none of a hub's data sets among them: those are a cache's own.
+
+    Raises:
+        DataError: as `locate` does.
+    """
+    return [file for entry in entries if hub_name(resolve(entry)) is None for file in locate(entry).files]
 
 
 def hub_name(entry: DataEntry) -> str | None:

@@ -167,6 +167,8 @@ def test_a_classifier_is_measured_as_its_run_measured_it(tmp_path: Path, capsys:
     assert [metric.pairs[0].test for metric in compared.metrics] == ["permutation", "mcnemar"]
     with pytest.raises(UserError, match="gives labels and writes no answers"):
         evaluate(str(tmp_path / "classifier"), [str(test)], Asked(generate=True))
+    named = evaluate(str(tmp_path / "classifier"), [str(test)], Asked(how=FEW, engine={"name": "transformers"}))
+    assert named.task == "single_label"
     with pytest.raises(ConfigError, match="rouge can't measure single label predictions"):
         evaluate(str(tmp_path / "classifier"), [str(test)], Asked(metrics=["rouge"]))
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from luthier.cli import main
+from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.predict import predict
 from luthier.config.generation_section import GenerationSettings
 from luthier.data.records import Message
@@ -69,6 +70,28 @@ def test_nothing_that_is_read_or_still_good_is_lost(tiny_llama: Path, rows: Path
     with pytest.raises(UserError, match="there is no generation engine named"):
         predict(str(tiny_llama), [str(rows)], out, engine="vlm", overwrite=True)
     assert rows.read_bytes() == before and out.read_text() == "answers of yesterday"
+
+
+@pytest.mark.parametrize(
+    "entry", ["heads/", "heads/*.jsonl", "dataset_info.json#heads", {"path": "heads", "max_samples": 1}]
+)
+def test_no_file_that_an_entry_stands_for_is_written_over(
+    entry: str | dict[str, Any], tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "heads"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_bytes(rows.read_bytes())
+    info = {"heads": {"file_name": "heads"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        out = folder / f"{name}.jsonl"
+        with pytest.raises(UserError, match="is a file that is read here"):
+            predict(str(tiny_llama), [entry], out, SHORT, overwrite=True)
+        with pytest.raises(UserError, match="is a file that is read here"):
+            evaluate(str(tiny_llama), [entry], Asked(out=out, overwrite=True))
+        assert out.read_bytes() == rows.read_bytes()
 
 
 def test_a_prompt_that_is_too_long_gets_a_row_with_the_reason(tiny_llama: Path, tmp_path: Path) -> None:

@@ -227,6 +227,15 @@ def test_a_temperature_without_samples(spider: Path, tmp_path: Path, capsys: pyt
     assert "no effect without --samples" in capsys.readouterr().err
 
 
+def test_one_answer_is_drawn(spider: Path, tmp_path: Path) -> None:
+    drawn = ["--temperature", 0.5, "--seed", 3, "--set", "do_sample=true"]
+    assert predict(spider, tmp_path / "pred.sql", [[OLD], [OLD]], *drawn) == 0
+    settings = ASKED[0][1]
+    assert (settings.num_return_sequences, settings.do_sample, settings.seed, settings.temperature) == (1, True, 3, 0.5)
+    assert predict(spider, tmp_path / "other.sql", [[OLD], [OLD]], "--seed", 4, "--set", "do_sample=true") == 0
+    assert (ASKED[0][1].seed, ASKED[0][1].temperature) == (4, 1.0)
+
+
 def test_the_databases_stay_as_they_are(spider: Path, tmp_path: Path) -> None:
     database = spider / "database/department_management/department_management.sqlite"
     before = database.read_bytes()

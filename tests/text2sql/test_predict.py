@@ -192,6 +192,17 @@ def test_nothing_that_is_read_or_still_good_is_lost(
     assert rows.read_bytes() == before and out.read_text() == "SELECT 'yesterday'\n"
 
 
+@pytest.mark.parametrize("name", ["dev.json", "database/department_management/department_management.sqlite"])
+def test_no_file_of_the_data_set_is_written_over(
+    name: str, spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(spider / "dev.json", QUESTIONS)
+    before = (spider / name).read_bytes()
+    assert predict(spider, spider / name, [["SELECT 1"]] * 2, "--split", "dev", "--overwrite") == 2
+    assert "is a file that is read here" in capsys.readouterr().err and not ASKED
+    assert (spider / name).read_bytes() == before
+
+
 def test_questions_that_can_not_be_asked(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(spider / "dev.json", [QUESTIONS[0], {"db_id": "nothing", "question": "?"}])
     assert predict(spider, tmp_path / "pred.sql", [["SELECT 1"]], "--split", "dev") == 2
