@@ -238,9 +238,9 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     check_shapes(bare, setup.source.adapters)
     for part in setup.merged_adapters:
         check_mergeable(part.folder)
-    tuned = setup.tune(model)
     if has_sequence_head(model) and not finding.pools_last:
-        reads_last_column(model, has_virtual_tokens(tuned))
+        reads_last_column(model, hasattr(setup.config.method, "num_virtual_tokens"))
+    tuned = setup.tune(model)
     if has_virtual_tokens(tuned):
         padded_only(finding, WHY_PADDED).choose(wish)
         refuse_checkpointed_prefix(tuned, setup.config.training.gradient_checkpointing)

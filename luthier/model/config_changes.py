@@ -136,7 +136,7 @@ def known_positions(config: PreTrainedConfig) -> int | None:
     """Tokens of a row that have a position which a model knows, dynamic stretching included; None where nothing says."""
     text: Any = config.get_text_config()
     known = getattr(text, "max_position_embeddings", None)
-    if not isinstance(known, int):
+    if not isinstance(known, int) or known < 0:  # XLNet says -1
         return None
     found = getattr(text, "rope_parameters", None) or {}
     if not found:

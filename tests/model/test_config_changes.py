@@ -202,6 +202,11 @@ def test_an_adapter_is_no_plan_of_a_model(tmp_path: Path) -> None:
         source_of(tmp_path, from_scratch=True)
 
 
+def test_a_model_without_a_longest_row_knows_none() -> None:
+    assert transformers.XLNetConfig().max_position_embeddings == -1
+    assert known_positions(transformers.XLNetConfig()) is None
+
+
 @pytest.mark.parametrize(
     ("kind", "room"),
     [

@@ -27,7 +27,14 @@ from luthier.foundation.errors import ConfigError, DataError, ModelError
 from luthier.model.heads import SequenceHead
 from luthier.scoring.readouts import Scores, TargetLogp
 from luthier.training.stages import classification, regression
-from tests.classify import TELLING, bert_folder, classification_config, labelled_rows, write_json_lines
+from tests.classify import (
+    TELLING,
+    bert_folder,
+    classification_config,
+    encoder_folder,
+    labelled_rows,
+    write_json_lines,
+)
 
 HEAD_FILES = {"adapter_config.json", "adapter_model.safetensors", "head.json"}
 
@@ -431,6 +438,14 @@ def test_what_cannot_be_learnt_is_refused_before_weights_are_read(
     words = {"name": "classification", "head": "generative", "label_words": {"god": "x"}}
     refused(rows, words, DataError, "label_words names 'god'")
     refused(rows, "classification", ModelError, "has no bias terms", "bitfit")
+
+
+def test_virtual_tokens_on_a_model_that_is_padded_on_the_left(data: Path, tmp_path: Path) -> None:
+    config = transformers.XLNetConfig(vocab_size=12, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0)
+    model = encoder_folder(tmp_path / "xlnet", config)
+    for method in ("prompt_tuning", "p_tuning"):
+        with pytest.raises(ModelError, match="XLNetForSequenceClassification needs its rows padded on the left"):
+            luthier.train(classification_config(model, data, tmp_path / "run", method))
 
 
 @pytest.mark.parametrize(
