@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what tests prepare is of no use to anybody else; the folder goes when this process ends
 _DATA_CACHE = tempfile.TemporaryDirectory(prefix="luthier-test-cache-")
 os.environ["LUTHIER_DATA_CACHE"] = _DATA_CACHE.name
+# a shell lets what it starts in the background ignore Ctrl-C, and so would every process that a test starts
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

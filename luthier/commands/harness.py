@@ -16,7 +16,7 @@ from luthier.model import loading
 
 YAML = (".yaml", ".yml")
 # the file itself may hold tags that only the harness reads
-_NAME = re.compile(r"^(?:task|group):[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
+_TASK, _GROUP = (re.compile(rf"^{key}:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE) for key in ("task", "group"))
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ def harness(
         raise UserError("--harness names no task.", "Such as --harness piqa,arc_easy.")
     if out is not None:
         need_new(out, "--out", overwrite=overwrite)
-    # each by its own name: the package imports none of them by itself
-    evaluator, index, wrapper = (
-        import_extra(f"lm_eval.{part}", package="lm-eval", extra="harness", purpose="--harness")
-        for part in ("evaluator", "tasks", "models.huggingface")
-    )
+    evaluator, index, wrapper = map(_part, ("evaluator", "tasks", "models.huggingface"))
     files = {task: Path(task).expanduser() for task in tasks if task.endswith(YAML)}
     names = [_name_in(files[task]) if task in files else task for task in tasks]
     folders = sorted({str(file.parent) for file in files.values()})
-    manager = index.TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    # a group may name the harness's own tasks
+    alone = len(files) == len(tasks) and not any(
+        _GROUP.search(file.read_text(encoding="utf-8")) for file in files.values()
+    )
+    manager = index.TaskManager(include_path=folders or None, include_defaults=not alone)
     known = set(manager.all_tasks)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -97,13 +97,24 @@ def harness(
     return result
 
 
+def _part(name: str) -> Any:
+    """A module of the harness, whose package imports none of them by itself."""
+    return import_extra(f"lm_eval.{name}", package="lm-eval", extra="harness", purpose="--harness")
+
+
+def _is_group(file: Path) -> bool:
+    """Whether a file describes a group, which may hold the harness's own tasks."""
+    return _GROUP.search(file.read_text(encoding="utf-8")) is not None
+
+
 def _name_in(file: Path) -> str:
     """The task that a file describes.
 
     Raises:
         UserError: it is missing, or names none.
     """
-    found = _NAME.search(need_file(file, "the harness's task").read_text(encoding="utf-8"))
+    text = need_file(file, "the harness's task").read_text(encoding="utf-8")
+    found = _GROUP.search(text) or _TASK.search(text)  # in a group's file `task` lists what it holds
     if found is None:
         raise UserError(f"{file} names no task.", "A line `task: NAME` says what it is called.")
     return found[1]

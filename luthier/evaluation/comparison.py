@@ -167,9 +167,10 @@ def check_same_rows(first: Saved, other: Saved) -> None:
         by_place = () if hashed or one.get("reference") is not None else ("file", "row")
         for key in (*by_place, *((PROMPT_HASH,) if hashed else ()), "reference", "label"):
             if one.get(key) != two.get(key):
+                what = f"{key} {str(one.get(key))[:60]!r}" if key != PROMPT_HASH else "another prompt"
+                there = f", and {str(two.get(key))[:60]!r} in" if key != PROMPT_HASH else " than in"
                 raise UserError(
-                    f"row {place} has {key} {str(one.get(key))[:60]!r} in {first.path}, and {str(two.get(key))[:60]!r} in "
-                    f"{other.path}.",
+                    f"row {place} has {what} in {first.path}{there} {other.path}.",
                     "Evaluate both models on the same rows, in the same order.",
                 )
 

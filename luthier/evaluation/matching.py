@@ -57,7 +57,7 @@ def matched(
                 "source": name,
                 "file": origin.path if origin is not None else where,
                 "row": origin.row if origin is not None else place + 1,
-                **_asked(prompt.request.as_dict() if prompt is not None else line),
+                **_asked(prompt.request.as_dict() if prompt is not None else line, rendered=prompt is None),
                 "prediction": encodable(prediction),
                 "reference": encodable(reference),
                 "finish_reason": line.get("finish_reason"),
@@ -106,9 +106,13 @@ def _check_order(lines: Sequence[Mapping[str, Any]], whole: bool, where: str) ->
         places[index] = place
 
 
-def _asked(request: Mapping[str, Any]) -> dict[str, str]:
-    """A row's prompt, for metrics that read it, and its hash; of answers that were written without prompts, no hash."""
-    found = hash_of(request)
+def _asked(request: Mapping[str, Any], rendered: bool) -> dict[str, str]:
+    """A row's prompt, for metrics that read it, and its hash; of answers that were written without prompts, no hash.
+
+    Args:
+        rendered: a prompt that is text may be what one model was shown, with its template, so it tells no rows apart.
+    """
+    found = hash_of(request) if request.get("messages") or not rendered else ""
     return {"prompt": asked_text(request), **({PROMPT_HASH: found} if found else {})}
 
 

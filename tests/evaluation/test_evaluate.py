@@ -396,7 +396,7 @@ def test_rows_that_ask_something_else_are_not_the_same(
             monkeypatch.chdir(tmp_path if name == "one" else tmp_path.parent)
             evaluate(str(tiny_llama), [str((tmp_path / f"{name}.jsonl").relative_to(Path.cwd()))], how)
     for kind in ("answers", "loss"):
-        with pytest.raises(UserError, match="row 1 has prompt_sha256 '"):
+        with pytest.raises(UserError, match="row 1 has another prompt in "):
             compare([made["one", kind], made["two", kind]], FEW, lambda line: None)
     again = tmp_path / "again.json"
     monkeypatch.chdir(tmp_path.parent)

@@ -132,7 +132,7 @@ def test_a_row_on_which_the_server_fails_again_and_again_does_not_stop_the_run(r
     assert sum(body["messages"][-1]["content"] == poison for _, body, _ in server.asked) == 3
 
 
-@pytest.mark.parametrize("status", [429, 503, 529])
+@pytest.mark.parametrize("status", [429, 529])
 def test_a_limit_that_only_short_questions_pass_stops_the_run_which_then_goes_on(
     status: int, rows: Path, tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ def test_prompts_go_in_as_tokens_and_rows_come_out(
     out = tmp_path / "out.jsonl"
     predict(str(tiny_llama), [str(rows)], out, how, engine={"name": "vllm", "tensor_parallel_size": 2})
     assert asked["model"] == str(tiny_llama) and asked["settings"]["tensor_parallel_size"] == 2
-    assert asked["settings"]["dtype"] == "float32"
+    assert asked["settings"]["dtype"] == "auto"
     ((prompts, parameters, _),) = asked["calls"]
     assert len(prompts) == 48 and all(isinstance(ids, list) for ids in (p["prompt_token_ids"] for p in prompts))
     assert len({values["seed"] for values in parameters}) == 48

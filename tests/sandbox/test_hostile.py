@@ -34,7 +34,7 @@ HOSTILE: list[tuple[str, str]] = [
     ("time", "SELECT count(*) FROM number a, number b WHERE hex(zeroblob(200000)) || a.value GLOB '*0*0*0*[1-9]*[a-f]'"),
     ("time", "SELECT count(*) FROM number a, number b WHERE instr(hex(zeroblob(400000)), hex(zeroblob(100000)) || '1')"),
     # without an opcode's end, or before there is one: while it is compiled, sorted or put together
-    ("time", "WITH c0 AS (SELECT 1 x), " + ", ".join(f"c{i} AS (SELECT a.x FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 30)) + " SELECT count(*) FROM c29"),
+    ("time memory", "WITH c0 AS (SELECT 1 x), " + ", ".join(f"c{i} AS (SELECT a.x FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 30)) + " SELECT count(*) FROM c29"),
     ("time memory", "WITH c0 AS (SELECT 1 x UNION ALL SELECT 2), " + ", ".join(f"c{i} AS (SELECT x FROM c{i - 1} UNION ALL SELECT x FROM c{i - 1})" for i in range(1, 25)) + " SELECT count(*) FROM c24"),
     ("time", "SELECT sum(a.value) OVER (PARTITION BY b.value ORDER BY c.value ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) FROM number a, number b, number c"),
     ("time", "SELECT max(x) FROM (SELECT count(*) OVER (ORDER BY a.value ROWS BETWEEN 100000 PRECEDING AND 100000 FOLLOWING EXCLUDE TIES) x FROM number a, number b)"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import httpx2
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-FULL = frozenset({429, 503, 529})  # over a limit or its load, which says nothing about the row
+FULL = frozenset({429, 529})  # over a limit or its load, which says nothing about the row
 OF_A_ROW = frozenset({400, 413, 422})
 BEYOND_OPENAI = ("top_k", "min_p", "repetition_penalty")
 NEVER = ("max_length", "num_beams", "no_repeat_ngram_size")
@@ -180,7 +180,7 @@ class OpenAIEngine:
             try:
                 response = client.post(url, json=body)
             except httpx2.HTTPError as error:
-                trouble = f"{type(error).__name__}: {error}".rstrip(": ")
+                trouble, full = f"{type(error).__name__}: {error}".rstrip(": "), False
             else:
                 if response.status_code not in BUSY:
                     return self._read(response, url)

@@ -72,7 +72,8 @@ class VllmEngine:
         vllm: Any = import_extra("vllm", extra="vllm", purpose="the engine vllm")
         source = self._words.source
         trusted = self._opening.trust_remote_code
-        dtype = read_in(source, self._opening.model.dtype, trust_remote_code=trusted)
+        wish = self._opening.model.dtype  # unless one is named vLLM chooses: it takes 16 bits for a model saved in 32
+        dtype = wish if wish == "auto" else read_in(source, wish, trust_remote_code=trusted)
         llm = vllm.LLM(
             str(source.base),
             tokenizer=str(source.tokenizer),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from luthier.config.training_section import TrainingConfig
 
+STOPPED = 130  # the exit status of what Ctrl-C ended
 BLOCK_BYTES = 25 * 2**20  # gradients that travel together: DistributedDataParallel's bucket size
 Value = TypeVar("Value")
 
@@ -83,7 +84,8 @@ class Ddp(Single):
             value = work()
         except BaseException as error:
             known = error if isinstance(error, LuthierError) else LuthierError(f"{type(error).__name__}: {error}")
-            told = {"stopped": known.problem, "exit_status": known.exit_status}
+            stopped = isinstance(error, KeyboardInterrupt)
+            told = {"stopped": known.problem, "exit_status": STOPPED if stopped else known.exit_status}
             self._broadcast(json.dumps(told).encode())
             raise
         self._broadcast(json.dumps({"value": value}).encode())

@@ -175,6 +175,8 @@ def test_its_memory_is_what_it_says(name: str) -> None:
 @pytest.fixture(scope="module")
 def updates() -> dict[str, list[int]]:
     """What each optimizer's step takes, and what it says, in a process whose heap has no holes yet."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this kernel resets no peak of the resident set")
     command = [sys.executable, "-m", "tests.training.optimizers.update_memory"]
     root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -187,7 +189,7 @@ def updates() -> dict[str, list[int]]:
 @every
 def test_an_update_works_in_what_it_says(name: str, updates: dict[str, list[int]]) -> None:
     grown, said = updates[name]
-    assert grown == pytest.approx(said, rel=0.1, abs=1.5e6)
+    assert grown == pytest.approx(said, rel=0.15, abs=2e6)
 
 
 @every

@@ -34,7 +34,7 @@ def measured(name: str) -> tuple[int, int]:
     optimizer = OPTIMIZERS.load(name).build(training, groups, 1e-4)
     to_training(optimizer)
     optimizer.step()
-    grown = min(resident_growth(optimizer) for _ in range(2))
+    grown = min(resident_growth(optimizer) for _ in range(3))
     parameters = [TrainedParameter(role, shape, role) for role, shape in SHAPES.items()]
     said = sum(update_tensors(training, parameters, "cpu"))
     # a copy of the gradients is among what schedule_free's state is said to be
