@@ -115,7 +115,7 @@ def _new_locked_folder(path: Path) -> tuple[Path, int]:
     while True:
         building = path.parent / f".{path.name}.building-{secrets.token_hex(4)}"
         building.mkdir()
-        lock = _lock_folder(building)
+        lock = _lock_or_open(building)
         # another process may have taken the folder for a leftover before it was locked
         if lock is not None and building.exists():
             return building, lock
@@ -123,10 +123,23 @@ def _new_locked_folder(path: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _lock_folder(folder: Path) -> int | None:
-    """A descriptor holding an exclusive lock on a folder, or None: another process holds it, or the folder is gone."""
+def _lock_or_open(folder: Path) -> int | None:
+    """As `lock_folder`; where nothing can be locked, a descriptor without: some network disks lock no folders, a leftover
+    there can't be told from work going on, and is taken for one."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        return lock_folder(folder)
+    except OSError:
+        return os.open(folder, os.O_RDONLY)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """A descriptor holding an exclusive lock on a folder, or None: another process holds it, or the folder is gone.
+
+    Raises:
+        OSError: nothing can be locked there, or it is a link or no folder.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
@@ -135,15 +148,15 @@ def _lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     except OSError:
-        # some network disks lock no folders: then a leftover can't be told from work going on, and is taken for one
-        return descriptor
+        os.close(descriptor)
+        raise
     return descriptor
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove hidden siblings that an interrupted `whole_folder(path)` left."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.building-*"):
-        lock = _lock_folder(leftover)
+        lock = _lock_or_open(leftover)
         if lock is not None:
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+from luthier.foundation.files import lock_folder
 
 PREFIX = "luthier-sandbox-"
 
@@ -24,7 +25,7 @@ class PrivateFolder:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
             try:
-                self._lock = _lock(self.path)
+                self._lock = lock_folder(self.path)
             except OSError:  # nothing can be locked there: nor will another process take it for a leftover
                 break
             # one may have, before it was locked
@@ -45,30 +46,9 @@ def remove_leftovers(place: Path) -> None:
     for folder in place.glob(f"{PREFIX}*"):
         try:
             own = folder.lstat().st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()
-            lock = _lock(folder) if own else None
+            lock = lock_folder(folder) if own else None
         except OSError:  # it is gone, or nothing can be locked there: then it can't be told from one in use
             continue
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a folder; None where another process has it, or it is gone.
-
-    Raises:
-        OSError: nothing can be locked there.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
