@@ -26,10 +26,6 @@ from luthier.scoring.forest_attention import ForestAttention, Part
 
 NAME = "luthier_segmented"
 
-# Tokens of a segment that is computed in halves: the CPU kernel computes the half that the causal flag masks, too, and
-# is a sixth slower below 192 rows.
-HALVED_FROM = 384
-
 # Rows that make up for a run of their own among those that attend (two calls of the kernel each way); where they lie more
 # scattered, a mask says what each sees.
 WORTH_A_RUN = 8
@@ -140,28 +136,56 @@ def _parts(
     for index, (segment, own) in enumerate(zip(segments, runs, strict=True)):
         place = rows_before[index]
         for run in own:
-            _halve(run.start, run.stop, place - run.start, triangles, squares)
+            _with_itself(run.start, len(run), place - run.start, triangles, squares)
             if run.start > segment.start:
-                squares.append(Part(place, place + len(run), segment.start, run.start))
+                squares.append(_with_all(place, len(run), segment.start, run.start - segment.start))
             place += len(run)
-        if rows_before[last_below[index] + 1] > place:
-            below.append(Part(place, rows_before[last_below[index] + 1], segment.start, segment.end))
+        descendants = rows_before[last_below[index] + 1] - place
+        if descendants:
+            below.append(_with_all(place, descendants, segment.start, segment.end - segment.start))
     return (*triangles, *squares, *below)
 
 
-def _halve(start: int, end: int, shift: int, triangles: list[Part], squares: list[Part]) -> None:
-    """A run with itself: both its halves, and the second with the first.
+def halved_from() -> int:
+    """Tokens from which on a stretch is computed in halves.
+
+    The kernel also computes what the causal flag masks, which halves leave out in part, but it is a sixth slower below 192
+    rows. In backward it deals whole key-value heads to the threads, of which one is often left over; two blocks at once split
+    evenly, so that with threads halves are worth it sooner.
+    """
+    return 384 if torch.get_num_threads() == 1 else 128
+
+
+def _with_itself(
+    start: int, length: int, shift: int, triangles: list[Part], squares: list[Part], runs: int = 1, apart: int = 0
+) -> None:
+    """Equally long runs, each with itself; long ones as halves, and the second half with the first.
+
+    Where the length is odd, the row in the middle is in neither half: it sees the first half and itself, and the second half
+    sees both, which is one rectangle more.
 
     Args:
         shift: from a row's place in the whole row to its place among those that attend.
+        apart: from the beginning of one run to that of the next.
     """
-    if end - start < HALVED_FROM:
-        triangles.append(Part(start + shift, end + shift, start, end, causal=True))
+    if length < halved_from():
+        triangles.append(Part(start + shift, length, start, length, True, runs, apart, apart))
         return
-    middle = (start + end) // 2
-    _halve(start, middle, shift, triangles, squares)
-    _halve(middle, end, shift, triangles, squares)
-    squares.append(Part(middle + shift, end + shift, start, middle))
+    half, rest = length // 2, length - length // 2
+    if runs == 1:
+        _with_itself(start, half, shift, triangles, squares, 2, rest)
+        squares.append(_with_all(start + half + shift, rest, start, rest))
+    else:
+        _with_itself(start, half, shift, triangles, squares, runs, apart)
+        _with_itself(start + rest, half, shift, triangles, squares, runs, apart)
+        squares.append(Part(start + half + shift, rest, start, rest, False, runs, apart, apart))
+
+
+def _with_all(start: int, rows: int, key_start: int, keys: int) -> Part:
+    """A run of rows with a run of keys, in two blocks where that is possible."""
+    if rows % 2:
+        return Part(start, rows, key_start, keys)
+    return Part(start, rows // 2, key_start, keys, blocks=2, step=rows // 2)
 
 
 def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:

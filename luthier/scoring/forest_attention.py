@@ -10,7 +10,8 @@ https://arxiv.org/abs/2205.14135, section 3.1):
 The gradient needs no putting together: with the final o and l, a part's backward gives the part's share of it
 (P = exp(S - l), dS = P (dP - rowsum(do o)), ibid. appendix B.4).
 
-Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width, L rows of one part.
+Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width; B blocks of one part, L rows of
+one block.
 """
 
 from __future__ import annotations
@@ -29,50 +30,74 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows [start, end) of the queries against rows [key_start, key_end) of the keys; causal: a stretch with itself."""
+    """Blocks of queries, each against a block of keys, by one call of the kernel.
+
+    Args:
+        start, rows: where the first block of queries begins, and how long each is.
+        key_start, keys: the same of the keys.
+        causal: each block is a stretch with itself.
+        blocks: how many there are. step, key_step: from the beginning of one block to that of the next; key_step 0: all
+            see the same keys.
+    """
 
     start: int
-    end: int
+    rows: int
     key_start: int
-    key_end: int
+    keys: int
     causal: bool = False
+    blocks: int = 1
+    step: int = 0
+    key_step: int = 0
 
-    @property
-    def rows(self) -> slice:
-        """Of the queries."""
-        return slice(self.start, self.end)
+    def of_queries(self, whole: Tensor) -> Tensor:
+        """Its rows of a tensor [1, H, U, ...], [B, H, L, ...]; no copy."""
+        return _blocks(whole, self.start, self.rows, self.blocks, self.step)
 
-    @property
-    def keys(self) -> slice:
-        """Of the keys."""
-        return slice(self.key_start, self.key_end)
+    def of_keys(self, whole: Tensor) -> Tensor:
+        """Its rows of a tensor [1, K, T, ...], [B, K, L, ...]; no copy."""
+        return _blocks(whole, self.key_start, self.keys, self.blocks, self.key_step)
+
+    def add_to_keys(self, whole: Tensor, own: Tensor) -> None:
+        """Add its share of a gradient, [B, K, L, D], to that of all keys, [1, K, T, D]."""
+        if self.key_step:
+            self.of_keys(whole).add_(own)
+        else:
+            for block in own:
+                _blocks(whole, self.key_start, self.keys, 1, 0).add_(block)
+
+
+def _blocks(whole: Tensor, start: int, length: int, blocks: int, step: int) -> Tensor:
+    if blocks == 1:
+        return whole[:, :, start : start + length]
+    _, heads, row, *rest = whole.stride()
+    shape = (blocks, whole.shape[1], length, *whole.shape[3:])
+    return whole.as_strided(shape, (step * row, heads, row, *rest), whole.storage_offset() + start * row)
 
 
 class ForestAttention(torch.autograd.Function):
     """Attention of all parts: [1, U, H, D] for queries [1, H, U, D], keys and values [1, K, T, D].
 
-    The causal parts cover the queries and come first; the others add to them.
+    The causal parts come first, and no row is in two of them; the others add to what their rows have seen. Every row is in
+    some part.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
-        outputs: list[Tensor] = []
-        sums: list[Tensor] = []
+        _, heads, asked, width = query.shape
+        # a row that no part is causal in has seen nothing before the others: o = 0, l = -inf
+        begun = query.new_empty if _causal_rows(parts) == asked else query.new_zeros
+        output_UHD = begun((1, asked, heads, width))
+        sum_UH = query.new_full((1, asked, heads), -torch.inf, dtype=torch.promote_types(query.dtype, torch.float32))
+        output, sums = output_UHD.transpose(1, 2), sum_UH.transpose(1, 2)
         for part in parts:
-            if not part.causal:
-                break
-            output, sum_ = _forward(
-                query[:, :, part.rows], key[:, :, part.keys], value[:, :, part.keys], 0.0, True, scale=scale
+            more, more_sums = _forward(
+                part.of_queries(query), part.of_keys(key), part.of_keys(value), 0.0, part.causal, scale=scale
             )
-            outputs.append(output.transpose(1, 2))
-            sums.append(sum_.transpose(1, 2))
-        output_UHD = torch.cat(outputs, dim=1)
-        sum_UH = torch.cat(sums, dim=1)
-        for part in parts[len(outputs) :]:
-            output, sum_ = _forward(
-                query[:, :, part.rows], key[:, :, part.keys], value[:, :, part.keys], 0.0, False, scale=scale
-            )
-            _put_together(output_UHD[:, part.rows], sum_UH[:, part.rows], output.transpose(1, 2), sum_.transpose(1, 2))
+            if part.causal:
+                part.of_queries(output).copy_(more)
+                part.of_queries(sums).copy_(more_sums)
+            else:
+                _put_together(part.of_queries(output), part.of_queries(sums), more, more_sums)
         ctx.save_for_backward(query, key, value, output_UHD, sum_UH)
         ctx.parts, ctx.scale = parts, scale
         return output_UHD
@@ -81,37 +106,46 @@ class ForestAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output_UHD, sum_UH = ctx.saved_tensors
-        gradient, output, sums = (part.transpose(1, 2) for part in (gradients[0], output_UHD, sum_UH))
-        covered = sum(part.key_end - part.key_start for part in ctx.parts if part.causal) == key.shape[2]
-        for_keys = torch.empty_like if covered else torch.zeros_like  # a key that no part is causal in is only added to
-        # as [1, T, H, D] in memory, like what the kernel gives
-        into = [
-            make(part.transpose(1, 2).contiguous()).transpose(1, 2)
-            for make, part in ((torch.empty_like, query), (for_keys, key), (for_keys, value))
-        ]
+        gradient, output, sums = (whole.transpose(1, 2) for whole in (gradients[0], output_UHD, sum_UH))
+        causal = _causal_rows(ctx.parts)
+        # in memory as [1, T, H, D], like what the kernel gives; a row that no part is causal in is only added to
+        of_query, of_key, of_value = (
+            (whole.new_empty if causal == whole.shape[2] else whole.new_zeros)(whole.transpose(1, 2).shape).transpose(
+                1, 2
+            )
+            for whole in (query, key, value)
+        )
         for part in ctx.parts:
-            found = _backward(
-                gradient[:, :, part.rows],
-                query[:, :, part.rows],
-                key[:, :, part.keys],
-                value[:, :, part.keys],
-                output[:, :, part.rows],
-                sums[:, :, part.rows],
+            own_query, own_key, own_value = _backward(
+                part.of_queries(gradient),
+                part.of_queries(query),
+                part.of_keys(key),
+                part.of_keys(value),
+                part.of_queries(output),
+                part.of_queries(sums),
                 0.0,
                 part.causal,
                 scale=ctx.scale,
             )
-            for whole, own, rows in zip(into, found, (part.rows, part.keys, part.keys), strict=True):
-                if part.causal:
-                    whole[:, :, rows] = own
-                else:
-                    whole[:, :, rows] += own
-        return (*into, None, None)
+            if part.causal:
+                part.of_queries(of_query).copy_(own_query)
+                part.of_keys(of_key).copy_(own_key)
+                part.of_keys(of_value).copy_(own_value)
+            else:
+                part.of_queries(of_query).add_(own_query)
+                part.add_to_keys(of_key, own_key)
+                part.add_to_keys(of_value, own_value)
+        return of_query, of_key, of_value, None, None
 
 
-def _put_together(output_LHD: Tensor, sum_LH: Tensor, more_LHD: Tensor, more_sum_LH: Tensor) -> None:
-    """Add a part to what its rows have seen before, in place."""
-    together_LH = torch.logaddexp(sum_LH, more_sum_LH)
-    output_LHD.mul_((sum_LH - together_LH).exp_().unsqueeze(-1).to(output_LHD.dtype))
-    output_LHD.addcmul_(more_LHD, (more_sum_LH - together_LH).exp_().unsqueeze(-1).to(output_LHD.dtype))
-    sum_LH.copy_(together_LH)
+def _causal_rows(parts: Sequence[Part]) -> int:
+    """How many rows some part is causal in."""
+    return sum(part.rows * part.blocks for part in parts if part.causal)
+
+
+def _put_together(output: Tensor, sums: Tensor, more: Tensor, more_sums: Tensor) -> None:
+    """Add a part to what its rows have seen before, in place: outputs [B, H, L, D], log-sum-exps [B, H, L]."""
+    together = torch.logaddexp(sums, more_sums)
+    output.mul_((sums - together).exp_().unsqueeze(-1).to(output.dtype))
+    output.addcmul_(more, (more_sums - together).exp_().unsqueeze(-1).to(output.dtype))
+    sums.copy_(together)
