@@ -18,7 +18,7 @@ from luthier.model.placement import is_spread
 from luthier.scoring import attention
 from luthier.scoring.backbone import backbone_of
 from luthier.scoring.dropout import drops_out
-from luthier.scoring.dynamic_positions import forget_lengths
+from luthier.scoring.dynamic_positions import forget_lengths, independent_length
 from luthier.scoring.fused.choosing import fuse
 from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
@@ -103,6 +103,7 @@ class Scorer(nn.Module):
         self._penalty = penalty
         self.trunk: Trunk | None = None
         forget_lengths(inner)
+        self._independent_length = independent_length(inner)
         if self.route == "segmented":
             inner.set_attn_implementation(attention.NAME)
             if fused:
@@ -151,7 +152,12 @@ class Scorer(nn.Module):
         router = self.router_loss.arguments if self.training else {}
         if self.route == "segmented":
             output, hidden, of_place_N = hidden_at(
-                transformers_model(self.model), batch, batch.source_positions_N, self.trunk, **router
+                transformers_model(self.model),
+                batch,
+                batch.source_positions_N,
+                self.trunk,
+                self._independent_length,
+                **router,
             )
             return hidden, of_place_N, self.router_loss(output) if router else None
         each_N = torch.arange(len(batch.source_positions_N), device=batch.input_ids_T.device)
