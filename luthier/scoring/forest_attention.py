@@ -74,22 +74,47 @@ def _blocks(whole: Tensor, start: int, length: int, blocks: int, step: int) -> T
     return whole.as_strided(shape, (step * row, heads, row, *rest), whole.storage_offset() + start * row)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A decomposition of a row's attention.
+
+    Args:
+        parts: the causal ones first, of which no two have a row in common; the others add to them. Every row is in some part.
+        bare_rows, bare_keys: int64, the rows that no part is causal in: they begin at nothing.
+    """
+
+    parts: tuple[Part, ...]
+    bare_rows: Tensor
+    bare_keys: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], rows: int, keys: int) -> Parts:
+        """Of `rows` queries and `keys` keys."""
+        bare_rows, bare_keys = torch.ones(rows, dtype=torch.bool), torch.ones(keys, dtype=torch.bool)
+        for part in parts:
+            if part.causal:
+                part.of_queries(bare_rows[None, None]).fill_(False)
+                part.of_keys(bare_keys[None, None]).fill_(False)
+        return cls(tuple(parts), bare_rows.nonzero()[:, 0], bare_keys.nonzero()[:, 0])
+
+
 class ForestAttention(torch.autograd.Function):
     """Attention of all parts: [1, U, H, D] for queries [1, H, U, D], keys and values [1, K, T, D].
 
-    The causal parts come first, and no row is in two of them; the others add to what their rows have seen. Every row is in
-    some part.
+    Forward and backward need not take the row apart in the same way.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, forward_parts: Parts, backward_parts: Parts, scale: float
+    ) -> Tensor:
         _, heads, asked, width = query.shape
-        # a row that no part is causal in has seen nothing before the others: o = 0, l = -inf
-        begun = query.new_empty if _causal_rows(parts) == asked else query.new_zeros
-        output_UHD = begun((1, asked, heads, width))
-        sum_UH = query.new_full((1, asked, heads), -torch.inf, dtype=torch.promote_types(query.dtype, torch.float32))
+        output_UHD = query.new_empty((1, asked, heads, width))
+        sum_UH = query.new_empty((1, asked, heads), dtype=torch.promote_types(query.dtype, torch.float32))
+        _fill(output_UHD, forward_parts.bare_rows, 0.0)
+        _fill(sum_UH, forward_parts.bare_rows, -torch.inf)
         output, sums = output_UHD.transpose(1, 2), sum_UH.transpose(1, 2)
-        for part in parts:
+        for part in forward_parts.parts:
             more, more_sums = _forward(
                 part.of_queries(query), part.of_keys(key), part.of_keys(value), 0.0, part.causal, scale=scale
             )
@@ -99,7 +124,7 @@ class ForestAttention(torch.autograd.Function):
             else:
                 _put_together(part.of_queries(output), part.of_queries(sums), more, more_sums)
         ctx.save_for_backward(query, key, value, output_UHD, sum_UH)
-        ctx.parts, ctx.scale = parts, scale
+        ctx.parts, ctx.scale = backward_parts, scale
         return output_UHD
 
     @staticmethod
@@ -107,15 +132,16 @@ class ForestAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output_UHD, sum_UH = ctx.saved_tensors
         gradient, output, sums = (whole.transpose(1, 2) for whole in (gradients[0], output_UHD, sum_UH))
-        causal = _causal_rows(ctx.parts)
-        # in memory as [1, T, H, D], like what the kernel gives; a row that no part is causal in is only added to
-        of_query, of_key, of_value = (
-            (whole.new_empty if causal == whole.shape[2] else whole.new_zeros)(whole.transpose(1, 2).shape).transpose(
-                1, 2
-            )
+        parts: Parts = ctx.parts
+        # in memory as [1, T, H, D], like what the kernel gives
+        into = [
+            torch.empty_like(whole.transpose(1, 2), memory_format=torch.contiguous_format)
             for whole in (query, key, value)
-        )
-        for part in ctx.parts:
+        ]
+        for whole, bare in zip(into, (parts.bare_rows, parts.bare_keys, parts.bare_keys), strict=True):
+            _fill(whole, bare, 0.0)
+        of_query, of_key, of_value = (whole.transpose(1, 2) for whole in into)
+        for part in parts.parts:
             own_query, own_key, own_value = _backward(
                 part.of_queries(gradient),
                 part.of_queries(query),
@@ -135,12 +161,13 @@ class ForestAttention(torch.autograd.Function):
                 part.of_queries(of_query).add_(own_query)
                 part.add_to_keys(of_key, own_key)
                 part.add_to_keys(of_value, own_value)
-        return of_query, of_key, of_value, None, None
+        return of_query, of_key, of_value, None, None, None
 
 
-def _causal_rows(parts: Sequence[Part]) -> int:
-    """How many rows some part is causal in."""
-    return sum(part.rows * part.blocks for part in parts if part.causal)
+def _fill(whole: Tensor, rows: Tensor, value: float) -> None:
+    """Some rows of a tensor [1, T, ...]."""
+    if len(rows):
+        whole.index_fill_(1, rows, value)
 
 
 def _put_together(output: Tensor, sums: Tensor, more: Tensor, more_sums: Tensor) -> None:

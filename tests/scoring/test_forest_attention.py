@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import luthier.scoring.attention as attention
 from luthier.data.batch import Segment
 from luthier.scoring.attention import Layout, segmented_attention
-from luthier.scoring.forest_attention import ForestAttention, Part
+from luthier.scoring.forest_attention import ForestAttention, Part, Parts
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 3
 
@@ -46,6 +46,11 @@ def dense(query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ..
     return (torch.softmax(scores_HTT, dim=-1) @ value).transpose(1, 2)
 
 
+def parts_of(layout: Layout) -> tuple[Parts, Parts]:
+    assert layout.parts is not None
+    return layout.parts
+
+
 def tensors(length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     query, key, value = (
@@ -70,7 +75,8 @@ def test_parts_equal_one_dense_attention(
     segments = laid_depth_first(lengths, climbs[: len(lengths)])
     rows_U = torch.arange(sum(lengths))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "halved_from", lambda: halved_from)
+        patch.setattr(attention, "HALVED_FROM", halved_from)
+        patch.setattr(attention, "HALVED_WITH_THREADS", halved_from)
         patch.setattr(attention, "WORTH_A_RUN", 1e9 if masks else 1)
         layout = Layout.of(segments)
         if read is not None:
@@ -91,42 +97,42 @@ def test_parts_equal_one_dense_attention(
 
 
 def test_its_gradient_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "halved_from", lambda: 4)
-    parts = Layout.of((Segment(0, 5), Segment(5, 7, 0), Segment(7, 9, 0))).parts
-    assert torch.autograd.gradcheck(lambda *inputs: ForestAttention.apply(*inputs, parts, 0.7), tensors(9))
+    monkeypatch.setattr(attention, "HALVED_FROM", 4)
+    monkeypatch.setattr(attention, "HALVED_WITH_THREADS", 4)
+    parts = parts_of(Layout.of((Segment(0, 5), Segment(5, 7, 0), Segment(7, 9, 0))))
+    assert torch.autograd.gradcheck(lambda *inputs: ForestAttention.apply(*inputs, *parts, 0.7), tensors(9))
 
 
 def test_a_long_segment_is_computed_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """[0, 9) from 4 tokens on: 4 + 1 + 4, each four as 2 + 2; what is alike in both fours goes through one call."""
-    monkeypatch.setattr(attention, "halved_from", lambda: 4)
-    parts = Layout.of((Segment(0, 9), Segment(9, 10, 0))).parts
+    monkeypatch.setattr(attention, "HALVED_FROM", 4)
+    parts = parts_of(Layout.of((Segment(0, 9), Segment(9, 10, 0))))[0].parts
     fours = {"blocks": 2, "step": 5, "key_step": 5}
     triangles = [Part(start, 2, start, 2, causal=True, **fours) for start in (0, 2)]
-    with_themselves = [*triangles, Part(9, 1, 9, 1, causal=True)]
     with_first_halves = [Part(2, 2, 0, 2, **fours), Part(4, 5, 0, 5)]
-    assert list(parts) == [*with_themselves, *with_first_halves, Part(9, 1, 0, 9)]
-    assert sum(part.blocks * part.rows * part.keys for part in parts) == 59, (
-        "of 81 + 1 + 9: what is masked whole is left out"
-    )
+    assert list(parts) == [*triangles, Part(9, 1, 9, 1, causal=True), *with_first_halves, Part(9, 1, 0, 9)]
+    computed = sum(part.blocks * part.rows * part.keys for part in parts)
+    assert computed == 59, "of 81 + 1 + 9: what is masked whole is left out"
 
 
 def test_an_even_rectangle_is_computed_in_two_blocks() -> None:
     """Of the queries; both see the same keys, whose gradient is the sum of theirs."""
-    parts = Layout.of((Segment(0, 3), Segment(3, 9, 0), Segment(9, 13, 0))).parts
-    assert parts[-1] == Part(3, 5, 0, 3, blocks=2, step=5)
-    assert torch.autograd.gradcheck(lambda *inputs: ForestAttention.apply(*inputs, parts, 0.7), tensors(13))
+    parts = parts_of(Layout.of((Segment(0, 3), Segment(3, 9, 0), Segment(9, 13, 0))))
+    assert parts[1].parts[-1] == Part(3, 5, 0, 3, blocks=2, step=5)
+    assert torch.autograd.gradcheck(lambda *inputs: ForestAttention.apply(*inputs, *parts, 0.7), tensors(13))
 
 
-def test_with_several_threads_shorter_segments_are_halved() -> None:
+def test_with_several_threads_shorter_segments_are_halved_in_backward() -> None:
     before = torch.get_num_threads()
+    found = {}
     try:
-        found = {}
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found[threads] = [len(Layout.of((Segment(0, length),)).parts) for length in (127, 128, 383, 384)]
+            layouts = [parts_of(Layout.of((Segment(0, length),))) for length in (127, 128, 383, 384)]
+            found[threads] = [[len(parts.parts) for parts in layout] for layout in layouts]
     finally:
         torch.set_num_threads(before)
-    assert found == {1: [1, 1, 1, 2], 2: [1, 2, 4, 4]}
+    assert found == {1: [[1, 1], [1, 1], [1, 1], [2, 2]], 2: [[1, 1], [1, 2], [1, 2], [2, 2]]}
 
 
 def test_rows_that_lie_scattered_are_worth_no_parts() -> None:
@@ -134,8 +140,10 @@ def test_rows_that_lie_scattered_are_worth_no_parts() -> None:
     scattered = Layout.of((Segment(0, 24),), torch.arange(0, 24, 2)).last
     together = Layout.of((Segment(0, 24),), torch.arange(12, 24)).last
     assert scattered is not None and together is not None
-    assert not scattered.parts
-    assert list(together.parts) == [Part(0, 12, 12, 12, causal=True), Part(0, 6, 0, 12, blocks=2, step=6)]
+    assert scattered.parts is None
+    for parts in parts_of(together):
+        assert list(parts.parts) == [Part(0, 12, 12, 12, causal=True), Part(0, 6, 0, 12, blocks=2, step=6)]
+        assert not len(parts.bare_rows) and parts.bare_keys.tolist() == list(range(12))
 
 
 def test_a_window_that_cuts_nothing_off_leaves_the_kernel_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
