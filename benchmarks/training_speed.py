@@ -243,7 +243,10 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
 
 
 def _counted() -> list[tuple[int, int]]:
-    """Of each step that is drawn the tokens laid down, and how many tokens these attend to together."""
+    """Of each step that is drawn the tokens laid down that any read one sees, and how many tokens these attend to together."""
+    import torch
+
+    from luthier.scoring.segmented import up_to_the_last_read
     from luthier.training import feeds
 
     found: list[tuple[int, int]] = []
@@ -251,8 +254,12 @@ def _counted() -> list[tuple[int, int]]:
 
     def counted(*arguments: Any) -> Any:
         batches = pack_step(*arguments)
-        positions = [batch.position_ids_T for batch in batches]
-        found.append((sum(map(len, positions)), sum(int((each + 1).sum()) for each in positions)))
+        tokens = attended = 0
+        for batch in batches:
+            _, kept = up_to_the_last_read(batch.segments, torch.unique(batch.source_positions_N).tolist())
+            tokens += sum(map(len, kept))
+            attended += sum(int((batch.position_ids_T[rows.start : rows.stop] + 1).sum()) for rows in kept)
+        found.append((tokens, attended))
         return batches
 
     feeds.pack_step = counted
