@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # what tells MKL, torch and oneDNN to keep to AVX2; all three read it when they are loaded
 AVX2 = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-# The arithmetic that is needed: of every token that is laid down (what sequences share counts once) two operations for each
+# The arithmetic that is needed: of every token that is computed (what sequences share counts once) two operations for each
 # weight of a linear layer, forward and for the gradient of the layer's input, and three times two for each of LoRA's; the
 # head's for every target; in each layer 12 for each number of a token's width and each token that it attends to (two
 # products forward, four backward). Scores and logits are not counted twice where they are made again. Not needed, so not
@@ -210,7 +210,7 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
         folder = Path(name)
         os.environ["LUTHIER_DATA_CACHE"] = str(folder / "cache")
         seconds_of_reference = _timed(Reference, folder)
-        laid_down = _counted()
+        counted = _counted()
         config = {
             "model": "smollm2-135m",
             "data": {"train": str(rows), "cutoff_length": work.cutoff, "shuffle": False},
@@ -234,8 +234,8 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
         "seconds_of_reference": round(sum(seconds_of_reference), 2),
         "tokens": tokens,
         "targets": sum(line["targets"] for line in lines[1:]),
-        "laid_down": sum(found[0] for found in laid_down[1:steps]),
-        "attended": sum(found[1] for found in laid_down[1:steps]),
+        "computed": sum(found[0] for found in counted[1:steps]),
+        "attended": sum(found[1] for found in counted[1:steps]),
         "losses": [line["loss"] for line in lines],
         "step_tokens": [line["tokens"] for line in lines],
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -243,10 +243,10 @@ def train_ours(work: Work, rows: Path, steps: int) -> dict[str, Any]:
 
 
 def _counted() -> list[tuple[int, int]]:
-    """Of each step that is drawn the tokens laid down that any read one sees, and how many tokens these attend to together."""
+    """Of each step that is drawn the tokens that are computed, and how many tokens these attend to together."""
     import torch
 
-    from luthier.scoring.segmented import up_to_the_last_read
+    from luthier.scoring.segmented import computed
     from luthier.training import feeds
 
     found: list[tuple[int, int]] = []
@@ -256,7 +256,7 @@ def _counted() -> list[tuple[int, int]]:
         batches = pack_step(*arguments)
         tokens = attended = 0
         for batch in batches:
-            _, kept = up_to_the_last_read(batch.segments, torch.unique(batch.source_positions_N).tolist())
+            _, kept = computed(batch, torch.unique(batch.source_positions_N).tolist())
             tokens += sum(map(len, kept))
             attended += sum(int((batch.position_ids_T[rows.start : rows.stop] + 1).sum()) for rows in kept)
         found.append((tokens, attended))
@@ -331,10 +331,10 @@ def machine_rate() -> int:
 
 def needed_gflops(own: dict[str, Any]) -> float:
     """Billions of operations a second that the work truly needs, see above."""
-    operations = (4 * LAYER_WEIGHTS + 6 * LORA_WEIGHTS) * own["laid_down"] + 4 * HEAD_WEIGHTS * own["targets"]
+    operations = (4 * LAYER_WEIGHTS + 6 * LORA_WEIGHTS) * own["computed"] + 4 * HEAD_WEIGHTS * own["targets"]
     operations += 12 * LAYERS_TIMES_WIDTH * own["attended"]
-    operations -= 2 * QUERIES_KEYS_VALUES * own["laid_down"]
-    operations -= 4 * (LAYER_WEIGHTS / 30 - KEYS_AND_VALUES) * (own["laid_down"] - own["targets"])
+    operations -= 2 * QUERIES_KEYS_VALUES * own["computed"]
+    operations -= 4 * (LAYER_WEIGHTS / 30 - KEYS_AND_VALUES) * (own["computed"] - own["targets"])
     return float(operations / own["seconds"] / 1e9)
 
 

@@ -311,7 +311,8 @@ class Planner:
     ) -> StepTrace:
         """A batch's trace, with what the allocator keeps of it; to measure that takes nearly as long as the trace."""
         scorer = model.scorer
-        of_batch = (id(scorer), scorer.trunk is None, batch.segments, batch.source_positions_N.numel(), further)
+        sources = tuple(batch.source_positions_N.tolist())  # tokens behind the last one are not computed
+        of_batch = (id(scorer), scorer.trunk is None, batch.segments, sources, further)
         key = (of_batch, with_heap or (of_batch, True) in self._traces)
         if key not in self._traces:
             heap = None

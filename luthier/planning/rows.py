@@ -16,6 +16,7 @@ from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
 from luthier.data.records import Origin
+from luthier.scoring.readouts import HeadAt, as_readouts
 from luthier.scoring.scorer import Scorer
 from luthier.scoring.trunk import Trunk
 from luthier.training.grouping import Packing, in_order, laid_down, pack_step, packing_of
@@ -141,7 +142,7 @@ class Rows:
         usual = packed(middle)
         mean = sum(map(_tokens, usual)) / len(usual)
         return Batches(
-            _completed(max(longest, key=lambda batch: _laid_down(batch, scorer)), scorer, stage),
+            _completed(max(longest, key=lambda batch: scorer.tokens_computed(batch, stage.readout)), scorer, stage),
             _completed(min(usual, key=lambda batch: abs(_tokens(batch) - mean)), scorer, stage),
             len(usual),
             schedule.total_steps,
@@ -169,10 +170,13 @@ class Rows:
         return largest[-1], sum(largest)
 
     def full(self, config: RunConfig, ranks: int, scorer: Scorer, stage: Stage, tokens: int) -> Batch:
-        """A batch of so many tokens as laid down, of the examples of the heaviest steps; of the last one only its end."""
+        """A batch of so many tokens as laid down, all of them computed but a last target of each sequence, of the examples of
+        the heaviest steps; of the last one only its end."""
         packing = packing_of(scorer, config.training, stage)
         chosen: list[TokenizedExample] = []
+        reads_ends = any(isinstance(item, HeadAt) and item.place == "ends" for item in as_readouts(stage.readout))
         for example in self._heaviest(config, ranks, packing):
+            example = example if reads_ends else _to_last_target(example)
             own = laid_down(example, chosen[-1] if chosen else None, packing.share)
             if own > tokens:
                 chosen += _ending(example, tokens)
@@ -218,9 +222,20 @@ def cut(example: TokenizedExample, cutoff: int) -> TokenizedExample:
     return replace(example, sequences=sequences)
 
 
+def _to_last_target(example: TokenizedExample) -> TokenizedExample:
+    """An example without what no loss reads behind its targets; whole where it has none."""
+    sequences = []
+    for part in example.sequences:
+        end = max(
+            (index for index, weight in enumerate(part.weights, start=1) if weight > 0), default=len(part.weights)
+        )
+        sequences.append(TokenSequence(part.input_ids[:end], part.weights[:end]))
+    return replace(example, sequences=tuple(sequences))
+
+
 def batch_tokens(batch: Batch, scorer: Scorer) -> int:
-    """Tokens that are computed of a batch, padding included."""
-    return int(_laid_down(batch, scorer))
+    """Tokens of a packed row, or of padded rows, padding included."""
+    return len(batch.input_ids_T) if scorer.route == "segmented" else scorer.tokens_computed(batch)
 
 
 def _row(length: int, number: int) -> TokenizedExample:
@@ -266,17 +281,6 @@ def _cost(lengths: Any, scorer: Scorer) -> float:
 
 def _tokens(batch: Batch) -> int:
     return len(batch.input_ids_T)
-
-
-def _laid_down(batch: Batch, scorer: Scorer) -> int:
-    """Tokens of a packed row, or of padded rows."""
-    if scorer.route == "segmented":
-        return _tokens(batch)
-    lengths: list[int] = []
-    for segment in batch.segments:
-        before = lengths[segment.parent] if segment.parent is not None else 0
-        lengths.append(before + segment.end - segment.start)
-    return len(batch.leaves) * max(lengths)
 
 
 def _completed(batch: Batch, scorer: Scorer, stage: Stage) -> Batch:

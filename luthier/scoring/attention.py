@@ -11,7 +11,6 @@ attend, S tokens of the segment and of its ancestors.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,19 +21,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.data.batch import Segment
-from luthier.scoring.forest_attention import ForestAttention, Part, Parts
+from luthier.scoring.forest_attention import ForestAttention
+from luthier.scoring.forest_parts import Decomposition
 
 NAME = "luthier_segmented"
-
-# Tokens from which on a stretch is computed in halves. The kernel also computes what the causal flag masks, which halves leave
-# out in part, but it is a sixth slower below 192 rows. In backward it deals whole key-value heads to the threads, of which one
-# is often left over; two halves at once split evenly, so with threads it is worth it sooner there, once.
-HALVED_FROM = 384
-HALVED_WITH_THREADS = 128
-
-# Rows that make up for a run of their own among those that attend (two calls of the kernel each way); where they lie more
-# scattered, a mask says what each sees.
-WORTH_A_RUN = 8
 
 # What models pass along without changing the attention's mathematics. Anything else that is set changes it in a way
 # this function does not know (soft caps, sinks, biases), so such a model goes the padded route.
@@ -64,8 +54,7 @@ class Layout:
         lengths: tokens of each segment, in row order.
         ancestors: of each segment, the indices of its ancestors from the root down.
         asked: how many tokens of each segment attend; they see the others too.
-        parts: the same for `ForestAttention`, forward and backward; none where the segments do not stand depth first, or too
-            scattered rows attend.
+        decomposition: the same for `ForestAttention`, where that computes it.
         longest: tokens of the longest sequence, from its root to a leaf.
         rows_U: the rows that attend, int64, ascending; None: all.
         last: the layout of the last layer, where only some rows of its output are read.
@@ -74,7 +63,7 @@ class Layout:
     lengths: tuple[int, ...]
     ancestors: tuple[tuple[int, ...], ...]
     asked: tuple[int, ...]
-    parts: tuple[Parts, Parts] | None
+    decomposition: Decomposition | None
     longest: int
     rows_U: Tensor | None = None
     last: Layout | None = None
@@ -101,99 +90,10 @@ class Layout:
         longest = max(sum(lengths[part] for part in (*chain, index)) for index, chain in enumerate(chains))
         last = None
         if read_U is not None and len(read_U):
-            runs = _runs(segments, read_U.tolist())
-            asked = tuple(sum(map(len, own)) for own in runs)
-            last = cls(lengths, ancestors, asked, _parts(segments, chains, runs), longest, read_U)
-        whole = _parts(segments, chains, [[range(segment.start, segment.end)] for segment in segments])
-        return cls(lengths, ancestors, lengths, whole, longest, last=last)
-
-
-def _runs(segments: tuple[Segment, ...], rows: list[int]) -> list[list[range]]:
-    """Of each segment, those of some ascending rows that are its own, as ranges."""
-    found: list[list[range]] = []
-    for segment in segments:
-        runs: list[range] = []
-        for row in rows[bisect_left(rows, segment.start) : bisect_left(rows, segment.end)]:
-            if runs and runs[-1].stop == row:
-                runs[-1] = range(runs[-1].start, row + 1)
-            else:
-                runs.append(range(row, row + 1))
-        found.append(runs)
-    return found
-
-
-def _parts(
-    segments: tuple[Segment, ...], chains: Sequence[tuple[int, ...]], runs: Sequence[Sequence[range]]
-) -> tuple[Parts, Parts] | None:
-    """What is computed by one call each, forward and backward: each run with itself, long ones in halves, and with its
-    segment's tokens before it; then the runs of each subtree with the tokens of its root."""
-    last_below = list(range(len(segments)))
-    for index, chain in enumerate(chains):
-        # depth first: the parent is the segment before, or one of its ancestors
-        if chain and chain[-1] != index - 1 and chain[-1] not in chains[index - 1]:
-            return None
-        for ancestor in chain:
-            last_below[ancestor] = index
-    rows_before = list(accumulate((sum(map(len, own)) for own in runs), initial=0))
-    if sum(map(len, runs)) > len(segments) + rows_before[-1] / WORTH_A_RUN:
-        return None
-
-    def halved_from(length: int) -> Parts:
-        triangles: list[Part] = []
-        squares: list[Part] = []
-        below: list[Part] = []
-        for index, (segment, own) in enumerate(zip(segments, runs, strict=True)):
-            place = rows_before[index]
-            for run in own:
-                _with_itself(run.start, len(run), place - run.start, length, triangles, squares)
-                if run.start > segment.start:
-                    squares.append(_with_all(place, len(run), segment.start, run.start - segment.start))
-                place += len(run)
-            descendants = rows_before[last_below[index] + 1] - place
-            if descendants:
-                below.append(_with_all(place, descendants, segment.start, segment.end - segment.start))
-        return Parts.of((*triangles, *squares, *below), rows_before[-1], segments[-1].end)
-
-    return halved_from(HALVED_FROM), halved_from(HALVED_FROM if torch.get_num_threads() == 1 else HALVED_WITH_THREADS)
-
-
-def _with_itself(
-    start: int,
-    length: int,
-    shift: int,
-    halved_from: int,
-    triangles: list[Part],
-    squares: list[Part],
-    runs: int = 1,
-    apart: int = 0,
-) -> None:
-    """Equally long runs, each with itself; long ones as halves, and the second half with the first.
-
-    Where the length is odd, the row in the middle is in neither half: it sees the first half and itself, and the second half
-    sees both, which is one rectangle more.
-
-    Args:
-        shift: from a row's place in the whole row to its place among those that attend.
-        apart: from the beginning of one run to that of the next.
-    """
-    if length < halved_from:
-        triangles.append(Part(start + shift, length, start, length, True, runs, apart, apart))
-        return
-    half, rest = length // 2, length - length // 2
-    if runs == 1:
-        _with_itself(start, half, shift, HALVED_FROM, triangles, squares, 2, rest)
-        squares.append(_with_all(start + half + shift, rest, start, rest))
-    else:
-        _with_itself(start, half, shift, halved_from, triangles, squares, runs, apart)
-        _with_itself(start + rest, half, shift, halved_from, triangles, squares, runs, apart)
-        squares.append(Part(start + half + shift, rest, start, rest, False, runs, apart, apart))
-
-
-def _with_all(start: int, rows: int, key_start: int, keys: int) -> Part:
-    """A run of rows with a run of keys, in two blocks where that is possible."""
-    if rows % 2:
-        return Part(start, rows, key_start, keys)
-    return Part(start, rows // 2, key_start, keys, blocks=2, step=rows // 2)
+            rows = read_U.tolist()
+            asked = tuple(bisect_left(rows, segment.end) - bisect_left(rows, segment.start) for segment in segments)
+            last = cls(lengths, ancestors, asked, Decomposition.of(segments, rows), longest, read_U)
+        return cls(lengths, ancestors, lengths, Decomposition.of(segments), longest, last=last)
 
 
 def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:
@@ -235,9 +135,11 @@ def segmented_attention(
             "no segments reached the attention: the model does not pass keyword arguments on"
         )
     refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
-    if segments.parts is not None and _has_forest_kernel(query, key, segments, sliding_window, dropout):
+    decomposition = segments.decomposition
+    if decomposition is not None and _has_forest_kernel(query, key, segments, sliding_window, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return ForestAttention.apply(*_of_one_type(query, key, value), *segments.parts, scale), None  # type: ignore[no-untyped-call]
+        parts = decomposition.fewest, decomposition.backward(key.shape[1])
+        return ForestAttention.apply(*_of_one_type(query, key, value), *parts, scale), None  # type: ignore[no-untyped-call]
     return _by_segments(query, key, value, segments, scaling, dropout, sliding_window), None
 
 

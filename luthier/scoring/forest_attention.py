@@ -8,7 +8,8 @@ https://arxiv.org/abs/2205.14135, section 3.1):
     l = log(exp(l1) + exp(l2)),  o = exp(l1 - l) o1 + exp(l2 - l) o2
 
 The gradient needs no putting together: with the final o and l, a part's backward gives the part's share of it
-(P = exp(S - l), dS = P (dP - rowsum(do o)), ibid. appendix B.4).
+(P = exp(S - l), dS = P (dP - rowsum(do o)), ibid. appendix B.4). So both may take the row apart in ways of their own. A row
+that no part is causal in has seen nothing before the others: o = 0, l = -inf.
 
 Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width; B blocks of one part, L rows of
 one block.
@@ -16,93 +17,20 @@ one block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.forest_parts import Parts
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Blocks of queries, each against a block of keys, by one call of the kernel.
-
-    Args:
-        start, rows: where the first block of queries begins, and how long each is.
-        key_start, keys: the same of the keys.
-        causal: each block is a stretch with itself.
-        blocks: how many there are. step, key_step: from the beginning of one block to that of the next; key_step 0: all
-            see the same keys.
-    """
-
-    start: int
-    rows: int
-    key_start: int
-    keys: int
-    causal: bool = False
-    blocks: int = 1
-    step: int = 0
-    key_step: int = 0
-
-    def of_queries(self, whole: Tensor) -> Tensor:
-        """Its rows of a tensor [1, H, U, ...], [B, H, L, ...]; no copy."""
-        return _blocks(whole, self.start, self.rows, self.blocks, self.step)
-
-    def of_keys(self, whole: Tensor) -> Tensor:
-        """Its rows of a tensor [1, K, T, ...], [B, K, L, ...]; no copy."""
-        return _blocks(whole, self.key_start, self.keys, self.blocks, self.key_step)
-
-    def add_to_keys(self, whole: Tensor, own: Tensor) -> None:
-        """Add its share of a gradient, [B, K, L, D], to that of all keys, [1, K, T, D]."""
-        if self.key_step:
-            self.of_keys(whole).add_(own)
-        else:
-            for block in own:
-                _blocks(whole, self.key_start, self.keys, 1, 0).add_(block)
-
-
-def _blocks(whole: Tensor, start: int, length: int, blocks: int, step: int) -> Tensor:
-    if blocks == 1:
-        return whole[:, :, start : start + length]
-    _, heads, row, *rest = whole.stride()
-    shape = (blocks, whole.shape[1], length, *whole.shape[3:])
-    return whole.as_strided(shape, (step * row, heads, row, *rest), whole.storage_offset() + start * row)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """A decomposition of a row's attention.
-
-    Args:
-        parts: the causal ones first, of which no two have a row in common; the others add to them. Every row is in some part.
-        bare_rows, bare_keys: int64, the rows that no part is causal in: they begin at nothing.
-    """
-
-    parts: tuple[Part, ...]
-    bare_rows: Tensor
-    bare_keys: Tensor
-
-    @classmethod
-    def of(cls, parts: Sequence[Part], rows: int, keys: int) -> Parts:
-        """Of `rows` queries and `keys` keys."""
-        bare_rows, bare_keys = torch.ones(rows, dtype=torch.bool), torch.ones(keys, dtype=torch.bool)
-        for part in parts:
-            if part.causal:
-                part.of_queries(bare_rows[None, None]).fill_(False)
-                part.of_keys(bare_keys[None, None]).fill_(False)
-        return cls(tuple(parts), bare_rows.nonzero()[:, 0], bare_keys.nonzero()[:, 0])
-
-
 class ForestAttention(torch.autograd.Function):
-    """Attention of all parts: [1, U, H, D] for queries [1, H, U, D], keys and values [1, K, T, D].
-
-    Forward and backward need not take the row apart in the same way.
-    """
+    """Attention of all parts: [1, U, H, D] for queries [1, H, U, D], keys and values [1, K, T, D]."""
 
     @staticmethod
     def forward(

@@ -36,7 +36,7 @@ from luthier.scoring.readouts import (
 )
 from luthier.scoring.readouts import Scores as Scores
 from luthier.scoring.router import RouterLoss
-from luthier.scoring.segmented import hidden_at
+from luthier.scoring.segmented import computed, hidden_at
 from luthier.scoring.sequence_summary import reads_last_column
 from luthier.scoring.trunk import Trunk
 from luthier.scoring.virtual_tokens import (
@@ -103,8 +103,8 @@ class Scorer(nn.Module):
         self._penalty = penalty
         self.trunk: Trunk | None = None
         forget_lengths(inner)
-        self._independent_length = independent_length(inner)
         if self.route == "segmented":
+            self._independent_length = independent_length(inner)
             inner.set_attn_implementation(attention.NAME)
             if fused:
                 fuse(inner)
@@ -113,6 +113,15 @@ class Scorer(nn.Module):
         """Whether sequences that begin alike may be laid down once: the segmented route computes a token once, nothing
         is dropped out (each sequence would drop other units), and no router's loss counts tokens."""
         return self.route == "segmented" and not (training and (self.router_loss.arguments or drops_out(self.model)))
+
+    def tokens_computed(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> int:  # noqa: B008 - frozen
+        """Tokens of a batch that go through the model in training for some readouts, padding included."""
+        if self.route == "padded":
+            return unroll(batch, self.pad_token_id).input_ids_RL.numel()
+        if self.router_loss.arguments:
+            return len(batch.input_ids_T)
+        rows_P = Positions(batch, as_readouts(readout), self.pad_token_id).rows_P
+        return sum(map(len, computed(batch, rows_P.unique().tolist(), self._independent_length)[1]))
 
     def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
         """What the readouts ask for of a batch, which is on the model's device."""

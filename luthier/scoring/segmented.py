@@ -1,6 +1,6 @@
 """The segmented route: a packed row through the backbone once, its hidden states where they are read.
 
-Shapes: T row length, P places that are read, U different ones of them, H hidden width.
+Shapes: T row length, S tokens of it that are computed, P places that are read, U different ones of them, H hidden width.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,48 +30,66 @@ def hidden_at(
     independent_length: float = math.inf,
     **arguments: Any,
 ) -> tuple[Any, Tensor, Tensor]:
-    """The backbone's output, its last hidden states [U, H] at the different ones of some rows, and which of them each of
-    the P is, [P].
+    """The backbone's output for the tokens that are computed [1, S, H], its last hidden states [U, H] at the different ones
+    of some rows, and which of them each of the P is, [P].
 
     Args:
         trunk: the states that a batch which knows their rows begins with, instead of its tokens.
-        independent_length: see `luthier.scoring.dynamic_positions`.
+        independent_length: see `luthier.scoring.dynamic_positions`; with a longer sequence all tokens are computed.
         arguments: for the backbone; where something else is asked of it (a router's logits), all layers compute all rows.
     """
     backbone: Any = backbone_of(model)
     rows_U, of_place_P = torch.unique(rows_P, return_inverse=True)
-    segments, ids_T, positions_T, trunk_rows_T = (
-        batch.segments, batch.input_ids_T, batch.position_ids_T, batch.trunk_rows_T
-    )  # fmt: skip
-    if not arguments and len(rows_U) and int(positions_T.max()) < independent_length:
-        segments, kept = up_to_the_last_read(segments, rows_U.tolist())
-        if sum(map(len, kept)) < len(ids_T):
-            kept_T = torch.cat([torch.arange(rows.start, rows.stop, device=ids_T.device) for rows in kept])
-            rows_U = torch.searchsorted(kept_T, rows_U)
-            ids_T, positions_T = ids_T[kept_T], positions_T[kept_T]
-            trunk_rows_T = None if trunk_rows_T is None else trunk_rows_T[kept_T.to(trunk_rows_T.device)]
-    layout = Layout.of(segments, rows_U if is_narrow(backbone) and not arguments else None)
-    arguments |= {"position_ids": positions_T[None], "use_cache": False, "segments": layout}
-    if trunk is not None and trunk_rows_T is not None:
-        states_TH = trunk.of(trunk_rows_T, backbone.layers[trunk.layer])
+    if not arguments:
+        batch, rows_U = _shortened(batch, rows_U, independent_length)
+    some = len(rows_U) < len(batch.input_ids_T)
+    layout = Layout.of(batch.segments, rows_U if some and is_narrow(backbone) and not arguments else None)
+    arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": layout}
+    if trunk is not None and batch.trunk_rows_T is not None:
+        states_TH = trunk.of(batch.trunk_rows_T, backbone.layers[trunk.layer])
         with above(model, trunk.layer):
             output = backbone(inputs_embeds=states_TH[None], **arguments)
     else:
-        output = backbone(input_ids=ids_T[None], **arguments)
+        output = backbone(input_ids=batch.input_ids_T[None], **arguments)
     hidden: Tensor = output.last_hidden_state[0]
-    return output, hidden.index_select(0, rows_U) if layout.last is None else hidden, of_place_P
+    return output, hidden.index_select(0, rows_U) if some and layout.last is None else hidden, of_place_P
 
 
-def up_to_the_last_read(segments: Sequence[Segment], rows: Sequence[int]) -> tuple[tuple[Segment, ...], list[range]]:
-    """A row without the tokens that no token which is read comes after in its sequence: the last one of an answer, which
-    predicts nothing. Nobody sees them.
+def _shortened(batch: Batch, rows_U: Tensor, independent_length: float) -> tuple[Batch, Tensor]:
+    """A batch of the tokens that are computed alone, as far as the backbone needs it, and where rows stand in that."""
+    segments, kept = computed(batch, rows_U.tolist(), independent_length)
+    if sum(map(len, kept)) == len(batch.input_ids_T):
+        return batch, rows_U
+    kept_S = torch.cat([torch.arange(rows.start, rows.stop) for rows in kept])
+    trunk_rows_T = None if batch.trunk_rows_T is None else batch.trunk_rows_T[kept_S]
+    kept_S = kept_S.to(rows_U.device)
+    shorter = replace(
+        batch,
+        segments=segments,
+        input_ids_T=batch.input_ids_T[kept_S],
+        position_ids_T=batch.position_ids_T[kept_S],
+        trunk_rows_T=trunk_rows_T,
+    )
+    return shorter, torch.searchsorted(kept_S, rows_U)
+
+
+def computed(
+    batch: Batch, rows: Sequence[int], independent_length: float = math.inf
+) -> tuple[tuple[Segment, ...], list[range]]:
+    """A batch's row without the tokens behind the last that is read, of their own segment and those below it: an answer's
+    last one, which predicts nothing. No token that is read sees them.
 
     Args:
-        rows: those that are read, ascending.
+        rows: those that are read, ascending. Where there are none, or a sequence is so long that it stretches the positions
+            of all, nothing is left out.
 
     Returns:
         The segments of the shorter row, and the ranges of the whole row that it consists of.
     """
+    segments = batch.segments
+    stretched = math.isfinite(independent_length) and int(batch.position_ids_T.max()) >= independent_length
+    if stretched or not rows:
+        return segments, [range(len(batch.input_ids_T))]
     ends = [segment.start for segment in segments]
     for index in reversed(range(len(segments))):
         segment = segments[index]

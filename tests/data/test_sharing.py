@@ -49,7 +49,7 @@ def test_parts_stand_depth_first_and_each_saves_enough(sequences: list[tuple[int
         TokenizedExample((TokenSequence(ids, (0.0,) * len(ids)),), Origin("rows", 1), len(ids)) for ids in sequences
     ]
     batch = pack(examples, share=True)
-    assert Layout.of(batch.segments).parts  # depth first: the forest kernel takes it
+    assert Layout.of(batch.segments).decomposition  # depth first: the forest kernel takes it
     parts = shared(sequences, least_saved)
     through = [0] * len(parts)
     for index, part in enumerate(parts):

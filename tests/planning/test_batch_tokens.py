@@ -106,6 +106,23 @@ def test_a_full_batch_has_the_tokens_asked_for_and_what_is_begun_alike_once(
         assert share or sizes == [60, 100, 200, 300]
 
 
+def test_a_full_batch_is_computed_whole_but_for_last_targets(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """Rows whose second half nobody reads: another batch of as many tokens may be read to its end."""
+    planner = planner_for(settings(tiny_llama, rows, tmp_path / "run"))
+    config = with_tokens(load(settings(tiny_llama, rows, tmp_path / "run")), 1)
+    scorer, stage = planner.scorer(config), planner.subject.stage
+    read_by_half = [
+        TokenizedExample(
+            (TokenSequence((number + 3,) * 40, (0.0,) + (1.0,) * 19 + (0.0,) * 20),), Origin("", number), 40
+        )
+        for number in range(8)
+    ]
+    found = Rows(read_by_half, np.full(8, 40), IndexedSchedule(8, 1, 8, 1, 6, 0, False))
+    batch = found.full(config, 1, scorer, stage, 100)
+    assert len(batch.input_ids_T) == 100
+    assert scorer.tokens_computed(batch, stage.readout) == 100 - len(batch.leaves)
+
+
 def test_a_budget_below_the_longest_example_is_refused_with_the_numbers(
     tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:

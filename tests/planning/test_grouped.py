@@ -30,8 +30,8 @@ from tests.tiny import tiny_tokenizer
 
 @pytest.mark.parametrize(("method", "products"), [("full", 3), ("lora", 2)])
 def test_experts_count_for_the_tokens_they_get(method: str, products: int, rows: Path, tmp_path: Path) -> None:
-    """2 S K N for each of an expert's three matrices, S = T tokens x 2 experts (not the last one of the four rows): forward, for the input's gradient, and where
-    the experts learn for their own; the first layer's input needs one there too."""
+    """2 S K N for each of an expert's three matrices, S = T tokens but the last of each row x 2 experts: forward, for the
+    input's gradient, and where the experts learn for their own; the first layer's input needs one there too."""
     model = family_model("mixtral")
     model.resize_token_embeddings(len(tiny_tokenizer()))
     model.save_pretrained(tmp_path / "model")

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import luthier.scoring.attention as attention
 from luthier.data.batch import Segment
+from luthier.scoring import forest_parts
 from luthier.scoring.attention import Layout, segmented_attention
-from luthier.scoring.forest_attention import ForestAttention, Part, Parts
+from luthier.scoring.forest_attention import ForestAttention
+from luthier.scoring.forest_parts import Decomposition, Part
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 3
 
@@ -46,9 +47,10 @@ def dense(query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ..
     return (torch.softmax(scores_HTT, dim=-1) @ value).transpose(1, 2)
 
 
-def parts_of(layout: Layout) -> tuple[Parts, Parts]:
-    assert layout.parts is not None
-    return layout.parts
+def taken_apart(*segments: Segment) -> Decomposition:
+    found = Decomposition.of(segments)
+    assert found is not None
+    return found
 
 
 def tensors(length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,34 +62,42 @@ def tensors(length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(1, 13), min_size=1, max_size=6),
     st.lists(st.integers(0, 3), min_size=6, max_size=6),
-    st.integers(2, 12),
+    st.tuples(st.integers(2, 12), st.integers(2, 12)),
     st.none() | st.lists(st.booleans(), min_size=78, max_size=78),
+    st.booleans(),
     st.booleans(),
 )
 def test_parts_equal_one_dense_attention(
-    lengths: list[int], climbs: list[int], halved_from: int, read: list[bool] | None, masks: bool
+    lengths: list[int],
+    climbs: list[int],
+    halved_from: tuple[int, int],
+    read: list[bool] | None,
+    masks: bool,
+    dealt: bool,
 ) -> None:
-    """Of all rows or of some, in parts of the kernel or, as for rows that lie scattered, by masks."""
+    """Of all rows or of some, in parts of the kernel, in backward perhaps in others, or, as for rows that lie scattered, by
+    masks."""
     segments = laid_depth_first(lengths, climbs[: len(lengths)])
     rows_U = torch.arange(sum(lengths))
+    inputs = tensors(sum(lengths))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "HALVED_FROM", halved_from)
-        patch.setattr(attention, "HALVED_WITH_THREADS", halved_from)
-        patch.setattr(attention, "WORTH_A_RUN", 1e9 if masks else 1)
+        patch.setattr(forest_parts, "HALVED_FROM", halved_from[0])
+        patch.setattr(forest_parts, "HALVED_FOR_THREADS_FROM", halved_from[1])
+        patch.setattr(Decomposition, "backward", lambda self, key_heads: self.dealt if dealt else self.fewest)
+        patch.setattr(forest_parts, "WORTH_A_RUN", 1e9 if masks else 1)
         layout = Layout.of(segments)
         if read is not None:
             rows_U = rows_U[torch.tensor([True, *read])[: sum(lengths)]]
             of_last = Layout.of(segments, rows_U).last
             assert of_last is not None
             layout = of_last
-    assert layout.parts or (masks and read is not None)
-    inputs = tensors(sum(lengths))
-    asked = inputs[0].index_select(2, rows_U)
-    got, _ = segmented_attention(nn.Identity(), asked, *inputs[1:], None, segments=layout)
+        assert layout.decomposition or (masks and read is not None)
+        asked = inputs[0].index_select(2, rows_U)
+        got, _ = segmented_attention(nn.Identity(), asked, *inputs[1:], None, segments=layout)
     expected = dense(*inputs, segments).index_select(1, rows_U)
     assert torch.allclose(got, expected, rtol=1e-12, atol=1e-12)
     weights = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view(got.shape)
@@ -96,43 +106,66 @@ def test_parts_equal_one_dense_attention(
         assert torch.allclose(gradient, reference, rtol=1e-11, atol=1e-12)
 
 
-def test_its_gradient_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "HALVED_FROM", 4)
-    monkeypatch.setattr(attention, "HALVED_WITH_THREADS", 4)
-    parts = parts_of(Layout.of((Segment(0, 5), Segment(5, 7, 0), Segment(7, 9, 0))))
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_long_segments_with_threads(dtype: torch.dtype, error: float) -> None:
+    """At the lengths where runs are halved, odd ones too, by the kernel's own blocks of 32 and 64 rows."""
+    segments = (Segment(0, 30), Segment(30, 187, 0), Segment(187, 574, 0), Segment(574, 702))
+    inputs = [part.detach().to(dtype).requires_grad_() for part in tensors(702)]
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert Decomposition.backward(taken_apart(*segments), KEY_HEADS) is not taken_apart(*segments).fewest
+        got, _ = segmented_attention(nn.Identity(), *inputs, None, segments=Layout.of(segments))
+        weights = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view(got.shape)
+        own = torch.autograd.grad((got * weights.to(dtype)).sum(), inputs)
+    finally:
+        torch.set_num_threads(before)
+    expected = dense(*exact, segments)
+    references = torch.autograd.grad((expected * weights.to(dtype).double()).sum(), exact)
+    for value, reference in zip((got, *own), (expected, *references), strict=True):
+        assert (value.double() - reference).norm() < error * reference.norm()
+
+
+@pytest.mark.parametrize("way", ["fewest", "dealt"])
+def test_its_gradient_passes_gradcheck(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forest_parts, "HALVED_FROM", 4)
+    monkeypatch.setattr(forest_parts, "HALVED_FOR_THREADS_FROM", 3)
+    apart = taken_apart(Segment(0, 5), Segment(5, 7, 0), Segment(7, 9, 0))
+    parts = apart.fewest, getattr(apart, way)
     assert torch.autograd.gradcheck(lambda *inputs: ForestAttention.apply(*inputs, *parts, 0.7), tensors(9))
 
 
 def test_a_long_segment_is_computed_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """[0, 9) from 4 tokens on: 4 + 1 + 4, each four as 2 + 2; what is alike in both fours goes through one call."""
-    monkeypatch.setattr(attention, "HALVED_FROM", 4)
-    parts = parts_of(Layout.of((Segment(0, 9), Segment(9, 10, 0))))[0].parts
+    monkeypatch.setattr(forest_parts, "HALVED_FROM", 4)
+    found = taken_apart(Segment(0, 9), Segment(9, 10, 0)).fewest
     fours = {"blocks": 2, "step": 5, "key_step": 5}
     triangles = [Part(start, 2, start, 2, causal=True, **fours) for start in (0, 2)]
     with_first_halves = [Part(2, 2, 0, 2, **fours), Part(4, 5, 0, 5)]
-    assert list(parts) == [*triangles, Part(9, 1, 9, 1, causal=True), *with_first_halves, Part(9, 1, 0, 9)]
-    computed = sum(part.blocks * part.rows * part.keys for part in parts)
+    expected = [*triangles, Part(9, 1, 9, 1, causal=True), *with_first_halves, Part(9, 1, 0, 9)]
+    assert sorted(found.parts, key=repr) == sorted(expected, key=repr)
+    assert [part.causal for part in found.parts] == [True] * 3 + [False] * 3
+    assert found.bare_rows.tolist() == found.bare_keys.tolist() == [4]
+    computed = sum(part.blocks * part.rows * part.keys for part in found.parts)
     assert computed == 59, "of 81 + 1 + 9: what is masked whole is left out"
 
 
-def test_an_even_rectangle_is_computed_in_two_blocks() -> None:
-    """Of the queries; both see the same keys, whose gradient is the sum of theirs."""
-    parts = parts_of(Layout.of((Segment(0, 3), Segment(3, 9, 0), Segment(9, 13, 0))))
-    assert parts[1].parts[-1] == Part(3, 5, 0, 3, blocks=2, step=5)
-    assert torch.autograd.gradcheck(lambda *inputs: ForestAttention.apply(*inputs, *parts, 0.7), tensors(13))
-
-
-def test_with_several_threads_shorter_segments_are_halved_in_backward() -> None:
+def test_threads_that_get_unequal_heads_get_two_blocks() -> None:
+    """In backward, from 128 tokens on, rectangles too where they can be split; three heads on two threads, or two on three."""
+    counts = {}
     before = torch.get_num_threads()
-    found = {}
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            layouts = [parts_of(Layout.of((Segment(0, length),))) for length in (127, 128, 383, 384)]
-            found[threads] = [[len(parts.parts) for parts in layout] for layout in layouts]
+            apart = taken_apart(Segment(0, 200), Segment(200, 280, 0))
+            counts[threads] = [[part.blocks for part in apart.backward(heads).parts] for heads in (2, 3)]
     finally:
         torch.set_num_threads(before)
-    assert found == {1: [[1, 1], [1, 1], [1, 1], [2, 2]], 2: [[1, 1], [1, 2], [1, 2], [2, 2]]}
+    one, two = [1, 1, 1], [2, 1, 2, 2]
+    assert counts == {1: [one, one], 2: [one, two], 3: [two, one]}
+    even = taken_apart(Segment(0, 200), Segment(200, 280, 0)).dealt
+    assert Part(200, 40, 0, 200, blocks=2, step=40) in even.parts
 
 
 def test_rows_that_lie_scattered_are_worth_no_parts() -> None:
@@ -140,10 +173,10 @@ def test_rows_that_lie_scattered_are_worth_no_parts() -> None:
     scattered = Layout.of((Segment(0, 24),), torch.arange(0, 24, 2)).last
     together = Layout.of((Segment(0, 24),), torch.arange(12, 24)).last
     assert scattered is not None and together is not None
-    assert scattered.parts is None
-    for parts in parts_of(together):
-        assert list(parts.parts) == [Part(0, 12, 12, 12, causal=True), Part(0, 6, 0, 12, blocks=2, step=6)]
-        assert not len(parts.bare_rows) and parts.bare_keys.tolist() == list(range(12))
+    assert scattered.decomposition is None and together.decomposition is not None
+    found = together.decomposition.fewest
+    assert list(found.parts) == [Part(0, 12, 12, 12, causal=True), Part(0, 12, 0, 12)]
+    assert not len(found.bare_rows) and found.bare_keys.tolist() == list(range(12))
 
 
 def test_a_window_that_cuts_nothing_off_leaves_the_kernel_its_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_the_last_layer_computes_only_what_is_read(kind: str) -> None:
     sees all of them."""
     batch = pack(random_examples([30, 14, 25]))
     read, every = len(batch.targets_N), len(batch.input_ids_T) - 3
-    assert read < every
+    assert read < every - 3  # some tokens are read by nobody, beside the last ones
     model = family(kind)
     seen = [rows_seen(layer) for layer in model.get_decoder().layers[-2:]]
     Scorer(model, "segmented")(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from luthier.data.batch import Batch, Segment
 from luthier.data.packing import pack
 from luthier.scoring.readouts import HeadAt, TargetLogp
 from luthier.scoring.scorer import Scorer
-from luthier.scoring.segmented import hidden_at, up_to_the_last_read
+from luthier.scoring.segmented import computed, hidden_at
 from tests.scoring.test_routes import example, forests, random_examples, relative
 from tests.tiny import tiny_model
 
@@ -28,16 +29,18 @@ def test_a_worked_forest() -> None:
     """A root of four, below it one whose first token is read and one that nobody reads, with a child that is read; two more
     roots, of the first the third token is read."""
     segments = (Segment(0, 4), Segment(4, 7, 0), Segment(7, 9, 0), Segment(9, 12, 2), Segment(12, 16), Segment(16, 18))
-    shorter, kept = up_to_the_last_read(segments, [4, 10, 14])
+    batch = replace(pack([example([5] * 18, [0.0] * 17 + [1.0])]), segments=segments)
+    shorter, kept = computed(batch, [4, 10, 14])
     assert kept == [range(4), range(4, 5), range(7, 9), range(9, 11), range(12, 15)]
     assert shorter == (Segment(0, 4), Segment(4, 5, 0), Segment(5, 7, 0), Segment(7, 9, 2), Segment(9, 12))
+    assert computed(batch, []) == (segments, [range(18)])
 
 
 @settings(max_examples=50, deadline=None)
 @given(forests())
 def test_all_that_a_read_token_sees_stays(batch: Batch) -> None:
     read = batch.source_positions_N.unique().tolist()
-    shorter, kept = up_to_the_last_read(batch.segments, read)
+    shorter, kept = computed(batch, read)
     rows = [row for part in kept for row in part]
     assert [segment.end - segment.start for segment in shorter] == [len(part) for part in kept]
     seen = set()
@@ -57,9 +60,9 @@ def test_an_answers_last_token_predicts_nothing() -> None:
     scorer = Scorer(model, "segmented")
     seen = rows_of(model)
     batch = pack([example([5, 6, 7, 8, 9], [0, 0, 1, 0, 0]), example([5, 6, 9], [0, 1, 1])])
-    scorer(batch)
-    scorer(batch, (TargetLogp(), HeadAt("value", "ends")))
-    assert seen == [2 + 2, 8]
+    for wanted in (TargetLogp(), (TargetLogp(), HeadAt("value", "ends"))):
+        scorer(batch, wanted)
+        assert seen.pop() == scorer.tokens_computed(batch, wanted) == (2 + 2 if isinstance(wanted, TargetLogp) else 8)
 
 
 def test_with_rotations_that_stretch_a_long_sequence_is_computed_whole() -> None:
