@@ -357,7 +357,10 @@ def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, 
         "load_after": round(os.getloadavg()[0], 1),
         "ratio": median(ratio),
         "memory_ratio": median(lambda pair: pair["luthier"]["peak_rss_mib"] / pair["peer"]["peak_rss_mib"]),
-        "share_of_matrix_product_rate": median(lambda pair: needed_gflops(pair["luthier"]) / pair["float32_gflops"]),
+        # each by itself: a rate that something disturbed for its two seconds says nothing of the run beside it
+        "share_of_matrix_product_rate": round(
+            median(lambda pair: needed_gflops(pair["luthier"])) / median(lambda pair: pair["float32_gflops"]), 3
+        ),
         "largest_relative_loss_difference": max(differences) if same else None,
         # of the work scaling: how much longer a token takes in the longer run
         **({} if work.peer else {"times_as_long": median(lambda pair: 1 / ratio(pair))}),

@@ -311,8 +311,9 @@ class Planner:
     ) -> StepTrace:
         """A batch's trace, with what the allocator keeps of it; to measure that takes nearly as long as the trace."""
         scorer = model.scorer
-        sources = tuple(batch.source_positions_N.tolist())  # tokens behind the last one are not computed
-        of_batch = (id(scorer), scorer.trunk is None, batch.segments, sources, further)
+        # tokens behind the last that is read are not computed
+        read = batch.source_positions_N.numel(), tuple(scorer.rows_read(batch, subject.stage.readout))
+        of_batch = (id(scorer), scorer.trunk is None, batch.segments, read, further)
         key = (of_batch, with_heap or (of_batch, True) in self._traces)
         if key not in self._traces:
             heap = None

@@ -170,13 +170,19 @@ class Rows:
         return largest[-1], sum(largest)
 
     def full(self, config: RunConfig, ranks: int, scorer: Scorer, stage: Stage, tokens: int) -> Batch:
-        """A batch of so many tokens as laid down, all of them computed but a last target of each sequence, of the examples of
-        the heaviest steps; of the last one only its end."""
+        """A batch of so many tokens as laid down, of the examples of the heaviest steps; of the last one only its end.
+
+        What no loss reads behind an example's targets is left out, and examples without targets are: so but for a last target
+        of each sequence all is computed, as it may be of another batch of so many tokens.
+        """
         packing = packing_of(scorer, config.training, stage)
         chosen: list[TokenizedExample] = []
         reads_ends = any(isinstance(item, HeadAt) and item.place == "ends" for item in as_readouts(stage.readout))
         for example in self._heaviest(config, ranks, packing):
-            example = example if reads_ends else _to_last_target(example)
+            if not reads_ends:
+                if not any(any(part.weights) for part in example.sequences):
+                    continue
+                example = _to_last_target(example)
             own = laid_down(example, chosen[-1] if chosen else None, packing.share)
             if own > tokens:
                 chosen += _ending(example, tokens)
@@ -234,7 +240,7 @@ def _to_last_target(example: TokenizedExample) -> TokenizedExample:
 
 
 def batch_tokens(batch: Batch, scorer: Scorer) -> int:
-    """Tokens of a packed row, or of padded rows, padding included."""
+    """Tokens of a packed row, whether all are computed or not, or of padded rows, padding included."""
     return len(batch.input_ids_T) if scorer.route == "segmented" else scorer.tokens_computed(batch)
 
 

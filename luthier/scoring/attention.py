@@ -138,8 +138,10 @@ def segmented_attention(
     decomposition = segments.decomposition
     if decomposition is not None and _has_forest_kernel(query, key, segments, sliding_window, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        parts = decomposition.fewest, decomposition.backward(key.shape[1])
-        return ForestAttention.apply(*_of_one_type(query, key, value), *parts, scale), None  # type: ignore[no-untyped-call]
+        inputs = _of_one_type(query, key, value)
+        learns = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+        parts = decomposition.fewest, decomposition.backward(key.shape[1]) if learns else decomposition.fewest
+        return ForestAttention.apply(*inputs, *parts, scale), None  # type: ignore[no-untyped-call]
     return _by_segments(query, key, value, segments, scaling, dropout, sliding_window), None
 
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2205.14135, section 3.1):
     l = log(exp(l1) + exp(l2)),  o = exp(l1 - l) o1 + exp(l2 - l) o2
 
 The gradient needs no putting together: with the final o and l, a part's backward gives the part's share of it
-(P = exp(S - l), dS = P (dP - rowsum(do o)), ibid. appendix B.4). So both may take the row apart in ways of their own. A row
+(P = exp(S - l), dS = P (dP - rowsum(do o)), ibid. appendix B.4). So forward and backward may take the row apart in ways of their own. A row
 that no part is causal in has seen nothing before the others: o = 0, l = -inf.
 
 Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width; B blocks of one part, L rows of

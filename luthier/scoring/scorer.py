@@ -120,8 +120,12 @@ class Scorer(nn.Module):
             return unroll(batch, self.pad_token_id).input_ids_RL.numel()
         if self.router_loss.arguments:
             return len(batch.input_ids_T)
-        rows_P = Positions(batch, as_readouts(readout), self.pad_token_id).rows_P
-        return sum(map(len, computed(batch, rows_P.unique().tolist(), self._independent_length)[1]))
+        return sum(map(len, computed(batch, self.rows_read(batch, readout), self._independent_length)[1]))
+
+    def rows_read(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> list[int]:  # noqa: B008 - frozen
+        """The rows of a batch that some readouts look at, ascending."""
+        rows: list[int] = Positions(batch, as_readouts(readout), self.pad_token_id).rows_P.unique().tolist()
+        return rows
 
     def forward(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> Scores:  # noqa: B008 - frozen
         """What the readouts ask for of a batch, which is on the model's device."""

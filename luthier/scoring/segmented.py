@@ -76,8 +76,8 @@ def _shortened(batch: Batch, rows_U: Tensor, independent_length: float) -> tuple
 def computed(
     batch: Batch, rows: Sequence[int], independent_length: float = math.inf
 ) -> tuple[tuple[Segment, ...], list[range]]:
-    """A batch's row without the tokens behind the last that is read, of their own segment and those below it: an answer's
-    last one, which predicts nothing. No token that is read sees them.
+    """A batch's row without the tokens that nothing read comes after, in their segment or below it, such as an answer's last
+    one, which predicts nothing: no token that is read sees them.
 
     Args:
         rows: those that are read, ascending. Where there are none, or a sequence is so long that it stretches the positions

@@ -123,6 +123,21 @@ def test_a_full_batch_is_computed_whole_but_for_last_targets(tiny_llama: Path, r
     assert scorer.tokens_computed(batch, stage.readout) == 100 - len(batch.leaves)
 
 
+def test_traces_of_batches_that_are_read_to_different_places_are_kept_apart(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Of one row of 40 tokens: ten targets from the second token on, or at the end; ten tokens are computed, or 39."""
+    planner = planner_for(settings(tiny_llama, rows, tmp_path / "run"))
+    model = planner._model(planner.subject)
+    found = []
+    for weights in ((0.0, *[1.0] * 10, *[0.0] * 29), (*[0.0] * 30, *[1.0] * 10)):
+        row = TokenizedExample((TokenSequence((5,) * 40, weights),), Origin("", 1), 40)
+        found.append(planner._trace(planner.subject, model, pack([row]), False, with_heap=False))
+    assert found[0] is not found[1]
+    early, late = (sum(operation.calls * operation.flops for operation in trace.operations) for trace in found)
+    assert early < 0.5 * late
+
+
 def test_a_budget_below_the_longest_example_is_refused_with_the_numbers(
     tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from luthier.data.packing import pack
 from luthier.scoring.readouts import HeadAt, TargetLogp
 from luthier.scoring.scorer import Scorer
 from luthier.scoring.segmented import computed, hidden_at
+from tests.scoring.test_router import mixtral
 from tests.scoring.test_routes import example, forests, random_examples, relative
 from tests.tiny import tiny_model
 
@@ -63,6 +64,16 @@ def test_an_answers_last_token_predicts_nothing() -> None:
     for wanted in (TargetLogp(), (TargetLogp(), HeadAt("value", "ends"))):
         scorer(batch, wanted)
         assert seen.pop() == scorer.tokens_computed(batch, wanted) == (2 + 2 if isinstance(wanted, TargetLogp) else 8)
+
+
+def test_a_routers_loss_counts_every_token() -> None:
+    batch = pack([example([5, 6, 7, 8, 9], [0, 0, 1, 0, 0])])
+    model = mixtral()
+    seen = rows_of(model)
+    for coefficient, tokens in ((0.5, 5), (None, 2)):
+        scorer = Scorer(model, "segmented", router_aux_loss_coef=coefficient).train()
+        scorer(batch)
+        assert seen.pop() == scorer.tokens_computed(batch) == tokens
 
 
 def test_with_rotations_that_stretch_a_long_sequence_is_computed_whole() -> None:

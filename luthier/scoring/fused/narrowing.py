@@ -1,6 +1,6 @@
 """The last layer only where its output is read.
 
-There every token's keys and values are needed, but queries, and what follows attention, are functions of each token alone:
+There the keys and values of every token that is computed are needed, but queries, and what follows attention, are functions of each token alone:
 tokens that nobody reads (a prompt's, all but its last) may leave them out.
 
 Shapes: T tokens, U tokens that are read, H hidden width.
