@@ -68,11 +68,14 @@ def check(config: RunConfig) -> None:
 
         problems.attempt(partial(check_schedule, config))
     if training.report_to or training.callbacks or training.eval_strategy != "no":
-        from luthier.training.callbacks import callback_problems
+        from luthier.training.callbacks import SERVICES, callback_problems, import_service
 
         found = callback_problems(config)
         if found:
             problems.append(ConfigError(found))
+        for service in training.report_to:
+            if service in SERVICES:
+                problems.attempt(partial(import_service, service))
     problems[:0] = _not_found(config, may_fetch=not problems)
     if len(problems) == 1:
         raise problems[0]

@@ -26,16 +26,26 @@ TRIED_PER_DOUBLING = 16  # numbers of tokens are tried a twenty-third apart
 
 
 class BudgetTooSmallError(UserError):
-    """The budget does not hold the longest example alone, which has `tokens`."""
+    """The budget does not hold the longest example alone, which has `tokens`.
 
-    def __init__(self, tokens: int, peak_bytes: int, budget_bytes: int, origin: str, *, given: bool) -> None:
+    Args:
+        standing_bytes: what weights, the optimizer and the process take, whatever the batch.
+    """
+
+    def __init__(
+        self, tokens: int, peak_bytes: int, budget_bytes: int, origin: str, *, standing_bytes: int, given: bool
+    ) -> None:
         self.tokens = tokens
         more = "Raise training.memory_budget_gib" if given else "Free memory"
+        if standing_bytes < budget_bytes:
+            more += ", set training.gradient_checkpointing=true, or lower data.cutoff_length."
+        else:
+            more += f": weights, optimizer and process take {human_bytes(standing_bytes)}, whatever the rows."
         super().__init__(
             f"training.tokens_per_batch is auto, but the longest example alone, of {tokens:,} tokens, is predicted to take "
-            f"{human_bytes(peak_bytes)}, and {human_bytes(budget_bytes)} may be used ({origin}, a tenth of it kept for what "
-            "the prediction is off by).",
-            f"{more}, set training.gradient_checkpointing=true, or lower data.cutoff_length.",
+            f"{human_bytes(peak_bytes)}, and {human_bytes(budget_bytes)} may be used ({origin}), a tenth of which is kept "
+            "for what the prediction is off by.",
+            more,
         )
 
 
@@ -116,7 +126,8 @@ def choose_tokens(planner: Planner, config: RunConfig, free_bytes: int | None) -
         return found(most)
     if peak(longest) > room:
         given = config.training.memory_budget_gib is not None
-        raise BudgetTooSmallError(longest, peak(longest), budget, origin, given=given)
+        standing = planner.standing(with_tokens(config, longest))
+        raise BudgetTooSmallError(longest, peak(longest), budget, origin, standing_bytes=standing, given=given)
     return found(_last_within(room, peak, _between(longest, most), most))
 
 

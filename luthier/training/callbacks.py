@@ -132,7 +132,7 @@ def callback_problems(config: RunConfig) -> list[str]:
         try:
             _load_callback(path)
         except Exception as error:  # whatever the user's own module raises when it is imported or built
-            problems.append(f"training.callbacks: {path!r} could not be loaded: {error}")
+            problems.append(f"training.callbacks: {path!r} could not be loaded: {error}{_where_it_stands(path, error)}")
     # the names of several sets are known once their files are
     endings = tuple(f"_{name}" for name in ("loss", *evaluation_metrics(config)))
     if not (config.data.evaluate_each and training.metric_for_best_model.endswith(endings)):
@@ -157,6 +157,12 @@ def metric_problems(config: RunConfig, sets: Iterable[str]) -> list[str]:
     ]
 
 
+def import_service(service: str) -> None:
+    """MissingExtraError where a service's package is absent."""
+    module, extra = SERVICES[service]
+    import_extra(module, extra=extra, purpose=f"training.report_to: {service}")
+
+
 def make_callbacks(config: RunConfig) -> list[TrainerCallback]:
     """The config's callbacks: services, early stopping, the user's own.
 
@@ -170,8 +176,7 @@ def make_callbacks(config: RunConfig) -> list[TrainerCallback]:
     if problems:
         raise ConfigError(problems)
     for service in training.report_to:
-        module, extra = SERVICES[service]
-        import_extra(module, extra=extra, purpose=f"training.report_to: {service}")
+        import_service(service)
     own = [_load_callback(path) for path in training.callbacks]
     stock = [service for service in training.report_to if service != "swanlab"]
     services = [callback() for callback in get_reporting_integration_callbacks(stock)]
@@ -201,6 +206,15 @@ def _load_callback(path: str) -> TrainerCallback:
     if not isinstance(made, TrainerCallback):
         raise TypeError("it is no TrainerCallback")
     return made
+
+
+def _where_it_stands(path: str, error: Exception) -> str:
+    """What to do about a module that Python does not find though its file is here: the command's folder is not searched."""
+    top = path.split(".")[0]
+    here = Path(f"{top}.py").is_file() or Path(top, "__init__.py").is_file()
+    if isinstance(error, ModuleNotFoundError) and error.name == top and here:
+        return f"; {top} stands in this folder, which Python does not search: set PYTHONPATH=."
+    return ""
 
 
 class Bridge:

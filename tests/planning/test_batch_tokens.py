@@ -22,7 +22,7 @@ from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError, TrainingError, UserError
 from luthier.planning import rows as rows_of_a_plan
 from luthier.planning.advice import advise
-from luthier.planning.batch_tokens import PREDICTED_SHARE, BatchTokens, choose_tokens, with_tokens
+from luthier.planning.batch_tokens import PREDICTED_SHARE, BatchTokens, BudgetTooSmallError, choose_tokens, with_tokens
 from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Planner
 from luthier.planning.rows import Rows, _ending
@@ -146,7 +146,9 @@ def test_a_budget_below_the_longest_example_is_refused_with_the_numbers(
         UserError, match=r"the longest example alone, of \d\d tokens, is predicted to take .* 10\.2 MiB"
     ) as e:
         luthier.train(config)
-    assert "training.memory_budget_gib" in e.value.remedy
+    assert "training.memory_budget_gib" in e.value.remedy and "whatever the rows" in e.value.remedy
+    above_what_stands = BudgetTooSmallError(92, 3 * GIB, 2 * GIB, "of the machine", standing_bytes=GIB, given=True)
+    assert "gradient_checkpointing" in above_what_stands.remedy
     assert not (tmp_path / "run" / "run.json").exists()
 
 

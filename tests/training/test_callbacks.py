@@ -266,6 +266,26 @@ def test_a_missing_service_names_its_extra(
         luthier.train(config_for(tiny_llama, rows, tmp_path / "run", report_to=[service]))
 
 
+def test_missing_services_are_told_together_before_rows_are_read(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for service in ("wandb", "swanlab"):
+        monkeypatch.setitem(sys.modules, service, None)
+    with pytest.raises(ConfigError) as caught:
+        luthier.train(config_for(tiny_llama, rows, tmp_path / "run", report_to=["wandb", "swanlab"]))
+    assert [part in str(caught.value) for part in ("luthier[wandb]", "luthier[swanlab]")] == [True, True]
+    assert "data:" not in "".join(capsys.readouterr())
+
+
+def test_a_callback_beside_the_user_is_pointed_at(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_alone.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"mine_alone stands in this folder, .* set PYTHONPATH=\."):
+        luthier.train(config_for(tiny_llama, rows, tmp_path / "run", callbacks=["mine_alone.Stop"]))
+
+
 def test_unknown_services_and_callbacks_are_named_together(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     wrong = {"report_to": ["tensorbord"], "callbacks": ["no_such_module.Callback", "json.JSONDecoder"]}
     with pytest.raises(ConfigError) as caught:
