@@ -41,9 +41,9 @@ def tokenizer_train(
         ),
     ] = None,
     post_processor: Annotated[str | None, typer.Option(help="none, bert or template.")] = None,
-    single: Annotated[str | None, typer.Option(help='Template for one text, such as "<s> $A </s>".')] = None,
+    single: Annotated[str | None, typer.Option(help="Template for one text, such as '<s> $A </s>'.")] = None,
     pair: Annotated[
-        str | None, typer.Option(help='For two, such as "<s> $A </s> $B:1 </s>:1"; default: --single twice.')
+        str | None, typer.Option(help="For two, such as '<s> $A </s> $B:1 </s>:1'; default: --single twice.")
     ] = None,
     decoder: Annotated[str | None, typer.Option(help="none, byte-level, metaspace, wordpiece or fuse.")] = None,
     special_tokens: Annotated[

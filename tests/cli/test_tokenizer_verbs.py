@@ -174,7 +174,7 @@ def test_show_compares(
         "pre-tokens",
         "type ids",
         "[CLS] | the | fox | [UNK] | [SEP] | dog | [SEP]",
-        "per token",
+        "characters",
     ):
         assert words in printed
     assert cli.main([*line, "--file", str(corpus), "--max-length", "6", "--stride", "1", "--json"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -134,26 +135,39 @@ def make_post_processor(
     if name == "bert":
         cls, sep = roles["cls"], roles["sep"]
         single, pair = f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1"
-    if not single:
-        raise UserError("--post-processor template has no template.", 'Add one, such as --single "<s> $A </s>".')
-    pair = pair or f"{single} {second_text(single)}"
+    if single is None:
+        raise UserError("--post-processor template has no template.", "Add one, such as --single '<s> $A </s>'.")
+    check_places("--single", single, ("$A",))
+    pair = f"{single} {second_text(single)}" if pair is None else pair
+    check_places("--pair", pair, ("$A", "$B"))
     used = {part.rpartition(":")[0] if has_type(part) else part for part in f"{single} {pair}".split()}
     unknown = sorted(part for part in used if not part.startswith("$") and part not in ids)
     if unknown:
+        one = len(unknown) == 1
         raise UserError(
-            f"the template names {', '.join(unknown)}, which is no special token here ({', '.join(ids)}).",
-            f"Add it: --special-tokens {','.join(unknown)}.",
+            f"the template names {', '.join(unknown)}, which {'is no special token' if one else 'are no special tokens'} here "
+            f"({', '.join(ids)}).",
+            f"Add {'it' if one else 'them'}: --special-tokens {shlex.quote(','.join(unknown))}",
         )
-    for text, needed, option in ((single, ("$A",), "--single"), (pair, ("$A", "$B"), "--pair")):
-        if not all(any(part.split(":")[0] == need for part in text.split()) for need in needed):
-            raise UserError(f"{option} {text!r} has no {' and '.join(needed)}.", "That is where the text goes.")
     tokens = [(token, ids[token]) for token in sorted(used) if token in ids]
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
 
+def check_places(option: str, template: str, needed: Sequence[str]) -> None:
+    """Raise UserError for a template without the places where the texts go."""
+    found = {part.partition(":")[0] for part in template.split()}
+    if missing := [place for place in needed if place not in found]:
+        place = f"That is where the {'text goes' if len(missing) == 1 else 'texts go'}."
+        expanded = (
+            f" Between double quotes a shell expands {missing[0]}: use single ones." if "$" not in template else ""
+        )
+        raise UserError(f"{option} {template!r} has no {' and '.join(missing)}.", place + expanded)
+
+
 def has_type(part: str) -> bool:
     """Whether a template's part ends in a type id (`$B:1`)."""
-    return part.rpartition(":")[2].isdigit() and ":" in part
+    name, _, number = part.rpartition(":")
+    return bool(name) and number.isdigit()
 
 
 def second_text(single: str) -> str:

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
     from luthier.model.tokenizers.inspection import Fertility, Stages, Window
+
+PART_OF_NAME = re.compile(r"[^-/_ ]*[-/_ ]*")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A tokenizer's name, broken after `/`, `-`, `_` or a space where its column is too narrow."""
+
+    name: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        return Measurement(max(map(cell_len, PART_OF_NAME.findall(self.name))), cell_len(self.name))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Text]:
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        lines = [""]
+        for part in PART_OF_NAME.findall(self.name):
+            if lines[-1] and cell_len((lines[-1] + part).rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(lines), overflow="fold")
 
 
 def stage_table(columns: Sequence[Stages]) -> Table:
@@ -17,9 +48,9 @@ def stage_table(columns: Sequence[Stages]) -> Table:
     from rich.text import Text
 
     table = Table(show_lines=True)
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for stages in columns:
-        table.add_column(Text(stages.tokenizer), overflow="fold")
+        table.add_column(Name(stages.tokenizer), overflow="fold")
     for title, cell in STAGE_ROWS.items():
         cells = [cell(stages) for stages in columns]
         if any(cells):
@@ -67,15 +98,15 @@ def fertility_table(name: str, rows: Sequence[Fertility]) -> Table:
 
     first = rows[0]
     title = f"{name}: {first.texts:,} texts, {first.characters:,} characters, {first.words:,} words"
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("tokenizer", overflow="fold")
-    # numbers stay whole in a terminal of 80 columns; a long name is folded
+    # in a terminal of 80 columns numbers stay whole, and names of 18 letters
+    table = Table(title=Text(title), title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("tokenizer", min_width=len("tokenizer"))
     for heading in (
         "known\ntokens",
         "tokens",
-        "characters\nper token",
-        "bytes\nper token",
-        "tokens\nper word",
+        "characters\nper\ntoken",
+        "bytes\nper\ntoken",
+        "tokens\nper\nword",
         "unknown",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -84,5 +115,5 @@ def fertility_table(name: str, rows: Sequence[Fertility]) -> Table:
         ratios = [rates[key] for key in ("characters_per_token", "bytes_per_token", "tokens_per_word")]
         shown = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         unknown = "-" if rates["unknown_share"] is None else f"{rates['unknown_share']:.2%}"
-        table.add_row(Text(row.tokenizer), f"{row.vocabulary:,}", f"{row.tokens:,}", *shown, unknown)
+        table.add_row(Name(row.tokenizer), f"{row.vocabulary:,}", f"{row.tokens:,}", *shown, unknown)
     return table

@@ -92,7 +92,7 @@ class TrainingSpec:
             raise UserError(
                 f"there is no tokenizer algorithm named {self.algorithm!r}.", f"{hint}Known: {', '.join(ALGORITHMS)}."
             )
-        if (self.single or self.pair) and self.post != "template":
+        if (self.single is not None or self.pair is not None) and self.post != "template":
             raise UserError(
                 "--single and --pair say what --post-processor template writes.", "Add it, or leave them out."
             )

@@ -6,11 +6,12 @@ import io
 from dataclasses import replace
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from luthier.foundation.errors import UserError
 from luthier.model.tokenizers.inspection import PreToken, fertility_of, stages_of
-from luthier.model.tokenizers.tables import fertility_table
+from luthier.model.tokenizers.tables import fertility_table, stage_table
 from luthier.model.tokenizers.training import TrainingSpec, train
 from tests.tiny import tiny_tokenizer
 
@@ -79,3 +80,27 @@ def test_the_table_of_fertility_keeps_its_numbers_whole_in_80_columns() -> None:
     Console(width=80, file=written).print(fertility_table("a.txt", [row]))
     shown = written.getvalue()
     assert "151,936" in shown and "4,567,890" in shown and "characters" in shown and "…" not in shown
+
+
+def test_names_break_at_their_parts_and_only_where_they_must() -> None:
+    def shown(*names: str, width: int = 80) -> str:
+        row = replace(fertility_of({"bert": BERT}, ["low lower"])[0], vocabulary=151_936, tokens=4_567_890, words=10**6)
+        written = io.StringIO()
+        console = Console(width=width, file=written)
+        console.print(fertility_table("a.txt", [replace(row, tokenizer=name) for name in names]))
+        assert all(cell_len(line.rstrip()) <= width for line in written.getvalue().splitlines())
+        return written.getvalue()
+
+    assert "smollm2-135m-words │" in shown("smollm2-135m-words")
+    lines = [line.partition("│")[0].strip() for line in shown("Qwen/Qwen2.5-0.5B-Instruct", "词表-河边").splitlines()]
+    assert lines[-3:] == ["Qwen/Qwen2.5-0.5B-", "Instruct", "词表-河边"]
+    assert "Qwen/Qwen2.5-0.5B-Instruct │" in shown("Qwen/Qwen2.5-0.5B-Instruct", width=100)
+
+
+def test_stages_name_the_tokenizer_and_the_stage_in_whole_parts() -> None:
+    stages = stages_of("bert", BERT, "low lower newest widest " * 4)
+    written = io.StringIO()
+    names = ["bytes", "pieces", "words", "smollm2-135m", "more", "last"]
+    Console(width=80, file=written).print(stage_table([replace(stages, tokenizer=name) for name in names]))
+    cells = {cell.strip() for line in written.getvalue().splitlines() for cell in line.replace("┃", "│").split("│")}
+    assert {"bytes", "pieces", "smollm2-", "135m", "normalized", "pre-tokens", "their text", "attention"} <= cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,9 +167,14 @@ BYTES = trained("byte-bpe", 320, CORPUS + CHINESE)
         ({"vocab_size": 10, "algorithm": "wordpiece"}, "is too small"),
         ({"decoder": "bytes-level"}, "Did you mean 'byte-level'"),
         ({"post_processor": "template"}, "has no template"),
-        ({"post_processor": "template", "single": "<q> $A"}, "names <q>"),
-        ({"post_processor": "template", "single": "<s> A"}, "names A"),
-        ({"post_processor": "template", "single": "<s>"}, "has no $A"),
+        ({"post_processor": "template", "single": "<q> $A"}, "names <q>, which is no special token here"),
+        ({"post_processor": "template", "single": "<s> A $A"}, "names A"),
+        # what a shell leaves of "<s> $A </s>", "$A" and "<s> $A </s> $B:1 </s>:1"
+        ({"post_processor": "template", "single": "<s>  </s>"}, "goes. Between double quotes"),
+        ({"post_processor": "template", "single": ""}, "'' has no $A"),
+        ({"post_processor": "template", "single": "$A", "pair": "<s>  </s> :1 </s>:1"}, "has no $A and $B"),
+        ({"post_processor": "template", "single": "$A", "pair": "$A </s>"}, "has no $B.\nThat is where the text goes."),
+        ({"single": ""}, "--post-processor template"),
         ({"single": "$A"}, "--post-processor template"),
         ({"algorithm": "unigram", "min_frequency": 2}, "no effect"),
     ],
@@ -177,6 +183,18 @@ def test_refusals(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError) as error:
         trained(**{"algorithm": "bpe", "vocab_size": 300, **options})  # type: ignore[arg-type]
     assert said in str(error.value)
+
+
+def test_the_advice_for_a_template_is_for_a_shell() -> None:
+    with pytest.raises(UserError, match="names </q>, <q>, which are no special tokens here") as error:
+        trained("bpe", post_processor="template", single="<q> $A </q>")
+    said, _, command = error.value.remedy.partition(": ")
+    assert said == "Add them"
+    assert shlex.split(command, comments=True) == ["--special-tokens", "</q>,<q>"]
+    assert "'" in command, "unquoted, a shell would read </q> from a file"
+    with pytest.raises(UserError) as error:
+        trained("bpe", post_processor="template", single="<s> $A", pair="$ $A")
+    assert "double quotes" not in str(error.value), "nothing was expanded here"
 
 
 @pytest.mark.parametrize("texts", [[" ", "\n"], []])
