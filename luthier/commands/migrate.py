@@ -37,7 +37,8 @@ class MigrationResult:
     @property
     def command(self) -> str:
         """The command line that does the same."""
-        return self.migration.command.replace(CONFIG, shlex.quote(self.written or "CONFIG"))
+        written = shlex.quote(self.written or CONFIG)  # not into a variable before it that is called so
+        return re.sub(rf"(?<= train ){CONFIG}(?= |$)", lambda found: written, self.migration.command)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for --json."""

@@ -46,6 +46,8 @@ class CommandLine:
         config: the YAML or JSON file it names.
         settings: key and value, in order.
         script: the script's name, "" for the tool.
+        shell: what the shell does with the output, or runs afterwards.
+        unfilled: variables set before it whose values the shell would fill in.
     """
 
     variables: tuple[str, ...]
@@ -55,6 +57,7 @@ class CommandLine:
     settings: Mapping[str, Any]
     script: str = ""
     shell: tuple[str, ...] = field(default=())
+    unfilled: tuple[str, ...] = ()
 
     @property
     def processes(self) -> int | None:

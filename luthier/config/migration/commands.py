@@ -26,6 +26,7 @@ TORCHRUN = {
     "master_addr": ("master_addr", "main_process_ip"),
     "master_port": ("master_port", "main_process_port"),
 }
+SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 CUDA = "CUDA_VISIBLE_DEVICES"
 CONFIG = "CONFIG"
 """Stands in a command for the file that is written."""
@@ -36,7 +37,8 @@ def command_of(case: Case, line: CommandLine | None, flags: Sequence[str], verbs
     if case.work not in verbs:
         return ""
     dropped = (*ITS_OWN, *FOR_TORCHRUN)
-    variables = [item for item in line.variables if item.partition("=")[0] not in dropped] if line is not None else []
+    names_set = [(item.partition("=")[0], item) for item in line.variables] if line is not None else []
+    variables = [item for name, item in names_set if name not in dropped and not SECRET.search(name)]
     if line is not None and (devices := _devices(line)) and not _variable(line, CUDA):
         variables.append(f"{CUDA}={devices}")
     words = [case.work, *_operands(case), *flags]
@@ -149,6 +151,7 @@ def _variable(line: CommandLine, name: str) -> str:
 def launcher_outcomes(line: CommandLine) -> tuple[Outcome, ...]:
     """What becomes of variables, of a launcher's options, and of what the shell does with the output."""
     found = [_of_variable(line, item) for item in line.variables]
+    found += [_of_unfilled(item) for item in line.unfilled]
     for option, value in line.launcher.items():
         if option == "launcher":
             continue
@@ -174,7 +177,15 @@ def _of_variable(line: CommandLine, item: str) -> Outcome:
         return Outcome(name, value, "mapped", {}, "luthier starts a process for each GPU by itself")
     if name in ITS_OWN:
         return Outcome(name, value, "mapped", {}, "only LLaMA-Factory reads it")
+    if SECRET.search(name):
+        return Outcome(name, "(hidden)", "mapped", {}, "a secret stays out of the command: set it in the environment")
     return Outcome(name, value, "mapped", {}, "stays before the command")
+
+
+def _of_unfilled(item: str) -> Outcome:
+    name, _, value = item.partition("=")
+    value = "(hidden)" if SECRET.search(name) else value
+    return Outcome(name, value, "refused", {}, "the shell would fill it in: set it before luthier's command yourself")
 
 
 def _of_option(line: CommandLine, name: str, option: str, value: Any) -> Outcome:

@@ -44,8 +44,17 @@ def dataset(case: Case, key: str, value: Any) -> Answer:
     missing = folder != "ONLINE" and not (Path(folder) / REGISTRY).is_file()
     note = f"{Path(folder) / REGISTRY} is not here: run luthier where it is, or write its path" if missing else ""
     if case.work != "train":
-        return mapped(note="the rows that were trained on" if case.work == "predict" else "")
+        return _rows_of_a_command(case, key)
     return mapped({"data.train": entries(case, key)}, note)
+
+
+def _rows_of_a_command(case: Case, key: str) -> Answer:
+    """A command works on the rows to evaluate on, else on those to train on."""
+    if case.work not in ("predict", "evaluate") or (case.work == "evaluate" and case.value("task")):
+        return mapped(note=f"nothing that `luthier {case.work}` needs")
+    if key == "dataset" and case.value("eval_dataset"):
+        return mapped(note="the rows that were trained on")
+    return mapped(note="the option --data")
 
 
 def with_dataset(case: Case, key: str, value: Any) -> Answer:
@@ -109,7 +118,7 @@ def eval_dataset(case: Case, key: str, value: Any) -> Answer:
     if not value:
         return mapped()
     if case.work != "train":
-        return mapped()
+        return _rows_of_a_command(case, key)
     return _held_out(case, entries(case, key))
 
 

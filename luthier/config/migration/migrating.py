@@ -109,7 +109,7 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
         answers[name] = _answer(case, name, given.get(table().canonical(name)), writer, verbs)
     added = _add_defaults(case, writer) if case.work == "train" else _default_flags(case, verbs)
     outcomes = tuple(
-        Outcome(name, "(hidden)" if name in SECRETS else value, answer.status, answer.settings, answer.note)
+        Outcome(name, "(hidden)" if name in SECRETS else value, answer.status, answer.settings, _note(answer))
         for name, value, answer in ((name, value, answers[name]) for name, value in source.args.items())
     ) + (launcher_outcomes(source.command) if source.command is not None else ())
     problems = [f"{name}: {answer.note}" for name, answer in answers.items() if answer.wrong]
@@ -127,6 +127,13 @@ def migrate(source: Source, verbs: Verbs) -> Migration:
     if problems:
         config, command, added = None, "", {}
     return Migration(source.name, case.work, config, command, outcomes, added, tuple(dict.fromkeys(problems)))
+
+
+def _note(answer: Answer) -> str:
+    """What is said of a key; none stands without a word."""
+    if answer.note or answer.settings:
+        return answer.note
+    return f"the option {answer.flags[0]}" if answer.flags else "as luthier does without it"
 
 
 def _checked(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Answer]]:
@@ -252,6 +259,8 @@ def _for_a_command(case: Case, key: str, row: Key, value: Any, verbs: Verbs) -> 
         if row.values and value not in row.values:
             return refused(f"{row.option} of `luthier {case.work}` takes {', '.join(sorted(set(row.values.values())))}")
         return mapped(note=f"the option {row.option}", flags=(row.option, str(row.values.get(value, value))))
+    if key == "output_dir":
+        return RULES["with_command"](case, key, value)
     if row.rule in (
         "model",
         "adapter",

@@ -309,13 +309,35 @@ def generating(case: Case, key: str, value: Any) -> Answer:
 
 
 def with_command(case: Case, key: str, value: Any) -> Answer:
-    """What stands in the command line."""
-    return mapped()
+    """What stands in the command line, as commands.py writes it."""
+    if value is None:
+        return mapped()
+    places: dict[str, str] = {}
+    if case.work == "export":
+        places = {"export_dir": "OUT of `luthier export`"}
+        if not case.value("export_dir"):
+            places["output_dir"] = "OUT of `luthier export`"
+    elif case.work == "predict":
+        places = {"predicted_input_filename": "the option --data", "predicted_out_filename": "the option --out"}
+        if not case.given.get("predicted_out_filename"):
+            places["output_dir"] = "the folder of --out"
+    elif case.work == "evaluate" and case.value("task"):
+        if key == "save_dir":
+            return mapped(note="the option --out", flags=("--out", f"{value}/results.json"))
+        places = {
+            "task": "the options --benchmark and --split",
+            "task_dir": "the folder of --benchmark",
+            "n_shot": "the option --shots",
+            "lang": "questions are asked in their own language",
+        }
+    return mapped(note=places.get(key) or f"nothing that `luthier {case.work}` needs")
 
 
 def export_size(case: Case, key: str, value: Any) -> Answer:
     """The largest file, in GB."""
-    return mapped(flags=("--max-shard-size", f"{value}GB")) if case.work == "export" else mapped()
+    if case.work != "export":
+        return mapped(note=f"nothing that `luthier {case.work}` needs")
+    return mapped(note="the option --max-shard-size", flags=("--max-shard-size", f"{value}GB"))
 
 
 Rule = Callable[[Case, str, Any], Answer]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from luthier.foundation.errors import UserError
 from luthier.foundation.files import need_file
 
 DICTS = ("train_args", "args", "predict_args")  # DB-GPT-Hub's names, the first that is there
+# a shell's line: its parts between ; && || and |, and the assignments that a part may be
+QUOTED = r"""\$\([^)]*\)|`[^`]*`|"[^"]*"|'[^']*'|\\."""
+PART = re.compile(rf"""(?:{QUOTED}|[^;&|"'`\\])+""")
+NAME, VALUE = r"[A-Za-z_]\w*", rf"""(?:{QUOTED}|[^\s;&|"'`\\])*"""
+ASSIGNMENT = re.compile(rf"({NAME})(?:=({VALUE}))?")
+ASSIGNMENTS = re.compile(
+    rf"\s*(?:(?P<export>export|declare\s+-x)\s+(?P<exported>{NAME}(?:={VALUE})?(?:\s+{NAME}(?:={VALUE})?)*)"
+    rf"|(?P<own>{NAME}={VALUE}(?:\s+{NAME}={VALUE})*))\s*(?P<comment>(?<=\s)#.*)?"
+)
+COMMAND = re.compile(rf"(?:^|[\s/])(?:{'|'.join(map(re.escape, (*TOOLS, *SCRIPTS)))})(?:\s|$)")
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,7 @@ def from_words(words: Sequence[str]) -> Source:
     """
     if len(words) > 1 or not re.search(r"\s", words[0]):
         return _of_command(parse(words), "the command line")  # the shell has filled in what it fills in
-    command = parse(split(words[0]))
-    _refuse_unfilled(command, "the command line")
-    return _of_command(command, "the command line")
+    return _of_command(_as_written(parse(split(words[0])), "the command line"), "the command line")
 
 
 def from_file(path: Path, wanted: str | None = None) -> Source:
@@ -80,32 +89,60 @@ def _of_command(command: CommandLine, name: str) -> Source:
 
 
 def _of_script(path: Path) -> Source:
-    """The one command of LLaMA-Factory's in a shell script; `name=value` lines before it are filled in."""
+    """The one command of LLaMA-Factory's in a shell script: `name=value` before it is filled in, and exported ones stand before it."""
     text = re.sub(r"\\\r?\n", " ", need_file(path, "the script").read_text(encoding="utf-8-sig"))
     variables: dict[str, str] = {}
-    commands: list[str] = []
+    exported: dict[str, None] = {}
+    commands: list[tuple[str, dict[str, str]]] = []
     for line in text.splitlines():
-        line = line.strip()
-        if match := re.fullmatch(r"(?:export\s+)?([A-Za-z_]\w*)=(\S*|\"[^\"]*\"|'[^']*')", line):
-            variables[match[1]] = _filled(match[2].strip("\"'"), variables)
-        elif not line.startswith("#") and any(
-            re.search(rf"(^|[\s/]){re.escape(word)}(\s|$)", line) for word in (*TOOLS, *SCRIPTS)
-        ):
-            commands.append(_filled(line, variables))
+        for part in PART.finditer(line):
+            if part[0].lstrip().startswith("#"):
+                break
+            if found := ASSIGNMENTS.fullmatch(part[0]):
+                for name, value in ASSIGNMENT.findall(found["exported"] or found["own"]):
+                    if found["own"] or f"{name}=" in found["exported"]:
+                        variables[name] = _filled(_unquoted(value), variables)
+                    if found["export"]:
+                        exported[name] = None
+                if found["comment"]:
+                    break
+            elif COMMAND.search(part[0]):
+                environment = {name: variables[name] for name in exported if name in variables}
+                commands.append((_filled(line[part.start() :], variables), environment))
+                break
     if len(commands) != 1:
         raise UserError(
             f"{path} has {len(commands) or 'no'} commands of LLaMA-Factory's.",
             "Give the one you mean: luthier config migrate -- COMMAND",
         )
-    command = parse(split(commands[0]))
-    _refuse_unfilled(command, str(path))
-    return _of_command(command, str(path))
+    words, environment = commands[0]
+    command = parse(split(words))
+    inline = {item.partition("=")[0] for item in command.variables}
+    before = tuple(f"{name}={value}" for name, value in environment.items() if name not in inline)
+    command = replace(command, variables=(*before, *command.variables))
+    return _of_command(_as_written(command, str(path)), str(path))
 
 
-def _refuse_unfilled(command: CommandLine, name: str) -> None:
+def _unquoted(value: str) -> str:
+    """A value without its quotation marks; one that the shell computes stays as it is."""
+    return value.strip("\"'") if _is_computed(value) else "".join(shlex.split(value))
+
+
+def _is_computed(value: str) -> bool:
+    return "$(" in value or "`" in value
+
+
+def _as_written(command: CommandLine, name: str) -> CommandLine:
+    """A command of a text, with the variables set aside whose values only the shell would know.
+
+    Raises:
+        UserError: so it is with a setting.
+    """
     for key, value in command.settings.items():
         if "$" in str(value) or "`" in str(value):
             raise UserError(f"{name}: --{key} is {value}, which the shell would fill in.", "Write the value itself.")
+    unfilled = tuple(item for item in command.variables if "$" in item or "`" in item)
+    return replace(command, variables=tuple(i for i in command.variables if i not in unfilled), unfilled=unfilled)
 
 
 def _filled(text: str, variables: Mapping[str, str]) -> str:
@@ -113,7 +150,7 @@ def _filled(text: str, variables: Mapping[str, str]) -> str:
 
     def value(match: re.Match[str]) -> str:
         name, default = match[1] or match[3], match[2]
-        if name in variables and "$(" not in variables[name]:
+        if name in variables and not _is_computed(variables[name]):
             return variables[name]
         return default.strip("\"'") if default is not None else match[0]
 

@@ -471,7 +471,10 @@ ALL_OPTIONS = {
         ({"adapter_name_or_path": ["a", "b"], "template": "llama3"}, "chat m --adapter a --adapter b --template llama3"),
         ({"adapter_name_or_path": "a", "quantization_bit": 4}, "chat m --adapter a --quantization nf4"),
         ({"quantization_bit": "8"}, "chat m --quantization int8"),
-        ({"task": "mmlu_test", "n_shot": 3, "batch_size": 2}, "evaluate m --benchmark evaluation/mmlu --split test --shots 3 --batch-size 2"),
+        (
+            {"task": "mmlu_test", "n_shot": 3, "batch_size": 2, "save_dir": "saves"},
+            "evaluate m --benchmark evaluation/mmlu --split test --shots 3 --batch-size 2 --out saves/results.json",
+        ),
         (
             {"do_predict": True, "eval_dataset": "a", "output_dir": "o", "max_samples": 3, "default_system": "Brief: yes"},
             'predict m --data \'{"path": "data/dataset_info.json#a", "max_samples": 3, "head": true, "system": "Brief: yes"}\''
@@ -483,6 +486,36 @@ def test_verbs_that_do_not_train(keys: dict[str, Any], command: str) -> None:
     found = migrate(Source("a test", {"model_name_or_path": "m", **keys}), ALL_OPTIONS)
     assert found.command == f"luthier {command}"
     assert not found.having("refused")
+    assert all(outcome.note or outcome.luthier for outcome in found.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"export_dir": "o", "export_size": 5, "output_dir": "x"},
+            {"export_dir": "OUT of `luthier export`", "export_size": "the option --max-shard-size", "output_dir": "nothing that `luthier export` needs"},
+        ),
+        ({"do_predict": True, "dataset": "a", "output_dir": "o"}, {"dataset": "the option --data", "output_dir": "the folder of --out"}),
+        (
+            {"do_predict": True, "dataset": "a", "eval_dataset": "b", "output_dir": "o", "export_size": 5},
+            {"dataset": "the rows that were trained on", "eval_dataset": "the option --data", "export_size": "nothing that `luthier predict` needs"},
+        ),
+        ({"task": "mmlu_test", "dataset": "a"}, {"task": "the options --benchmark and --split", "dataset": "nothing that `luthier evaluate` needs"}),
+        ({"task_dir": "there", "template": "llama3"}, {"task_dir": "nothing that `luthier chat` needs", "template": "the option --template"}),
+    ],
+)  # fmt: skip
+def test_a_key_of_a_command_is_told_where_it_stands(keys: dict[str, Any], told: dict[str, str]) -> None:
+    found = migrate(Source("a test", {"model_name_or_path": "m", **keys}), ALL_OPTIONS)
+    assert {key: note(found, key) for key in told} == {key: f"mapped: {words}" for key, words in told.items()}
+
+
+def test_what_needs_nothing_is_told_too() -> None:
+    found = of(
+        do_eval=False, export_dir=None, report_to="none", use_galore=False, flash_attn="auto", tokenized_path=None
+    )
+    assert not [outcome.key for outcome in found.outcomes if not outcome.note and not outcome.luthier]
+    assert note(found, "report_to") == "mapped: as luthier does without it"
 
 
 def test_a_merged_model_is_not_quantized() -> None:
@@ -513,6 +546,85 @@ def test_settings_after_a_config_go_before_it(tmp_path: Path) -> None:
 def test_a_command_line_that_is_none_is_refused(text: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         of_line(text)
+
+
+# scripts
+
+RUN = "llamafactory-cli train --model_name_or_path m --dataset a --lora_target all --output_dir o"
+
+
+def of_script(folder: Path, *lines: str) -> Migration:
+    file = folder / "run.sh"
+    file.write_text("\n".join(lines) + "\n")
+    return migrate(from_file(file), VERBS)
+
+
+def test_what_a_script_exports_stands_before_the_command(tmp_path: Path) -> None:
+    found = of_script(tmp_path, "export CUDA_VISIBLE_DEVICES=0", "export WANDB_PROJECT=foo", f"{RUN} --report_to wandb")
+    inline = of_line(f"CUDA_VISIBLE_DEVICES=0 WANDB_PROJECT=foo {RUN} --report_to wandb")
+    assert found.command == inline.command == "CUDA_VISIBLE_DEVICES=0 WANDB_PROJECT=foo luthier train CONFIG"
+    assert found.outcomes == inline.outcomes
+    assert note(found, "WANDB_PROJECT") == "mapped: stays before the command"
+
+
+@pytest.mark.parametrize(
+    ("lines", "before"),
+    [
+        (["export A=1 B='x y'  # both; C=3", RUN], "A=1 B='x y' "),
+        (["export A=1; export B=2 && export C=3", RUN], "A=1 B=2 C=3 "),
+        (["A=1", "export A B", RUN], "A=1 "),
+        (["export A", "A=1; A=2", RUN], "A=2 "),
+        (["declare -x A=1", RUN], "A=1 "),
+        (["A=1", RUN], ""),
+        (["A=1 make it", "# export A=1; export B=2", RUN], ""),
+        ([RUN, "export A=1"], ""),
+        (["export A=1 B=1", f"B=2 {RUN}"], "A=1 B=2 "),
+        ([f"cd there && export A=1 && {RUN} > log && export B=1"], "A=1 "),
+        (["export FORCE_TORCHRUN=1 A=1", RUN], "A=1 "),
+        (["ROOT=/data", 'export HF_HOME="$ROOT/hf" && true', RUN], "HF_HOME=/data/hf "),
+    ],
+)
+def test_only_what_is_exported_before_the_command_is_its_environment(
+    tmp_path: Path, lines: list[str], before: str
+) -> None:
+    assert of_script(tmp_path, *lines).command == f"{before}luthier train CONFIG"
+
+
+def test_an_export_fills_in_and_counts_as_inline(tmp_path: Path) -> None:
+    found = of_script(
+        tmp_path, "export MODEL=maker/m", "export NPROC_PER_NODE=4", RUN.replace("_path m", "_path ${MODEL}")
+    )
+    assert config(found)["model"] == "maker/m"
+    assert found.command == "MODEL=maker/m luthier train CONFIG --nproc-per-node 4"
+    assert note(found, "MODEL") == "mapped: stays before the command"
+    assert note(found, "NPROC_PER_NODE") == "mapped: in the command"
+
+
+def test_a_variable_that_the_shell_fills_in_is_told_and_not_written(tmp_path: Path) -> None:
+    exports = ["export PYTHONPATH=$PYTHONPATH:src", 'export STAMP=$(date +"%F %T")', "export LOG=`pwd`"]
+    for found in (
+        of_script(tmp_path, *exports, RUN),
+        migrate(from_words([f"PYTHONPATH=$PYTHONPATH:src STAMP='$(date)' LOG='`pwd`' {RUN}"]), VERBS),
+    ):
+        assert found.command == "luthier train CONFIG"
+        assert [outcome.key for outcome in found.having("refused")] == ["PYTHONPATH", "STAMP", "LOG"]
+        assert "the shell would fill it in" in note(found, "STAMP")
+
+
+def test_a_secret_in_the_environment_is_not_shown(tmp_path: Path) -> None:
+    found = of_script(
+        tmp_path, "export WANDB_API_KEY=abc123", "export HF_TOKEN=$(cat abc123)", "export TOKENIZERS_PARALLELISM=false", RUN
+    )  # fmt: skip
+    assert found.command == "TOKENIZERS_PARALLELISM=false luthier train CONFIG"
+    assert "abc123" not in json.dumps([outcome.as_dict() for outcome in found.outcomes])
+    assert note(found, "WANDB_API_KEY").startswith("mapped: a secret stays out of the command")
+
+
+def test_a_variable_called_as_the_place_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "run.sh", tmp_path / "o.yaml"
+    file.write_text(f"export CONFIG=x.yaml\n{RUN}\n")
+    assert cli.main(["config", "migrate", str(file), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["command"] == f"CONFIG=x.yaml luthier train {out}"
 
 
 # other sources
