@@ -20,6 +20,8 @@ from luthier.foundation.errors import UserError
 from luthier.foundation.files import read_json, unwritable, write_json, write_text
 
 FORMAT_VERSION = 1
+# both ways to say it: the same words reach who types a command and who calls `luthier.train`
+RESUME, OVERWRITE = "--resume (resume=True in Python)", "--overwrite (overwrite=True in Python)"
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 # what `train` writes, and what --overwrite removes: nothing else in the folder is touched
@@ -61,7 +63,7 @@ def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: 
             it holds was not written by luthier, and would be lost.
     """
     if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other.", "Go on with the run, or start it anew.")
+        raise UserError(f"{RESUME} and {OVERWRITE} exclude each other.", "Go on with the run, or start it anew.")
     if problem := unwritable(folder):
         raise UserError(f"output_dir {str(folder)!r} can't be used: {problem}.", "Choose another output_dir.")
     held = holds(folder)
@@ -76,12 +78,14 @@ def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: 
     if resume and (folder / "final").exists() and not any((folder / "checkpoints").glob("step-*")):
         raise UserError(
             f"output_dir {str(folder)!r} holds a finished run without checkpoints, so there is nothing to go on from.",
-            "Choose another output_dir, or start anew with --overwrite, which removes it.",
+            f"Choose another output_dir, or start anew with {OVERWRITE}, which removes it.",
         )
     if learnt and not (resume or overwrite):
+        in_python = "resume=True" in resume_command
+        going_on = f"`{resume_command}`" + ("" if in_python else " (resume=True in Python)")
         raise UserError(
             f"output_dir {str(folder)!r} holds another run ({', '.join(learnt)}).",
-            f"Choose another output_dir, go on with `{resume_command}`, or start anew with --overwrite, which removes it.",
+            f"Choose another output_dir, go on with {going_on}, or start anew with {OVERWRITE}, which removes it.",
         )
 
 
@@ -95,7 +99,7 @@ def check_not_inside(folder: Path, parts: Sequence[Path]) -> None:
     for part in parts:
         if any(path == part.resolve() or path in part.resolve().parents for path in doomed):
             raise UserError(
-                f"--overwrite would remove {part}, which is the model to start from.", "Choose another output_dir."
+                f"{OVERWRITE} would remove {part}, which is the model to start from.", "Choose another output_dir."
             )
 
 
@@ -215,7 +219,7 @@ def check_same_run(
     if refused:
         raise UserError(
             f"the run in {folder} can't go on, since this is another one: {'; '.join(refused)}.",
-            "Put it back as it was, choose another output_dir, or start anew with --overwrite.",
+            f"Put it back as it was, choose another output_dir, or start anew with {OVERWRITE}.",
         )
     for change in changes:
         say(

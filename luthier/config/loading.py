@@ -151,7 +151,9 @@ def validate(raw: dict[str, Any], where: str = "the config", *, for_training: bo
             noted.add((key,))
     wrong: list[Any] = []
     try:
-        config = RunConfig.model_validate({key: value for key, value in filled.items() if value is not None})
+        # an empty section is one that is left out; an empty name of the run's folder is none
+        said = {key: value for key, value in filled.items() if value is not None or key == "output_dir"}
+        config = RunConfig.model_validate(said)
         problems += config.training_problems() if for_training else []
     except ValidationError as error:
         wrong = [item for item in error.errors() if item["loc"][:1] not in noted]

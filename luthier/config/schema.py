@@ -5,7 +5,7 @@ Names are those of transformers' `TrainingArguments`, peft's configs and the pap
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
@@ -16,6 +16,13 @@ from luthier.config.sections import MethodOptions, PluginOptions, Section, expan
 from luthier.config.training_section import TrainingConfig
 
 __all__ = ["ModelConfig", "RunConfig"]
+
+
+def _named(value: Any) -> Any:
+    """A folder's name that says something: `output_dir=$OUT` of a variable that is not set would train elsewhere."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("is empty; name the run's folder, or leave the key out (runs/run)")
+    return value
 
 
 class RunConfig(Section):
@@ -36,7 +43,9 @@ class RunConfig(Section):
         default_factory=GenerationSettings,
         description="With training.predict_with_generate: how evaluations generate answers.",
     )
-    output_dir: Annotated[str, AfterValidator(expand_user)] = Field("runs/run", description="The run's folder.")
+    output_dir: Annotated[str, BeforeValidator(_named), AfterValidator(expand_user)] = Field(
+        "runs/run", description="The run's folder."
+    )
 
     def training_problems(self) -> list[str]:
         """Where the sections don't fit each other; the verbs that only look at data do without."""

@@ -208,6 +208,15 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
+def held_beside(path: Path, most: int = 8) -> str:
+    """A sentence with what the folder holds that `path` is missing from; hidden names are not told."""
+    names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith(".")) if path.parent.is_dir() else []
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (
+        f"{path.parent} holds: {', '.join(names[:most])}{more}." if names else f"{path.parent} is no folder or empty."
+    )
+
+
 def need_file(path: Path, what: str) -> Path:
     """`path` if it is a readable, non-empty file (or a folder, which the caller may allow or refuse).
 
@@ -215,9 +224,9 @@ def need_file(path: Path, what: str) -> Path:
         UserError: it is missing, empty, or may not be read.
     """
     if not path.exists():
-        siblings = sorted(p.name for p in path.parent.iterdir())[:8] if path.parent.is_dir() else []
-        found = f"{path.parent} holds: {', '.join(siblings)}." if siblings else f"{path.parent} is no folder or empty."
-        raise UserError(f"{what} {str(path)!r} does not exist.", f"Paths are relative to where luthier runs; {found}")
+        raise UserError(
+            f"{what} {str(path)!r} does not exist.", f"Paths are relative to where luthier runs; {held_beside(path)}"
+        )
     if path.is_file() and path.stat().st_size == 0:
         raise UserError(f"{what} {str(path)!r} is empty (0 bytes).", "Was the file written completely?")
     if not os.access(path, os.R_OK):

@@ -16,7 +16,7 @@ from luthier.model.adapters import AdapterPart, adapter_parts, check_base, mark
 from luthier.model.base_settings import PLAIN, BaseSettings, asked_for, remembered_by_all
 from luthier.model.inspection import MENDING, content_hash, fingerprint, is_adapter
 from luthier.model.quantization import saved_in, saved_name
-from luthier.model.resolving import locate, resolve
+from luthier.model.resolving import HUB_ID, asked_hub, locate, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,5 +199,10 @@ def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
             f"the adapter {adapter} does not name its base model.",
             "Set base_model_name_or_path in its adapter_config.json.",
         )
-    revision = None if Path(base).exists() else settings.get("revision")
-    return model.model_copy(update={"name": base, "revision": revision})
+    if Path(base).exists():
+        return model.model_copy(update={"name": base, "revision": None})
+    owner, slash, _ = base.partition("/")
+    if slash and owner and HUB_ID.fullmatch(base) and Path(owner).is_dir():
+        # what a person types would be a path to nothing; what peft wrote is a hub's id
+        base = f"{asked_hub()}:{base}"
+    return model.model_copy(update={"name": base, "revision": settings.get("revision")})

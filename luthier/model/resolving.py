@@ -14,6 +14,7 @@ from luthier.model.aliases import ALIASES
 from luthier.model.gguf_files import converted, gguf_in
 from luthier.model.hub import FetchRequest, Hub
 from luthier.model.inspection import check_folder, is_model_folder
+from luthier.model.missing import is_path, no_such_place
 
 RUN_FILE = "run.json"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -29,7 +30,7 @@ def resolve(model: ModelConfig) -> Path:
 
     A name with a prefix (`local:`, `huggingface:`, `modelscope:`, `pypi:`) goes to that hub. Any other is, in this
     order: an alias, a folder, run, checkpoint or GGUF file that exists, an id on Hugging Face (on ModelScope with
-    USE_MODELSCOPE_HUB=1).
+    USE_MODELSCOPE_HUB=1). A path to nothing is no id: see `missing.is_path`.
 
     Raises:
         HubError: the name fits nothing, or its hub does not deliver.
@@ -80,25 +81,30 @@ def locate(name: str) -> tuple[str, str]:
         return "local", name
     if place.is_file():
         raise HubError(f"the model {name!r} is a file, not a folder.", f"Name its folder: {place.parent}")
-    if HUB_FILE.fullmatch(name) and not name.startswith((".", "~", "/")):
+    if is_path(name):
+        in_file = HUB_FILE.fullmatch(name)
+        raise no_such_place(name, "huggingface" if in_file else asked_hub() if HUB_ID.fullmatch(name) else "")
+    if HUB_FILE.fullmatch(name):
         return "huggingface", name
     if name.endswith(".gguf"):
         raise HubError(
             f"the GGUF file {name!r} is not there.",
             f"Paths are relative to {Path.cwd()}; a file on the Hugging Face Hub is owner/name/FILE.gguf.",
         )
-    if not HUB_ID.fullmatch(name) or name.startswith((".", "~", "/")):
+    if not HUB_ID.fullmatch(name):
         close = nearest(name, ALIASES)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise HubError(
             f"the model {name!r} is no folder here, and no hub id.",
             f"{hint}Known short names: {', '.join(ALIASES)}; a hub id is owner/name; paths are relative to {Path.cwd()}.",
         )
-    return (
-        "modelscope"
-        if os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes", "on")
-        else "huggingface"
-    ), name
+    return asked_hub(), name
+
+
+def asked_hub() -> str:
+    """The hub that a name without a prefix goes to."""
+    other = os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes", "on")
+    return "modelscope" if other else "huggingface"
 
 
 def load_hub(name: str) -> Hub:

@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Change, list[str]]] = {
             "rank",
             "alfa",
             "sfd",
-            "'./no-such-model' is no folder",
+            "there is no folder './no-such-model'",
             "'no/such.jsonl' does not exist",
             "chatlm",
         ],
@@ -188,7 +188,8 @@ def test_a_used_folder(tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "run" / "run.json").write_text("{}\n")
     (tmp_path / "config.json").write_text(json.dumps(config_for(tiny_llama, rows, tmp_path / "run")))
     assert main(["train", str(tmp_path / "config.json")]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--resume` (resume=True in Python), or start anew with --overwrite (overwrite=True in Python)" in said
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "{}\n"
 
 

@@ -9,13 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.config.loading import apply_override, load
-from luthier.foundation.errors import UserError
+from luthier.foundation.errors import ConfigError, UserError
 
 
 def overridden(raw: dict[str, Any], *settings: str) -> dict[str, Any]:
     for setting in settings:
         apply_override(raw, setting)
     return raw
+
+
+def test_an_empty_output_dir_does_not_fall_back_to_the_default() -> None:
+    raw = {"model": "m", "data": {"train": "a.jsonl"}, "output_dir": "runs/mine"}
+    with pytest.raises(ConfigError, match="output_dir: is empty"):
+        load(raw, ["output_dir="])
+    assert load(raw).output_dir == "runs/mine"
+    del raw["output_dir"]
+    assert load(raw).output_dir == "runs/run"
 
 
 def test_settings_alone_are_a_config() -> None:

@@ -30,6 +30,8 @@ def with_data(**settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
+        ({**GOOD, "output_dir": ""}, "output_dir: is empty; name the run's folder, or leave the key out (runs/run)"),
+        ({**GOOD, "output_dir": None}, "output_dir: is empty; name the run's folder, or leave the key out (runs/run)"),
         ({**GOOD, "modle": "x"}, "modle: unknown key; did you mean model?"),
         (with_training(learning_rte=1), "training.learning_rte: unknown key; did you mean learning_rate"),
         (with_data(cutof_length=5), "data.cutof_length: unknown key; did you mean cutoff_length"),

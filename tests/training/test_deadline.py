@@ -81,7 +81,7 @@ def test_without_a_checkpoint_there_is_no_going_on(tiny_llama: Path, tmp_path: P
     assert train(config, callbacks=[Deadline(time.monotonic(), 1.0, 1, 0.0)]).steps == 1
     with pytest.raises(UserError, match="without checkpoints, so there is nothing to go on from") as caught:
         train(config, resume=True)
-    assert "start anew with --overwrite" in caught.value.remedy
+    assert "start anew with --overwrite (overwrite=True in Python)" in caught.value.remedy
 
 
 def test_who_else_stops_a_run_has_the_last_word() -> None:

@@ -266,8 +266,10 @@ def test_changed_data_is_not_gone_on_with(tiny_llama: Path, rows: Path, tmp_path
 def test_a_used_folder_is_not_overwritten(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     config = finished_run(tiny_llama, rows, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="holds another run") as caught:
         luthier.train(config)
+    assert "go on with `luthier.train(config, resume=True)`, or start anew" in caught.value.remedy
+    assert "--overwrite (overwrite=True in Python)" in caught.value.remedy
     with pytest.raises(UserError, match="exclude each other"):
         luthier.train(config, resume=True, overwrite=True)
     luthier.train(config, overwrite=True)

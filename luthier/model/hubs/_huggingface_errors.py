@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from luthier.foundation.errors import HubError
 from luthier.foundation.files import is_disk_full
-from luthier.foundation.registry import nearest
-from luthier.model.aliases import ALIASES
 from luthier.model.hub import FetchRequest
+from luthier.model.hubs._huggingface_resume import has_begun
+from luthier.model.missing import not_here
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -34,10 +34,9 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def did_you_mean(name: str) -> str:
-    """A short name that may have been meant, as a question; empty if none is near."""
-    close = nearest(name, ALIASES)
-    return f"Did you mean {close[0]}? " if close else ""
+def goes_on(request: FetchRequest) -> str:
+    """What running the same command again does, where a part of the model is here already; else empty."""
+    return "Running the same command again goes on where it stopped. " if has_begun(request) else ""
 
 
 def seconds_to_wait(error: HfHubHTTPError) -> float | None:
@@ -56,21 +55,23 @@ def unreachable(cause: Exception | None, request: FetchRequest, endpoint: str) -
     revision = f" at revision {request.revision}" if request.revision else ""
     if cause is None:
         return HubError(
-            f"{request.name}{revision} is not wholly in the hub client's cache{where}, and HF_HUB_OFFLINE forbids to fetch it.",
+            f"{not_here(request.name)}{request.name}{revision} is not wholly in the hub client's cache{where}, and HF_HUB_OFFLINE "
+            "forbids to fetch it.",
             "Unset HF_HUB_OFFLINE, fetch it once with a network, or name a local folder.",
         )
     if request.to is not None:
         return HubError(
-            f"{endpoint} can't be reached ({first_line(cause)}), so {request.name}{revision} can't be put into {request.to}.",
-            f"Running the same command again goes on where it stopped. {other_ways(endpoint)}",
+            f"{not_here(request.name)}{endpoint} can't be reached ({first_line(cause)}), so {request.name}{revision} can't be put "
+            f"into {request.to}.",
+            f"{goes_on(request)}{other_ways(endpoint)}",
         )
     root: BaseException = cause
     while root.__cause__ is not None:
         root = root.__cause__
     return HubError(
-        f"{endpoint} can't be reached ({type(root).__name__}: {first_line(root)}), and {request.name}{revision} is not wholly "
-        f"in the cache{where}.",
-        f"{did_you_mean(request.name)}Running the same command again goes on where it stopped. {other_ways(endpoint)}",
+        f"{not_here(request.name)}{endpoint} can't be reached ({type(root).__name__}: {first_line(root)}), and "
+        f"{request.name}{revision} is not wholly in the cache{where}.",
+        f"{goes_on(request)}{other_ways(endpoint)}",
     )
 
 
@@ -91,7 +92,7 @@ def broken_off(error: OSError, request: FetchRequest, endpoint: str) -> HubError
         )
     return HubError(
         f"fetching {request.name} from {endpoint} broke off: {first_line(error)}",
-        f"Running the same command again goes on where it stopped. {other_ways(endpoint)}",
+        f"{goes_on(request)}{other_ways(endpoint)}",
     )
 
 
@@ -111,10 +112,9 @@ def explain(error: HfHubHTTPError, request: FetchRequest, endpoint: str) -> HubE
             f"{request.name} has no revision {request.revision!r}.", f"Its branches and tags are at {page}/tree/main."
         )
     if isinstance(error, RepositoryNotFoundError):
-        hint = did_you_mean(request.name)
         return HubError(
-            f"{endpoint} has no model {request.name!r}, or it is private.",
-            f"{hint}Check the spelling of owner/name; for a private model give {token}. A folder must exist to be taken for one.",
+            f"{not_here(request.name)}{endpoint} has no model {request.name!r}, or it is private.",
+            f"Check the spelling of owner/name; for a private model give {token}. A folder must exist to be taken for one.",
         )
     if status == 401:
         return HubError(f"{endpoint} does not accept {token}.", "Make a new one in the hub's settings, or remove it.")

@@ -98,6 +98,12 @@ def _storage(request: FetchRequest) -> Path:
     return cache / f"models--{request.name.replace('/', '--')}"
 
 
+def has_begun(request: FetchRequest) -> bool:
+    """Whether a part of what is asked for is here, so that another fetch would go on with it."""
+    place = _storage(request) / (".cache/huggingface/download" if request.to is not None else "blobs")
+    return any(path.is_file() and path.suffix != ".lock" for path in place.rglob("*"))
+
+
 def _finished_path(request: FetchRequest, file: RepoFile) -> Path:
     assert file.lfs is not None
     return _storage(request) / (file.path if request.to is not None else f"blobs/{file.lfs.sha256}")

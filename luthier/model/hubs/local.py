@@ -10,6 +10,7 @@ from typing import Literal
 from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError
 from luthier.model.hub import CHECKSUMS, MANIFEST, FetchRequest, Hub
+from luthier.model.missing import no_such_place
 
 
 class Options(PluginOptions):
@@ -39,13 +40,7 @@ class LocalFolder:
         )
         folder = Path(request.name).expanduser()
         if not folder.exists():
-            siblings = sorted(path.name for path in folder.parent.iterdir())[:8] if folder.parent.is_dir() else []
-            found = (
-                f"{folder.parent} holds: {', '.join(siblings)}."
-                if siblings
-                else f"{folder.parent} is no folder or empty."
-            )
-            raise HubError(f"the model folder {request.name!r} does not exist.", found)
+            raise no_such_place(request.name)
         if not folder.is_dir():
             raise HubError(
                 f"the model {request.name!r} is a file, not a folder.", "Name the folder that holds config.json."

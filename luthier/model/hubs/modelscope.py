@@ -20,12 +20,14 @@ from luthier.foundation.errors import HubError, import_extra
 from luthier.foundation.files import is_disk_full, write_text
 from luthier.foundation.network import unreachable
 from luthier.model.hub import CHECKSUMS, FetchRequest, Hub, check_endpoint, wanted_files
+from luthier.model.missing import not_here
 
 DEFAULT_ENDPOINT = "https://modelscope.cn"
-ADVICE = (
-    "Running the same command again goes on where it stopped. Or take the model from Hugging Face (huggingface:OWNER/NAME) or "
-    "its mirror (HF_ENDPOINT=https://hf-mirror.com), or name a folder that has the files."
+OTHER_WAYS = (
+    "Take the model from Hugging Face (huggingface:OWNER/NAME) or its mirror (HF_ENDPOINT=https://hf-mirror.com), or name a "
+    "folder that has the files."
 )
+ADVICE = f"Running the same command again goes on where it stopped. {OTHER_WAYS}"
 
 
 class Options(PluginOptions):
@@ -48,7 +50,10 @@ class ModelScope:
             "modelscope_hub", package="modelscope", extra="modelscope", purpose="fetching from ModelScope"
         )
         if request.name.count("/") != 1:
-            raise HubError(f"{request.name!r} is no name of a model on ModelScope.", "Write it as OWNER/NAME.")
+            raise HubError(
+                f"{not_here(request.name)}{request.name!r} is no name of a model on ModelScope.",
+                "Write it as OWNER/NAME.",
+            )
         own = request.endpoint or os.environ.get("MODELSCOPE_ENDPOINT")
         endpoint = check_endpoint(own or DEFAULT_ENDPOINT)
         allow, ignore = wanted_files(request)
@@ -83,7 +88,7 @@ class ModelScope:
         try:
             folder = Path(api.download_repo(request.name, "model", **wanted, local_files_only=True))
         except (OSError, ValueError, client.HubError) as error:
-            raise HubError(f"{why}, and {request.name} is not in the cache.", ADVICE) from error
+            raise HubError(f"{why}, and {request.name} is not in the cache.", OTHER_WAYS) from error
         if not (folder / CHECKSUMS).is_file():
             raise HubError(f"{why}, and {request.name} is not wholly in {folder}.", ADVICE)
         print(f"{why}; using the copy of {request.name} in {folder}.", file=sys.stderr)

