@@ -12,10 +12,10 @@ from luthier.model.aliases import ALIASES
 
 
 def is_path(name: str) -> bool:
-    """Whether a name means a place on this machine, there or not: it starts as a path does, or in a folder that is
-    there (`runs/nope`)."""
+    """Whether a name means a place on this machine, there or not: it starts as a path does, or in a folder that holds runs
+    (`runs/nope`). A folder that is only called like an owner on the hub, such as one of downloaded models, is no sign."""
     first, slash, _ = name.partition("/")
-    return name.startswith((".", "~", "/")) or (bool(slash) and Path(first).is_dir())
+    return name.startswith((".", "~", "/")) or (bool(slash) and any(Path(first).glob("*/run.json")))
 
 
 def no_such_place(name: str, hub: str = "") -> HubError:
@@ -36,10 +36,12 @@ def no_such_place(name: str, hub: str = "") -> HubError:
 
 
 def not_here(name: str) -> str:
-    """What a name without an owner is not, before a hub's word on it: it may have been meant for a folder or a short name
-    and misspelt. Empty for other names."""
-    if "/" in name or name in ALIASES or Path(name).exists():
+    """What a name is not, before a hub's word on it: without an owner it may have been meant for a folder or a short name and
+    misspelt; with one, for something in a folder that is called so. Empty for other names."""
+    if name in ALIASES or Path(name).exists():
         return ""
+    if "/" in name:
+        return f"there is no folder {name!r} here; " if Path(name.partition("/")[0]).is_dir() else ""
     folders = [path.name for path in Path.cwd().iterdir() if path.is_dir()]
     close = [*nearest(name, ALIASES, 1), *difflib.get_close_matches(name, folders, n=1)]
     guess = f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -98,7 +98,7 @@ def test_names_that_mean_nothing(name: str, said: str) -> None:
     ("name", "told"),
     [
         ("runs/mnie", "Did you mean runs/mine? runs holds: mine, r0, r1, r2, r3, r4, r5, r6 and 2 more."),
-        ("runs/mine/nope", "runs/mine holds: final."),
+        ("runs/mine/nope", "runs/mine holds: final, run.json."),
         ("runs/x/y/z", "runs holds: mine, r0, r1, r2, r3, r4, r5, r6 and 2 more."),
         ("./x/y", ". holds: runs."),
         ("runs/../nope", "runs/.. holds: runs."),
@@ -115,6 +115,7 @@ def test_for_a_path_to_nothing_no_hub_is_asked(
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
     for folder in ("mine/final", *(f"r{number}" for number in range(9)), ".hidden"):
         (tmp_path / "runs" / folder).mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "run.json").write_text("{}")
     name, told = name.format(here=tmp_path), told.format(here=tmp_path)
     with pytest.raises(HubError) as caught:
         resolve(ModelConfig(name=name))
@@ -125,15 +126,16 @@ def test_for_a_path_to_nothing_no_hub_is_asked(
     assert not hub.requests
 
 
-def test_a_hub_id_beside_a_folder_of_its_owners_is_reached_by_its_prefix(
+def test_beside_a_folder_called_like_its_owner_a_hub_id_is_one(
     hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Such as one of models that were downloaded by hand; what the hub does not have either may have been meant for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
-    (tmp_path / "tiny").mkdir()
-    with pytest.raises(HubError, match="huggingface:tiny/model"):
-        resolve(ModelConfig(name="tiny/model"))
-    assert (resolve(ModelConfig(name="huggingface:tiny/model")) / "config.json").is_file()
+    (tmp_path / "tiny" / "other").mkdir(parents=True)
+    assert (resolve(ModelConfig(name="tiny/model")) / "config.json").is_file()
+    with pytest.raises(HubError, match=r"^there is no folder 'tiny/modle' here; http"):
+        resolve(ModelConfig(name="tiny/modle"))
 
 
 def test_an_adapters_base_is_a_hub_id_whatever_folders_are_beside(
