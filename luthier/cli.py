@@ -310,7 +310,7 @@ def models_fetch(
     jobs: Annotated[int, typer.Option(help="Files fetched at the same time.")] = 8,
     as_json: Json = False,
 ) -> None:
-    """Bring a model to this machine; a broken download goes on where it stopped."""
+    """Bring a model to this machine; a broken download from a hub goes on where it stopped."""
     from luthier.commands.models import fetch
 
     path = fetch(name, to=to, endpoint=endpoint, revision=revision, include=include or (), jobs=jobs)

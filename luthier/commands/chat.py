@@ -95,13 +95,20 @@ def chat(
         quantization: nf4, fp4 or int8 for a plain base. device_map: see `luthier.model.placement.parse`.
 
     Raises:
-        UserError: the model can't be loaded, has no chat template, or has no base to compare with.
+        UserError: the model can't be loaded, has no chat template, has no base to compare with, or settings don't fit.
     """
+    from luthier.commands.predict import checked
     from luthier.config.generation_section import GenerationSettings
     from luthier.model.placement import parse
 
+    if temperature == 0 and top_p < 1:
+        raise UserError(
+            f"--top-p {top_p:g} acts on sampling, and at --temperature 0 the likeliest token is taken.",
+            "Give a temperature too, or leave --top-p out.",
+        )
     sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "seed": seed} if temperature > 0 else {}
-    settings = GenerationSettings.model_validate({"max_new_tokens": max_new_tokens, **sampled})
+    given = {"max_new_tokens": max_new_tokens, **sampled}
+    settings: GenerationSettings = checked(GenerationSettings, given, "the generation")
     talker = open_talker(
         named_model(model, adapters, combine, quantization),
         settings,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from luthier.config.schema import RunConfig
 from luthier.data.locating import check_local
 from luthier.data.rendering import AUTO
 from luthier.data.template_files import load_template
-from luthier.foundation.errors import ConfigError, ModelError, UserError
+from luthier.foundation.errors import ConfigError, MissingExtraError, ModelError, UserError
 from luthier.model.finding import ModelSource, find, is_base_quantized, trained_on
 from luthier.model.method import Method
 from luthier.model.quantization import saved_name
@@ -55,7 +56,7 @@ def read(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]
 
 
 def check(config: RunConfig) -> None:
-    """Refuse a config whose model, files, template, schedule or callbacks can't be used.
+    """Refuse a config whose model, files, template, schedule, callbacks or optimizer can't be used.
 
     Raises:
         ConfigError: several problems. UserError: the only one.
@@ -76,6 +77,9 @@ def check(config: RunConfig) -> None:
         for service in training.report_to:
             if service in SERVICES:
                 problems.attempt(partial(import_service, service))
+    package = training.optim.package
+    if package is not None and find_spec(package) is None:
+        problems.append(MissingExtraError(package, "optimizers", f"training.optim: {training.optim.name}"))
     problems[:0] = _not_found(config, may_fetch=not problems)
     if len(problems) == 1:
         raise problems[0]

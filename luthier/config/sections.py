@@ -75,6 +75,7 @@ class OptimizerOptions(PluginOptions):
     from the config.
     transformers_name: what TrainingArguments.optim calls it, where transformers has it.
     makes_all_gradients: whether every step makes the gradients of all that is trained.
+    package: what must be installed for it, of the extra "optimizers".
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"weight_decay"})
@@ -82,6 +83,7 @@ class OptimizerOptions(PluginOptions):
     counts: ClassVar[frozenset[str]] = frozenset()
     transformers_name: ClassVar[str | None] = None
     makes_all_gradients: ClassVar[bool] = True
+    package: ClassVar[str | None] = None
 
     @property
     def learning_rate_ratio(self) -> float:

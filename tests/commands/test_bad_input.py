@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,3 +234,17 @@ def test_nothing_is_loaded_by_pickle(tmp_path: Path, rows: Path, capsys: pytest.
     assert main(["train", str(tmp_path / "config.json")]) == 2
     assert "safetensors" in capsys.readouterr().err
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--temperature", "0.7", "--top-p", "0"], r"top_p: .*greater than 0"),
+        (["--top-p", "0.9"], r"--top-p 0.9 acts on sampling, and at --temperature 0"),
+    ],
+)
+def test_sampling_that_can_not_be(
+    given: list[str], told: str, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(tiny_llama), "--prompt", "hello", *given]) == 2
+    assert re.search(told, " ".join(capsys.readouterr().err.split()))

@@ -266,14 +266,17 @@ def test_a_missing_service_names_its_extra(
         luthier.train(config_for(tiny_llama, rows, tmp_path / "run", report_to=[service]))
 
 
-def test_missing_services_are_told_together_before_rows_are_read(
-    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for service in ("wandb", "swanlab"):
-        monkeypatch.setitem(sys.modules, service, None)
+@pytest.mark.parametrize(("optim", "package"), [("adamw8bit", "bitsandbytes"), ("schedule_free", "schedulefree")])
+def test_missing_packages_are_told_together_before_rows_are_read(
+    optim: str, package: str,
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for missing in ("wandb", "swanlab", package):
+        monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError) as caught:
-        luthier.train(config_for(tiny_llama, rows, tmp_path / "run", report_to=["wandb", "swanlab"]))
-    assert [part in str(caught.value) for part in ("luthier[wandb]", "luthier[swanlab]")] == [True, True]
+        luthier.train(config_for(tiny_llama, rows, tmp_path / "run", report_to=["wandb", "swanlab"], optim=optim))
+    told = ("luthier[wandb]", "luthier[swanlab]", f"training.optim: {optim} needs the package '{package}'")
+    assert [part in str(caught.value) for part in told] == [True] * 3
     assert "data:" not in "".join(capsys.readouterr())
 
 

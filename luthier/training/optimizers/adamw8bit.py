@@ -32,6 +32,7 @@ class Options(OptimizerOptions):
     paged: bool = Field(False, description="Let CUDA move the moments to the CPU's memory when the GPU's runs out.")
 
     reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
+    package: ClassVar[str | None] = "bitsandbytes"
 
     @property
     def transformers_name(self) -> str:  # type: ignore[override]

@@ -39,6 +39,7 @@ class Options(OptimizerOptions):
     schedules: ClassVar[tuple[str, ...]] = ("constant", "constant_with_warmup")
     counts: ClassVar[frozenset[str]] = frozenset({"k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"})
     transformers_name: ClassVar[str | None] = "schedule_free_adamw"
+    package: ClassVar[str | None] = "schedulefree"
 
 
 def state_bytes(options: Options, parameters: Sequence[TrainedParameter]) -> int:
