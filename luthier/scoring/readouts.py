@@ -1,6 +1,7 @@
 """What is read of a forward pass: log-probabilities, a small head's outputs, a function of the logits; they combine.
 
-Shapes: N targets, P positions that are read, C targets of one chunk, H hidden width, V vocabulary, k outputs, T tokens.
+Shapes: N targets, P positions that are read, C targets of one chunk, H hidden width, V vocabulary, k outputs, T tokens,
+S segments.
 """
 
 from __future__ import annotations
@@ -99,14 +100,30 @@ class Positions:
 
 
 def sequence_ends(batch: Batch, pad_token_id: int) -> Tensor:
-    """The row index of each sequence's last token that is not `pad_token_id` (where all are: of its last), int64."""
-    leaves = [batch.segments[index] for index in batch.leaves]
-    device = batch.input_ids_T.device
-    last = torch.tensor([leaf.end - 1 for leaf in leaves], device=device)
-    first = torch.tensor([leaf.start for leaf in leaves], device=device)
+    """The row index of each sequence's last token that is not `pad_token_id` (where all are: of its first), int64.
+
+    A sequence whose segment holds nothing else is read in a segment above: of two texts that end in the token that pads, one
+    of which begins the other, the shorter one ends in a segment of that token alone.
+    """
+    device, segments = batch.input_ids_T.device, batch.segments
     row_T = torch.arange(len(batch.input_ids_T), device=device)
     real_T = torch.where(batch.input_ids_T != pad_token_id, row_T, -1).cummax(0).values
-    return torch.where(real_T[last] >= first, real_T[last], last)
+    start_S = torch.tensor([segment.start for segment in segments], device=device)
+    last_S = torch.tensor([segment.end - 1 for segment in segments], device=device)
+    else_S = torch.tensor([segment.start if segment.parent is None else -1 for segment in segments], device=device)
+    end_S = torch.where(real_T[last_S] >= start_S, real_T[last_S], else_S)
+    parent_S = torch.tensor([segment.parent or 0 for segment in segments], device=device)  # a root has found its own
+    for _ in range(_depth(batch)):
+        end_S = torch.where(end_S < 0, end_S[parent_S], end_S)
+    return end_S[torch.tensor(batch.leaves, device=device)]
+
+
+def _depth(batch: Batch) -> int:
+    """How many segments lie above another one at most."""
+    above: list[int] = []
+    for segment in batch.segments:
+        above.append(0 if segment.parent is None else above[segment.parent] + 1)
+    return max(above)
 
 
 def head_of(model: nn.Module, name: str) -> nn.Module:

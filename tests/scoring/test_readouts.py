@@ -84,13 +84,24 @@ def test_rows_tell_a_function_which_targets_it_sees(monkeypatch: pytest.MonkeyPa
     assert torch.equal(values_N1[:, 0], numbers_N)
 
 
-def test_ends_are_the_leaves_last_tokens_that_are_no_padding() -> None:
+def test_ends_are_the_sequences_last_tokens_that_are_no_padding() -> None:
     batch = forest([None, 0, 0, None], [3, 2, 4, 5], vocabulary=300, seed=0)
     batch.input_ids_T[batch.input_ids_T == 7] = 8
     assert sequence_ends(batch, 7).tolist() == [4, 8, 13]
     batch.input_ids_T[7:9] = 7  # the second child ends in padding
-    batch.input_ids_T[3:5] = 7  # the first is nothing else
-    assert sequence_ends(batch, 7).tolist() == [4, 6, 13]
+    batch.input_ids_T[3:5] = 7  # the first is nothing else: its parent's last token is read
+    assert sequence_ends(batch, 7).tolist() == [2, 6, 13]
+    batch.input_ids_T[1:3] = 7
+    assert sequence_ends(batch, 7).tolist() == [0, 6, 13]
+    batch.input_ids_T[0] = 7  # the first sequence is nothing but padding, and so is the last
+    batch.input_ids_T[9:] = 7
+    assert sequence_ends(batch, 7).tolist() == [0, 6, 9]
+
+
+def test_ends_lie_any_number_of_segments_above() -> None:
+    batch = forest([None, 0, 1, 2, 1], [3, 2, 2, 2, 1], vocabulary=300, seed=0)
+    batch.input_ids_T[:] = torch.tensor([5, 6, 7, 7, 7, 7, 7, 7, 7, 8])
+    assert sequence_ends(batch, 7).tolist() == [1, 9]
 
 
 def test_a_batch_without_targets_is_read_by_a_head() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from hypothesis import example as example_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from luthier.data.encoders import labelled
@@ -76,6 +79,37 @@ def test_texts_that_share_their_beginning_are_read_each_at_its_own_end() -> None
     assert relative(shared, apart) < TOLERANCE
 
 
+TEXT = [5, 6, 7, 8, 9, 10, 11, 12, 13, PAD, 14, 15, 16, 17, 18, 19, 20, 21]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    texts=st.lists(
+        st.builds(
+            lambda length, own, padding: [*TEXT[:length], *own, *[PAD] * padding],
+            st.sampled_from([0, 8, 9, 10, 18]),
+            st.lists(st.integers(PAD, 6), max_size=2),
+            st.sampled_from([1, 2, 10]),
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
+@example_of(texts=[[*TEXT[:9], PAD], [*TEXT[:9], 30, PAD]])
+@example_of(texts=[[*TEXT[:8], *[PAD] * 10], [*TEXT[:8], *[PAD] * 9, 5], [*TEXT[:8], 6], [PAD, PAD], [PAD]])
+def test_texts_that_end_in_the_token_that_pads_are_read_before_it(texts: list[list[int]]) -> None:
+    """A tokenizer may end each text with the token that it pads with. Where one text begins another, the segment that it ends
+    in holds that token alone. Shared or not, both routes read what transformers' own forward reads."""
+    model = classifier("llama")
+    batches = [pack([example(text, [0.0] * len(text)) for text in texts], share) for share in (False, True)]
+    with torch.no_grad():
+        plain = model(**padded(texts), use_cache=False).logits
+        for route in ("padded", "segmented"):
+            scorer = Scorer(model, route, pad_token_id=PAD)
+            for batch in batches:
+                assert relative(scorer(batch, HeadAt())[HeadAt()], plain) < TOLERANCE, route
+
+
 def test_a_head_under_an_adapter_is_the_trained_copy() -> None:
     model = get_peft_model(classifier("llama"), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
     model.base_model.model.score.modules_to_save["default"].weight.data.normal_()
@@ -95,8 +129,8 @@ def test_encoders_equal_transformers_own_forward(pairs: bool, lora: bool) -> Non
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(bert_config(num_labels=2)).eval()
     if lora:
-        settings = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
-        model = get_peft_model(model, settings)
+        adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+        model = get_peft_model(model, adapter)
     texts = [row["text"] for row in rows], [row["text_pair"] for row in rows] if pairs else None
     plain = model(**tokenizer(*texts, padding=True, return_tensors="pt")).logits
     encode = labelled.build(labelled.Options(labels=("bad", "good")), tokenizer, None)
@@ -111,11 +145,11 @@ def test_encoders_equal_transformers_own_forward(pairs: bool, lora: bool) -> Non
         scorer(batch, [HeadAt(), TargetLogp()])
 
 
-def xlnet(**settings: object) -> transformers.PreTrainedModel:
+def xlnet(**changes: object) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     config = transformers.XLNetConfig(
         vocab_size=12, d_model=32, n_layer=2, n_head=4, d_inner=48, dropout=0.0, summary_last_dropout=0.0, num_labels=2,
-        pad_token_id=0, **settings,
+        pad_token_id=0, **changes,
     )  # fmt: skip
     model = transformers.XLNetForSequenceClassification(config).eval()
     for parameter in model.parameters():
@@ -130,11 +164,11 @@ def test_a_head_that_reads_the_last_column_finds_no_padding_there(pairs: bool, l
     """XLNet gives a text the numbers that it has alone, whatever stands beside it."""
     tokenizer, rows, model = bert_tokenizer(), labelled_rows(5, pairs=pairs), xlnet()
     if lora:
-        settings = LoraConfig(
+        adapter = LoraConfig(
             task_type="SEQ_CLS", r=2, target_modules=["layer_1"], init_lora_weights=False,
             modules_to_save=["sequence_summary", "logits_proj"],
         )  # fmt: skip
-        model = get_peft_model(model, settings)
+        model = get_peft_model(model, adapter)
     alone = [
         model(**tokenizer(row["text"], row["text_pair"] if pairs else None, return_tensors="pt")).logits for row in rows
     ]
