@@ -343,9 +343,8 @@ def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, 
     same = work.peer is not None and not work.training
     differences = [
         abs(own - peer) / abs(peer)
-        for pair in rounds
+        for pair in (rounds if same else ())
         for own, peer in zip(pair["luthier"]["losses"], pair["peer"]["losses"], strict=True)
-        if same
     ]
 
     def median(of: Callable[[dict[str, Any]], float]) -> float:
