@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -88,8 +89,7 @@ def probe(config: PreTrainedConfig, model_class: type[PreTrainedModel], need_seg
 def _probe(
     text: str, config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], need_segments: bool
 ) -> Finding:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with undisturbed():
         try:
             model = model_class(shrink(config_class.from_dict(json.loads(text)))).float().eval()
         except Exception as error:  # any failure of a foreign constructor on a shrunk config means: not probed
@@ -124,6 +124,15 @@ def _probe(
         except Exception as error:  # whatever a foreign model raises on this route is the reason not to take it
             reason = brief(error)
         return Finding(not reason, plain, reason)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """The state of torch in which small copies are made and compared, whatever surrounds them: random numbers of their own,
+    gradients, and no autocast, under which equal ways differ by more than a rounding of float32."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        torch.manual_seed(SEED)
+        yield
 
 
 def has_sequence_head(model: PreTrainedModel) -> bool:

@@ -52,7 +52,8 @@ class Answering:
 
         def answers() -> list[str]:
             found = [""] * len(parts)
-            with torch.no_grad(), own_attention(self.model):
+            # the precision that losses are read in: layers that learn may be float32 above 16-bit ones
+            with torch.no_grad(), engine.autocast(), own_attention(self.model):
                 for one in generate(
                     self.model,
                     self.tokenizer,

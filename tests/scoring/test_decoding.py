@@ -275,6 +275,21 @@ def test_windows_are_minded() -> None:
             assert_same(model, prompts[one.row], list(one.token_ids), expected(model, prompts[one.row], how))
 
 
+def test_layers_of_two_precisions_answer_under_autocast() -> None:
+    """As the evaluations of a run ask: the fast way is found fit there too, and takes what the model's own forward says."""
+    model = tiny_model("llama", rms_norm_eps=3e-6).bfloat16()  # no probe knows this config yet
+    model.model.layers[-1].float()
+    prompts, told = prompts_with_beginnings(random.Random(2), 9), list[str]()
+    how = GenerationSettings(max_new_tokens=6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for one in generate(model, TOKENIZER, prompts, how, stop_token_ids=[STOP], say=told.append):
+            ids = [*prompts[one.row], *one.token_ids]
+            logits_LV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, len(prompts[one.row]) - 1 : -1]
+            chosen_L = logits_LV.gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+            assert bool((logits_LV.amax(dim=1) - chosen_L < 0.1 * logits_LV.std(dim=1)).all())
+    assert not told
+
+
 def test_the_model_is_as_before() -> None:
     model = MODELS["qwen2"]
     before = model.config._attn_implementation

@@ -79,6 +79,21 @@ def test_references_are_decoded_as_answers_are() -> None:
     assert _text(tokenizer, ids) == answer.finish() == text
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_layers_that_learn_above_16_bit_ones_answer(
+    beams: int, tiny_llama: Path, rows: Path, held: Path, tmp_path: Path
+) -> None:
+    """Their float32 states reach a head of 16 bits, which only autocast multiplies them with, in both ways of generating."""
+    made = config(tiny_llama, rows, tmp_path / "run", held, max_steps=4, bf16=True, metrics=["chrf"])
+    made |= {
+        "method": {"name": "freeze", "trainable_layers": 1},
+        "generation": {"max_new_tokens": 5, "num_beams": beams},
+    }
+    result = luthier.train({**made, "model": {"name": str(tiny_llama), "dtype": "bfloat16"}})
+    (evaluation,) = (line for line in lines(tmp_path / "run") if "eval_loss" in line)
+    assert result.test_metrics["chrf"] == evaluation["eval_chrf"] > 0  # the same rows and weights
+
+
 def test_it_does_not_change_what_is_learnt(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
     weights = []
     for name, generates in (("with", True), ("without", False)):

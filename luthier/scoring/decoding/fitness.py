@@ -13,7 +13,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.model.generation import Job
 from luthier.model.placement import is_spread
 from luthier.scoring.decoding.decoder import Decoder
-from luthier.scoring.probe import SEED, STRETCHED, TOLERANCE, brief, enlarge, probe, relative, shrink
+from luthier.scoring.probe import STRETCHED, TOLERANCE, brief, enlarge, probe, relative, shrink, undisturbed
 from luthier.scoring.scorer import transformers_model
 from luthier.scoring.virtual_tokens import has_virtual_tokens
 
@@ -50,8 +50,7 @@ def _reason(text: str, config_class: type[PreTrainedConfig], model_class: type[P
     finding = probe(config, model_class)
     if not finding.segmented:
         return finding.reason
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with undisturbed():
         try:
             model = model_class(shrink(config)).float().eval()
             enlarge(model)
