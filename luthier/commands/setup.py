@@ -107,6 +107,7 @@ class Setup:
             tokenizer=self.tokenizer,
             adapter=self.source.adapter if self.config.model.continue_adapter else None,
             head=self.head,
+            needs_start=self.stage.reference,
             quantized=is_base_quantized(self.config.model, self.source),
         )
 

@@ -40,6 +40,8 @@ class Apply:
             trained tokens that each batch needs. Every rank gets the same. None where there are no weights yet.
         base_folder: where the weights were read from.
         checkpoint: what the run goes on from: it is put back after `apply`, which need not find again what it holds.
+        needs_start: the model as it stands before the first step is read, also where a run goes on: a start that changes what
+            it computes is made all the same.
         quantized: the linear layers' weights are in 4 or 8 bits, or will be once they are read.
     """
 
@@ -55,6 +57,7 @@ class Apply:
     batches: CalibrationBatches | None = None
     base_folder: Path | None = None
     checkpoint: Path | None = None
+    needs_start: bool = False
     quantized: bool = False
 
 

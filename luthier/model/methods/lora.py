@@ -135,7 +135,8 @@ class Lora(PeftMethod):
         """
         self._mends = self.options.init == "loftq" or (how.adapter is not None and (how.adapter / MENDING).is_file())
         tuned: Any = super().apply(model, how)
-        if self.options.init == "loftq" and how.checkpoint is None and model.device.type != "meta":
+        begins = how.checkpoint is None or how.needs_start
+        if self.options.init == "loftq" and begins and model.device.type != "meta":
             from luthier.model.loftq import start_from_the_error
 
             if how.base_folder is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from luthier.model import loading, loftq
 from luthier.model.inspection import MENDING
 from luthier.model.method import Apply
 from luthier.model.methods import lora
+from luthier.training import reference
 from tests.tiny import config_for, tiny_folder, write_rows
 
 pytest.importorskip("bitsandbytes")
@@ -93,6 +95,25 @@ def test_resumed_it_does_not_start_again(run: Path, config: dict[str, Any], monk
     luthier.train(config, resume=True)
     assert (run / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert (run / "final" / MENDING).is_file()
+
+
+def test_going_on_a_preference_run_still_begins_with_the_mended_model(
+    base: Path, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reference is that model: where none is kept any more, it is computed anew, and must have the same numbers."""
+    monkeypatch.setattr(reference, "reference_folder", lambda: tmp_path / "references")
+    rows = [{"instruction": f"{n} foxes", "chosen": "quick brown", "rejected": "your name"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "pairs.jsonl"), "cutoff_length": 64}
+    run = {**config, "stage": "dpo", "data": data, "output_dir": str(tmp_path / "run")}
+    ends = []
+    for resume in (False, True):
+        luthier.train(run, resume=resume)
+        (kept,) = (tmp_path / "references").glob("*/*.safetensors")
+        ends.append([kept.read_bytes(), (tmp_path / "run" / "final" / "adapter_model.safetensors").read_bytes()])
+        for folder in ("references", "run/final", "run/checkpoints/step-00000004"):
+            shutil.rmtree(tmp_path / folder)
+    assert ends[0] == ends[1]
 
 
 def test_merged_it_is_the_trained_model(run: Path, tmp_path: Path) -> None:
