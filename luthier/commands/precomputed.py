@@ -32,7 +32,7 @@ def with_reference(
     whole = {"train": data.train, "validation": data.validation, "test": data.test}
     splits: dict[str, Sequence[TokenizedExample]] = {**whole}
     if setup.stage.reference:
-        reference = Reference(scorer, engine, _identity(setup, engine), size, share, say)
+        reference = Reference(scorer, engine, _identity(setup, engine, scorer), size, share, say)
         splits = {name: reference.examples(name, examples) for name, examples in whole.items()}
     for name, part in data.validation_sets.items():
         splits[f"validation {name}"] = ExamplesPart(splits["validation"], part.places)
@@ -54,7 +54,7 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     if reason := no_room(layer, needed, limit, None if folder.exists() else run):
         say(f"trunk: {reason}")
         return packing
-    about = {**_identity(setup, engine), "data": train.content_hash(), "tokens": train.tokens}
+    about = {**_identity(setup, engine, scorer), "data": train.content_hash(), "tokens": train.tokens}
     scorer.trunk = make_trunk(model, layer, train, folder, about, engine, say)
     if scorer.trunk is None:
         return packing
@@ -62,14 +62,15 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     return replace(packing, trunk_starts=train.token_starts().tolist(), learnt=None)
 
 
-def _identity(setup: Setup, engine: Engine) -> dict[str, Any]:
+def _identity(setup: Setup, engine: Engine, scorer: nn.Module) -> dict[str, Any]:
     """Everything that shapes numbers of the model as it is before the first step, beside the tokens that it reads."""
     told, training = dump(setup.config), setup.config.training
+    dtypes = sorted({str(parameter.dtype) for parameter in scorer.parameters()})  # model.dtype auto asks the device
     return {
         # the weights' bytes: a model that was trained anew in its place has the same names, sizes and headers
         "model": [engine.lead(setup.source.content_hash), told["model"], told["method"], training.seed],
         "tokenizer": tokenizer_fingerprint(setup.tokenizer),  # the model has a row for each of its tokens
-        "precision": [training.bf16, training.fp16, training.pure_bf16],
+        "precision": [training.bf16, training.fp16, training.pure_bf16, training.tf32, dtypes],
         "device": engine.device.type,
         "versions": run_folder.versions(),
     }

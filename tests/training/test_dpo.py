@@ -22,6 +22,7 @@ from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.data.token_arrays import MemorySet, Numbering, TokenBlock, TokenJoiner
 from luthier.foundation.errors import DataError
+from luthier.model import loading
 from luthier.scoring.readouts import Scores, TargetLogp
 from luthier.scoring.scorer import Scorer
 from luthier.training import reference
@@ -250,6 +251,17 @@ def test_other_tokens_of_the_same_files_are_other_references(
     config = dpo_config(tiny_llama, pairs, tmp_path / "second", max_steps=1)
     config["data"] |= {"cache": False}
     luthier.train(config)
+    assert len(list(own_cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), [("bfloat16", None), ("float32", False)])
+def test_in_another_precision_it_is_another_reference(
+    dtype: str, tf32: Any, tiny_llama: Path, pairs: Path, tmp_path: Path, own_cache: Path, monkeypatch: Any
+) -> None:
+    """What `model.dtype: auto` becomes depends on the processor, which the config does not say."""
+    for name, chosen, products in (("first", "float32", None), ("second", dtype, tf32)):
+        monkeypatch.setattr(loading, "choose_dtype", lambda *_, chosen=chosen: getattr(torch, chosen))
+        luthier.train(dpo_config(tiny_llama, pairs, tmp_path / name, max_steps=1, tf32=products))
     assert len(list(own_cache.iterdir())) == 2
 
 

@@ -22,6 +22,7 @@ from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.foundation.errors import ModelError
+from luthier.model import loading
 from luthier.scoring import trunk
 from luthier.scoring.trunk import frozen_layers, make_trunk, states_below
 from tests.classify import classification_config, labelled_rows, write_json_lines
@@ -184,11 +185,12 @@ def test_a_rebuilt_trunk_has_the_same_bits_and_a_resumed_run_the_same_end(
     assert len(seen) == 2 and np.array_equal(seen[0], seen[1])
 
 
-@pytest.mark.parametrize("changed", ["nothing", "weights", "tokens"])
+@pytest.mark.parametrize("changed", ["nothing", "weights", "tokens", "precision"])
 def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
     changed: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights written over in place keep their names, sizes and header; a user's own format may make other tokens."""
+    """Weights written over in place keep their names, sizes and header; a user's own format may make other tokens;
+    another processor has units for 16 bits."""
     from safetensors.torch import save_file
 
     from luthier.commands import train
@@ -201,7 +203,7 @@ def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
     file, own = base / "model.safetensors", preparing.from_cache
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="before the trunk goes"):
         patched.setattr(train, "_leave_behind", fail)
-        run(base, rows, tmp_path / "run", save_strategy="epoch")
+        run(base, rows, tmp_path / "run", method=UPPER_LORA, save_strategy="epoch")
     if changed == "weights":
         save_file({name: weight * 1.5 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
     if changed == "tokens":
@@ -213,8 +215,10 @@ def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
             return sets
 
         monkeypatch.setattr(preparing, "from_cache", other)
+    if changed == "precision":
+        monkeypatch.setattr(loading, "choose_dtype", lambda *_: torch.bfloat16)
     capsys.readouterr()
-    run(base, rows, tmp_path / "run", resume=True, save_strategy="epoch")
+    run(base, rows, tmp_path / "run", resume=True, method=UPPER_LORA, save_strategy="epoch")
     assert ("are computed once" in capsys.readouterr().err) == (changed != "nothing")
 
 
