@@ -18,7 +18,7 @@ from luthier.data.fingerprints import tokenizer_fingerprint
 from luthier.data.token_arrays import ExamplesPart
 from luthier.foundation.progress import say
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import bytes_of, make_trunk, no_room, trunk_layer
+from luthier.scoring.trunk import make_trunk, trunk_layer
 from luthier.training.engine import Engine
 from luthier.training.grouping import Packing
 from luthier.training.reference import Reference
@@ -42,7 +42,7 @@ def with_reference(
 def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, run: Path) -> Packing:
     """The packing, which names rows of the trunk where the scorer has one; it stands in the run's folder until its end.
 
-    There is none of a stream, and where `trunk_layer` says so.
+    There is none of a stream, and where `trunk_layer` or `make_trunk` says so.
     """
     config, train, model = setup.config, setup.data.train, transformers_model(scorer.model)
     limit = config.training.trunk_cache_limit_gib
@@ -50,12 +50,8 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     layer = trunk_layer(model, scorer, limit, epochs, engine.world_size, train.longest_sequence)
     if not layer:
         return packing
-    needed, folder = bytes_of(train.tokens, model), run / run_folder.TRUNK
-    if reason := no_room(layer, needed, limit, None if folder.exists() else run):
-        say(f"trunk: {reason}")
-        return packing
     about = {**_identity(setup, engine, scorer), "data": train.content_hash(), "tokens": train.tokens}
-    scorer.trunk = make_trunk(model, layer, train, folder, about, engine, say)
+    scorer.trunk = make_trunk(model, layer, train, run / run_folder.TRUNK, about, limit, engine, say)
     if scorer.trunk is None:
         return packing
     # its states are of whole examples

@@ -169,18 +169,28 @@ def make_trunk(
     examples: Sequence[TokenizedExample],
     folder: Path,
     identity: Mapping[str, Any],
+    limit_gib: float,
     engine: Computing,
     say: Callable[[str], None],
 ) -> Trunk | None:
     """The trunk of all examples: from `folder` where it is whole, else computed and written there.
 
+    Args:
+        identity: everything that shapes the states, beside the layer; `tokens`, of all examples, among it.
+        limit_gib: of the trunk on disk.
+
     Returns:
-        None where the layers above do not go on from the states as the whole model does (a family that scales its
-        embeddings, say), told by trying the first example.
+        None, and says why, where there is no room or it can't be written; and where the layers above do not go on from
+        the states as the whole model does (a family that scales its embeddings, say), told by trying the first example.
     """
     width = int(model.config.get_text_config().hidden_size)
     about = json.loads(json.dumps({**identity, "layer": layer, "width": width}, default=str))
     kept = _open(folder, about)
+    if kept is None:
+        shutil.rmtree(folder, ignore_errors=True)  # of another model, or of other tokens: its room is free
+    if reason := no_room(layer, bytes_of(about["tokens"], model), limit_gib, None if kept is not None else folder.parent):
+        say(f"trunk: {reason}")
+        return None
     if kept is not None:
         say(f"trunk: the states below layer {layer} from the cache ({folder})")
         return kept
@@ -191,22 +201,36 @@ def make_trunk(
             if not _goes_on(model, layer, pack([examples[0]]).to(engine.device)):
                 return None
             say(f"trunk: the states below layer {layer} are computed once, for {len(examples):,} examples")
-            shutil.rmtree(folder, ignore_errors=True)
-            with whole_folder(folder) as building, (building / STATES).open("wb") as file:
-                with progress_bar("trunk", len(examples), unit="rows") as bar:
-                    for start in range(0, len(examples), EXAMPLES_AT_ONCE):
-                        few = examples[start : start + EXAMPLES_AT_ONCE]
-                        states_TH = states_below(model, layer, pack(few).to(engine.device))
-                        file.write(states_TH.float().cpu().numpy().tobytes())
-                        bar.advance(len(few))
-                told = {**about, "dtype": str(states_TH.dtype).removeprefix("torch.")}
-                (building / ABOUT).write_text(json.dumps(told, indent=1), encoding="utf-8")
+            _write(folder, about, model, layer, examples, engine.device)
+        made = _open(folder, about)
+        if made is None:
+            raise OSError("it is gone")
+        return made
+    except OSError as error:  # a quota, or a disk that has filled meanwhile
+        say(f"trunk: not kept, since {folder} can't be written ({error}); the states are computed in every epoch")
+        return None
     finally:
         model.train(training)
-    made = _open(folder, about)
-    if made is None:
-        raise OSError(f"{folder} is gone")
-    return made
+
+
+def _write(
+    folder: Path,
+    about: Mapping[str, Any],
+    model: PreTrainedModel,
+    layer: int,
+    examples: Sequence[TokenizedExample],
+    device: torch.device,
+) -> None:
+    """Compute the states of all examples, and what tells of them, into a folder that appears whole or not at all."""
+    with whole_folder(folder) as building, (building / STATES).open("wb") as file:
+        with progress_bar("trunk", len(examples), unit="rows") as bar:
+            for start in range(0, len(examples), EXAMPLES_AT_ONCE):
+                few = examples[start : start + EXAMPLES_AT_ONCE]
+                states_TH = states_below(model, layer, pack(few).to(device))
+                file.write(states_TH.float().cpu().numpy().tobytes())
+                bar.advance(len(few))
+        told = {**about, "dtype": str(states_TH.dtype).removeprefix("torch.")}
+        (building / ABOUT).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 def _open(folder: Path, about: Mapping[str, Any]) -> Trunk | None:

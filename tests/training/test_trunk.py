@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,7 @@ from luthier.data.records import Origin
 from luthier.foundation.errors import ModelError
 from luthier.model import loading
 from luthier.scoring import trunk
-from luthier.scoring.trunk import frozen_layers, make_trunk, states_below
+from luthier.scoring.trunk import Trunk, frozen_layers, make_trunk, states_below
 from tests.classify import classification_config, labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, tiny_model
 
@@ -63,14 +65,30 @@ def test_of_layers_that_share_a_weight_the_lowest_counts() -> None:
     assert frozen_layers(model) == 1
 
 
+def examples_of(*lengths: int) -> list[TokenizedExample]:
+    def example(number: int, length: int) -> TokenizedExample:
+        ids = tuple(5 + (number + place) % 200 for place in range(length))
+        tokens = TokenSequence(ids, (0.0,) + (1.0,) * (length - 1))
+        return TokenizedExample((tokens,), Origin("rows", number + 1), length, number=number)
+
+    return [example(number, length) for number, length in enumerate(lengths)]
+
+
+def made_of(
+    model: Any, examples: list[TokenizedExample], folder: Path, say: Callable[[str], None] = print, **identity: Any
+) -> Trunk | None:
+    """The states below the second layer."""
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
+    about = {"tokens": sum(example.tokens for example in examples), **identity}
+    return make_trunk(model, 1, examples, folder, about, 1.0, engine, say)
+
+
 def test_states_have_the_precision_that_entered_the_layer(tmp_path: Path) -> None:
     """A layer's first weight may have another: packed in 4 bits, or kept in float32 for learning."""
     model = tiny_model("llama").to(torch.bfloat16)
-    tokens = TokenSequence((5, 6, 7, 8), (0.0, 1.0, 1.0, 1.0))
-    examples = [TokenizedExample((tokens,), Origin("rows", 1), 4, number=0)]
-    engine: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
+    examples = examples_of(4)
     for _ in range(2):  # made, and read
-        made = make_trunk(model, 1, examples, tmp_path / "trunk", {"tokens": 4}, engine, lambda text: None)
+        made = made_of(model, examples, tmp_path / "trunk")
         assert made is not None
         found = made.of(torch.arange(4), nn.Linear(1, 1))
         assert found.dtype == torch.bfloat16
@@ -276,6 +294,46 @@ def test_a_trunk_that_is_too_large_is_not_made(
 ) -> None:
     run(tiny_llama, rows, tmp_path / "run", 1e-6)
     assert "more than training.trunk_cache_limit_gib; they are computed in every epoch" in capsys.readouterr().err
+
+
+def test_a_trunk_that_cannot_be_written_ends_no_run(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with a quota: the system refuses what goes beyond so many bytes of a file."""
+    expected = run(tiny_llama, rows, tmp_path / "expected", 0)
+    own = trunk.make_trunk
+
+    def short(*arguments: Any) -> Any:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            return own(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr("luthier.commands.precomputed.make_trunk", short)
+    capsys.readouterr()
+    assert run(tiny_llama, rows, tmp_path / "run") == expected
+    said = capsys.readouterr().err
+    assert "trunk: not kept, since" in said and "File too large" in said and "are computed in every epoch" in said
+    assert not list((tmp_path / "run").glob("*trunk*")) and not list((tmp_path / "run").glob(".trunk*"))
+
+
+def test_room_is_asked_for_once_a_trunk_of_another_model_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole one takes no more; one that is made anew does, and has the room of the old."""
+    model, examples, folder = tiny_model("llama"), examples_of(6, 6), tmp_path / "trunk"
+    needed = 4 * 32 * 12
+    assert made_of(model, examples, folder) is not None
+    # a disk of two such trunks, of whose free part half stays free
+    monkeypatch.setattr(trunk, "free_bytes", lambda place: (1 if folder.exists() else 2) * needed)
+    assert made_of(model, examples, folder, weights="other") is not None
+    monkeypatch.setattr(trunk, "free_bytes", lambda place: needed)
+    assert made_of(model, examples, folder, weights="other") is not None
+    said: list[str] = []
+    assert made_of(model, examples, folder, said.append, weights="third") is None
+    assert len(said) == 1 and "that are free in" in said[0] and not folder.exists()
 
 
 def test_a_model_that_does_not_go_on_from_its_states_computes_all(
