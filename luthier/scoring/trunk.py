@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from luthier.scoring.scorer import Scorer
 
 STATES, ABOUT = "states.bin", "about.json"
-EXAMPLES_AT_ONCE = 8  # always the same ones, so that a rebuilt trunk has the same bits however a run packs
+# Of a pass, in whole examples: always the same ones, so that a rebuilt trunk has the same bits however a run packs. Without
+# gradients so many take little beside a step; an example that is longer is one that a step must hold too.
+TOKENS_AT_ONCE = 2048
 TOLERANCE = 1e-5
+MAKING = "It was while the trunk was made: the states below the layers that learn."  # a note of the error
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,9 @@ def make_trunk(
     kept = _open(folder, about)
     if kept is None:
         shutil.rmtree(folder, ignore_errors=True)  # of another model, or of other tokens: its room is free
-    if reason := no_room(layer, bytes_of(about["tokens"], model), limit_gib, None if kept is not None else folder.parent):
+    if reason := no_room(
+        layer, bytes_of(about["tokens"], model), limit_gib, None if kept is not None else folder.parent
+    ):
         say(f"trunk: {reason}")
         return None
     if kept is not None:
@@ -206,6 +211,9 @@ def make_trunk(
         if made is None:
             raise OSError("it is gone")
         return made
+    except (MemoryError, RuntimeError) as error:  # memory that has run out: which setting does without
+        error.add_note(MAKING)
+        raise
     except OSError as error:  # a quota, or a disk that has filled meanwhile
         say(f"trunk: not kept, since {folder} can't be written ({error}); the states are computed in every epoch")
         return None
@@ -224,13 +232,25 @@ def _write(
     """Compute the states of all examples, and what tells of them, into a folder that appears whole or not at all."""
     with whole_folder(folder) as building, (building / STATES).open("wb") as file:
         with progress_bar("trunk", len(examples), unit="rows") as bar:
-            for start in range(0, len(examples), EXAMPLES_AT_ONCE):
-                few = examples[start : start + EXAMPLES_AT_ONCE]
+            for few in _passes(examples):
                 states_TH = states_below(model, layer, pack(few).to(device))
                 file.write(states_TH.float().cpu().numpy().tobytes())
                 bar.advance(len(few))
         told = {**about, "dtype": str(states_TH.dtype).removeprefix("torch.")}
         (building / ABOUT).write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def _passes(examples: Sequence[TokenizedExample]) -> Iterator[list[TokenizedExample]]:
+    """The examples in their order, as many at a time as `TOKENS_AT_ONCE` holds, but at least one."""
+    few: list[TokenizedExample] = []
+    tokens = 0
+    for example in examples:
+        if few and tokens + example.tokens > TOKENS_AT_ONCE:
+            yield few
+            few, tokens = [], 0
+        few.append(example)
+        tokens += example.tokens
+    yield few
 
 
 def _open(folder: Path, about: Mapping[str, Any]) -> Trunk | None:

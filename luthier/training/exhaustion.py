@@ -10,6 +10,7 @@ import torch
 
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import LuthierError, TrainingError
+from luthier.scoring.trunk import MAKING
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) 
         if isinstance(error, LuthierError) or not exhausted:
             raise
         training = config.training
-        advice = []
+        in_trunk = MAKING in getattr(error, "__notes__", ())
+        advice = ["training.trunk_cache_limit_gib=0"] if in_trunk else []
         if training.memory_budget_gib is not None:  # a number of tokens beside it would be refused
             advice.append(f"training.memory_budget_gib={0.75 * training.memory_budget_gib:.3g}")
         elif isinstance(training.tokens_per_batch, int):

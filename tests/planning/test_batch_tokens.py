@@ -190,6 +190,7 @@ def test_where_memory_runs_out_all_the_same_fewer_tokens_are_advised(
     with pytest.raises(TrainingError) as error, memory_explained(config, tmp_path, "luthier train --resume"):
         raise MemoryError
     assert "training.tokens_per_batch=1500; training.gradient_checkpointing=true" in error.value.remedy
+    assert "trunk" not in error.value.remedy  # which comes before the steps
     # a number of tokens beside a budget would be refused
     config = with_tokens(load(settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=2.0)), 3000)
     with pytest.raises(TrainingError) as error, memory_explained(config, tmp_path, "luthier train --resume"):

@@ -20,12 +20,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import luthier
+from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.packing import pack
 from luthier.data.records import Origin
-from luthier.foundation.errors import ModelError
+from luthier.foundation.errors import ModelError, TrainingError
 from luthier.model import loading
-from luthier.scoring import trunk
+from luthier.scoring import attention, trunk
 from luthier.scoring.trunk import Trunk, frozen_layers, make_trunk, states_below
 from tests.classify import classification_config, labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, tiny_model
@@ -317,6 +318,38 @@ def test_a_trunk_that_cannot_be_written_ends_no_run(
     said = capsys.readouterr().err
     assert "trunk: not kept, since" in said and "File too large" in said and "are computed in every epoch" in said
     assert not list((tmp_path / "run").glob("*trunk*")) and not list((tmp_path / "run").glob(".trunk*"))
+
+
+def test_passes_are_bounded_in_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole examples in their order, and one at least; each has the states that it has alone."""
+    model, examples = tiny_model("llama"), examples_of(4, 5, 2, 12, 1, 9)
+    model.set_attn_implementation(attention.NAME)
+    rows: list[int] = []
+    own = trunk.states_below
+
+    def counted(model: Any, layer: int, batch: Batch) -> torch.Tensor:
+        rows.append(len(batch.input_ids_T))
+        return own(model, layer, batch)
+
+    monkeypatch.setattr(trunk, "states_below", counted)
+    monkeypatch.setattr(trunk, "TOKENS_AT_ONCE", 10)
+    made = made_of(model, examples, tmp_path / "trunk")
+    assert rows == [4, 9, 2, 12, 10]  # the first: whether the layers above go on from its states
+    with torch.no_grad():
+        alone = torch.cat([own(model, 1, pack([example])) for example in examples])
+    assert made is not None and torch.allclose(made.of(torch.arange(33), nn.Linear(1, 1)), alone, atol=1e-6)
+
+
+def test_where_memory_runs_out_meanwhile_to_do_without_is_advised(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(trunk, "states_below", exhausted)
+    with pytest.raises(TrainingError) as error:
+        run(tiny_llama, rows, tmp_path / "run")
+    assert error.value.remedy.startswith("Try, one after another: training.trunk_cache_limit_gib=0; ")
 
 
 def test_room_is_asked_for_once_a_trunk_of_another_model_is_gone(
