@@ -26,12 +26,13 @@ from luthier.model.merging import check_mergeable
 from luthier.model.method import Apply, CalibrationBatches, Method, ParameterCount, count_parameters
 from luthier.model.placement import check_on_one
 from luthier.model.tokenizers.repair import Repair, fit_model
-from luthier.scoring.probe import has_sequence_head, padded_only, probe
+from luthier.scoring.probe import has_sequence_head, probe
+from luthier.scoring.scorer import Scorer
 from luthier.scoring.sequence_summary import reads_last_column
-from luthier.scoring.virtual_tokens import WHY_PADDED, has_virtual_tokens, refuse_checkpointed_prefix
+from luthier.scoring.virtual_tokens import has_virtual_tokens, refuse_checkpointed_prefix
 from luthier.training.answering import check_answers
 from luthier.training.callbacks import metric_problems
-from luthier.training.grouping import regrouped
+from luthier.training.grouping import regrouped, shares
 from luthier.training.optimization import check_optimizer, trained_shapes
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
@@ -210,6 +211,11 @@ def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None])
     )
     if training.grouping != "within_buffer":
         return schedule
+    if training.per_device_train_batch_size == 1 and training.tokens_per_batch is None:
+        say(
+            "training.grouping is within_buffer, but a batch holds one example, which shares nothing with the others of its "
+            "step: set training.tokens_per_batch to auto, or grouping to within_step"
+        )
 
     @functools.lru_cache(maxsize=2)
     def grouped(epoch: int) -> list[int]:
@@ -243,8 +249,10 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
         reads_last_column(model, hasattr(setup.config.method, "num_virtual_tokens"))
     tuned = setup.tune(model)
     if has_virtual_tokens(tuned):
-        padded_only(finding, WHY_PADDED).choose(wish)
         refuse_checkpointed_prefix(tuned, setup.config.training.gradient_checkpointing)
+    # the layout of its batches, before weights are read
+    aux_loss_coef = setup.config.model.router_aux_loss_coef
+    shares(Scorer(tuned, wish, router_aux_loss_coef=aux_loss_coef, fused=False), setup.config.training)
     ratio = setup.method.learning_rate_ratio
     for remark in check_optimizer(setup.config, tuned, ratio, setup.schedule.total_steps):
         say(remark)

@@ -204,6 +204,11 @@ class TrainingConfig(Section):
         names = [name for options in self.metrics for name in given_by(options)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"metrics give {', '.join(twice)} twice: choose each once")
+        if self.grouping == "within_buffer" and self.prefix_sharing == "off":
+            problems.append(
+                "grouping is within_buffer, which fills a step with examples that begin alike, so that their beginning is "
+                "computed once, but prefix_sharing is off: set prefix_sharing to auto, or grouping to within_step"
+            )
         problems += self._settings_without_effect()
         schedules = self.optim.schedules
         if schedules and self.lr_scheduler_type not in schedules:

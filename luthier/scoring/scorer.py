@@ -93,6 +93,8 @@ class Scorer(nn.Module):
             finding = padded_only(finding, WHY_PADDED)
         elif spread:
             finding = padded_only(finding, "its modules lie on several devices")
+        elif route == "padded":
+            finding = padded_only(finding, "model.attention is padded")
         self.finding: Finding = finding
         self._reads_itself = has_sequence_head(inner) and not finding.pools_last
         self._pad_left = self._reads_itself and reads_last_column(inner, self._virtual)
@@ -110,9 +112,20 @@ class Scorer(nn.Module):
                 fuse(inner)
 
     def may_share(self, training: bool) -> bool:
-        """Whether sequences that begin alike may be laid down once: the segmented route computes a token once, nothing
-        is dropped out (each sequence would drop other units), and no router's loss counts tokens."""
-        return self.route == "segmented" and not (training and (self.router_loss.arguments or drops_out(self.model)))
+        """Whether sequences that begin alike may be laid down once, with nothing changed."""
+        return not self.why_apart(training)
+
+    def why_apart(self, training: bool) -> str:
+        """Why sequences that begin alike are each computed whole; empty where they may be laid down once: the segmented route
+        computes a token once, no router's loss counts tokens, and nothing is dropped out (each sequence would drop other
+        units)."""
+        if self.route == "padded":
+            return f"this run computes padded rows, each of them whole{f': {self.finding.reason}' if self.finding.reason else ''}"
+        if training and self.router_loss.arguments:
+            return "the router's load-balancing loss counts the tokens of each example"
+        if training and drops_out(self.model):
+            return "the method or the model drops out, in each example other units"
+        return ""
 
     def tokens_computed(self, batch: Batch, readout: Readout | Sequence[Readout] = TargetLogp()) -> int:  # noqa: B008 - frozen
         """Tokens of a batch that go through the model in training for some readouts, padding included."""

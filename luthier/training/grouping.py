@@ -45,23 +45,36 @@ class Packing:
 
 
 def packing_of(scorer: Scorer, training: TrainingConfig, stage: Stage) -> Packing:
-    """How a run's batches are laid down.
-
-    Raises:
-        ConfigError: prefix sharing was asked for, and the route computes every row whole.
-    """
-    if training.prefix_sharing == "on" and scorer.route == "padded":
-        raise ConfigError(
-            [
-                "training.prefix_sharing is on, but this run computes padded rows, each of them whole"
-                f"{f': {scorer.finding.reason}' if scorer.finding.reason else ''}; set it to auto"
-            ]
-        )
-    share = training.prefix_sharing == "on" or (training.prefix_sharing == "auto" and scorer.may_share(training=True))
+    """How a run's batches are laid down. Raises ConfigError as `shares` does."""
+    share = shares(scorer, training)
     # a trunk's states are of whole examples
     learnt = stage.learnt if scorer.trunk is None else None
     assert training.tokens_per_batch != "auto", "it is settled before a run is put together"
     return Packing(share, training.grouping if share else "off", training.tokens_per_batch, learnt=learnt)
+
+
+def shares(scorer: Scorer, training: TrainingConfig) -> bool:
+    """Whether a run's batches lay down once what their sequences begin with.
+
+    Raises:
+        ConfigError: that was asked for, and the route computes every row whole; or a grouping was that changes which examples
+            form a step for its sake, and there is none.
+    """
+    apart = scorer.why_apart(training=True)
+    can, asked = scorer.route == "segmented", training.prefix_sharing == "on"
+    share = can if asked else training.prefix_sharing == "auto" and not apart
+    problems = []
+    if asked and not can:
+        problems.append(f"training.prefix_sharing is on, but {apart}; set it to auto")
+    if training.grouping == "within_buffer" and not share:
+        problems.append(
+            "training.grouping is within_buffer, which fills a step with examples that begin alike, so that their beginning is "
+            f"computed once, but {apart}; set it to within_step"
+            f"{', or training.prefix_sharing to on, which shares all the same' if can else ''}"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return share
 
 
 def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> list[Batch]:

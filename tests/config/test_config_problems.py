@@ -177,6 +177,10 @@ def test_an_empty_config_lacks_model_and_data() -> None:
             "nesterov has no effect with momentum 0",
         ),
         (with_training(early_stopping_patience=2), "early_stopping_patience=2 has no effect: it needs eval_strategy"),
+        (
+            with_training(grouping="within_buffer", prefix_sharing="off"),
+            "computed once, but prefix_sharing is off: set prefix_sharing to auto, or grouping to within_step",
+        ),
         (with_training(load_best_model_at_end=True), "needs evaluation and saving at the same moments"),
     ],
 )

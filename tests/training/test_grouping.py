@@ -12,12 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import luthier
+from luthier.commands.setup import set_up
+from luthier.config.loading import load
+from luthier.config.training_section import TrainingConfig
 from luthier.data.batch import Batch
 from luthier.data.examples import TokenizedExample, TokenSequence
 from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
-from luthier.training.grouping import Packing, dealt, pack_step, regrouped
+from luthier.scoring.scorer import Scorer
+from luthier.training.grouping import Packing, dealt, pack_step, regrouped, shares
+from luthier.training.schedule import IndexedSchedule
+from tests.scoring.test_router import qwen3_moe
 from tests.tiny import config_for
 
 
@@ -153,6 +159,73 @@ def test_sharing_that_the_route_does_not_have_is_refused(tiny_llama: Path, rows:
     config["model"] = {"name": config["model"], "attention": "padded"}
     with pytest.raises(ConfigError, match=r"prefix_sharing is on, but this run computes padded rows"):
         luthier.train(config)
+
+
+def within_buffer(
+    model: Path, data: Path, out: Path, dropout: float = 0.0, of_model: Any = None, **training: Any
+) -> dict[str, Any]:
+    """A run whose steps hold examples that begin alike."""
+    config = config_for(model, data, out, grouping="within_buffer", **training)
+    return {**config, "model": {"name": str(model), **(of_model or {})}, "method": {"name": "lora", "dropout": dropout}}
+
+
+PADDED = "this run computes padded rows, each of them whole: model.attention is padded; set it to "
+DROPS = "drops out, in each example other units; set it to within_step, or training.prefix_sharing to on"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({"dropout": 0.1}, [DROPS]),
+        ({"of_model": {"config_overrides": {"attention_dropout": 0.1}}}, [DROPS]),
+        ({"of_model": {"attention": "padded"}}, [PADDED + "within_step"]),
+        (
+            {"of_model": {"attention": "padded"}, "prefix_sharing": "on"},
+            [PADDED + "auto", PADDED + "within_step"],
+        ),
+    ],
+)
+def test_steps_that_share_nothing_are_not_filled_for_its_sake(
+    changes: dict[str, Any],
+    problems: list[str],
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused before weights are read."""
+    monkeypatch.setattr("luthier.model.loading.weights_at", None)
+    with pytest.raises(ConfigError) as caught:
+        luthier.train(within_buffer(tiny_llama, rows, tmp_path / "run", **changes))
+    assert len(caught.value.problems) == len(problems)
+    assert all(told in found for found, told in zip(caught.value.problems, problems, strict=True))
+
+
+def test_a_routers_loss_keeps_steps_from_being_filled_too() -> None:
+    training = TrainingConfig(grouping="within_buffer")
+    scorer = Scorer(qwen3_moe(), router_aux_loss_coef=0.1)
+    with pytest.raises(ConfigError, match="load-balancing loss counts the tokens of each example; set it to"):
+        shares(scorer, training)
+    assert shares(scorer, training.model_copy(update={"prefix_sharing": "on"}))
+    assert shares(Scorer(qwen3_moe()), training)
+
+
+def test_dropout_that_is_shared_lets_steps_be_filled(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    config = load(within_buffer(tiny_llama, rows, tmp_path / "run", dropout=0.1, prefix_sharing="on"))
+    said: list[str] = []
+    schedule = set_up(config, say=said.append).schedule
+    assert isinstance(schedule, IndexedSchedule) and schedule.order is not None
+    assert not any("within_buffer" in remark for remark in said)
+
+
+def test_batches_of_one_example_are_told_to_share_nothing(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    told = {}
+    for name, tokens in (("one", []), ("bounded", ["training.tokens_per_batch=64"])):
+        config = load(within_buffer(tiny_llama, rows, tmp_path / name, per_device_train_batch_size=1), tokens)
+        said: list[str] = []
+        set_up(config, say=said.append)
+        told[name] = any("within_buffer, but a batch holds one example" in remark for remark in said)
+    assert told == {"one": True, "bounded": False}
 
 
 def test_with_dropout_sharing_waits_to_be_asked_for(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
