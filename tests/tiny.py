@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    import pytest
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (
@@ -67,6 +71,21 @@ def tiny_model(kind: str, vocab_size: int = 300, seed: int = 0, **settings: Any)
             transformers.SmolLM3Config,
             transformers.SmolLM3ForCausalLM,
             {**llama, "no_rope_layers": [1, 0, 1]},
+        ),
+        "granite": (
+            transformers.GraniteConfig,
+            transformers.GraniteForCausalLM,
+            {**llama, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+        ),
+        "gemma3": (
+            transformers.Gemma3TextConfig,
+            transformers.Gemma3ForCausalLM,
+            {
+                **llama,
+                "head_dim": 8,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "num_hidden_layers": 4,
+            },
         ),
         "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel, gpt2),
     }
@@ -140,3 +159,21 @@ def config_for(model: Path, rows: Path, out: Path, **training: Any) -> dict[str,
         },
         "output_dir": str(out),
     }
+
+
+def carry_first_layer_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Llama a family whose end needs more than the states that come up: something inside the first layer too."""
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    own = LlamaModel.forward
+
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        inside: list[torch.Tensor] = []
+        part = getattr(self.layers[0], "mlp", None)
+        with part.register_forward_hook(lambda *call: inside.append(call[-1])) if part is not None else nullcontext():
+            output = own(self, *arguments, **named)
+        for states in inside:
+            output.last_hidden_state = output.last_hidden_state + states[0, 0]
+        return output
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)

@@ -18,7 +18,7 @@ from luthier.data.fingerprints import tokenizer_fingerprint
 from luthier.data.token_arrays import ExamplesPart
 from luthier.foundation.progress import say
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import make_trunk, trunk_layer
+from luthier.scoring.trunk import GOES_NOT_ON, make_trunk, trunk_layer
 from luthier.training.engine import Engine
 from luthier.training.grouping import Packing
 from luthier.training.reference import Reference
@@ -49,6 +49,9 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
     epochs = setup.schedule.total_epochs if setup.data.stream is None else 1
     layer = trunk_layer(model, scorer, limit, epochs, engine.world_size, train.longest_sequence)
     if not layer:
+        return packing
+    if not scorer.finding.goes_on:
+        say(f"trunk: {GOES_NOT_ON}")
         return packing
     about = {**_identity(setup, engine, scorer), "data": train.content_hash(), "tokens": train.tokens}
     scorer.trunk = make_trunk(model, layer, train, run / run_folder.TRUNK, about, limit, engine, say)

@@ -19,7 +19,7 @@ from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
 from luthier.planning.taken import Disk, Memory, Time
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import bytes_of, no_room, trunk_layer
+from luthier.scoring.trunk import GOES_NOT_ON, bytes_of, no_room, trunk_layer
 from luthier.training.trained import update_tensors
 
 if TYPE_CHECKING:
@@ -292,13 +292,13 @@ class Planner:
         return model
 
     def _trunk(self, subject: Subject, model: TracedModel) -> tuple[int, int, str]:
-        """The layer below which a run keeps states, and their bytes; without them 0, 0 and why, where there is no room."""
+        """The layer below which a run keeps states, and their bytes; without them 0, 0 and why."""
         config, inner = subject.config, transformers_model(model.scorer.model)
         epochs, limit = subject.rows.epochs(config, self.hardware.count), config.training.trunk_cache_limit_gib
         longest = subject.rows.longest_sequence(config)
         layer = trunk_layer(inner, model.scorer, limit, epochs, self.hardware.count, longest)
-        if not layer:
-            return 0, 0, ""
+        if not layer or not model.scorer.finding.goes_on:
+            return 0, 0, GOES_NOT_ON if layer else ""
         needed = bytes_of(subject.rows.tokens, inner)
         reason = no_room(layer, needed, limit, Path(config.output_dir) if self.hardware.is_this_machine else None)
         return (0, 0, reason) if reason else (layer, needed, "")

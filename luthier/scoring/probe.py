@@ -28,6 +28,7 @@ from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.readouts import HeadAt
 from luthier.scoring.segmented import hidden_at
+from luthier.scoring.trunk import goes_on
 
 TOLERANCE = 1e-5  # relative, float32, dropout off
 SEEN = 4  # positions of a window, a chunk, a step of a scale: fewer than the probe's sequences have, so that they act
@@ -53,12 +54,14 @@ class Finding:
         reason: why not segmented; empty if it is.
         pools_last: of a model with a head for classification, whether that is one map of the hidden state of a sequence's
             last token; else (encoders, with a pooler of their own) only its own forward computes it.
+        goes_on: whether its layers above any go on from the states that enter them (see `luthier.scoring.trunk`).
     """
 
     segmented: bool
     plain_head: bool
     reason: str = ""
     pools_last: bool = False
+    goes_on: bool = False
 
     def choose(self, wish: Literal["auto", "segmented", "padded"]) -> Literal["segmented", "padded"]:
         """The route for a wish.
@@ -123,7 +126,7 @@ def _probe(
             reason = _difference(model, batch, lambda hidden_NH: head.target_logp(hidden_NH, batch.targets_N))
         except Exception as error:  # whatever a foreign model raises on this route is the reason not to take it
             reason = brief(error)
-        return Finding(not reason, plain, reason)
+        return Finding(not reason, plain, reason, goes_on=not reason and _goes_on(model, batch))
 
 
 @contextmanager
@@ -157,7 +160,7 @@ def _probe_sequence_head(model: PreTrainedModel, batch: Batch, need_segments: bo
         reason = _difference(model, batch, lambda hidden_NH: score(hidden_NH).sum(dim=1))  # type: ignore[misc]
     except Exception as error:  # whatever a foreign model raises is the reason to let it compute all by itself
         return Finding(False, False, brief(error))
-    return Finding(not reason, False, reason, pools_last=True)
+    return Finding(not reason, False, reason, pools_last=True, goes_on=not reason and _goes_on(model, batch))
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -357,6 +360,18 @@ def _difference(model: PreTrainedModel, batch: Batch, read: Callable[[Tensor], T
     worst = max(relative(own, theirs, floor) for own, theirs in zip(gradients, reference_gradients, strict=True))
     # a gradient is a sum over tokens in another order: ten roundings more than a value
     return "" if worst < 10 * TOLERANCE else f"gradients differ by {worst:.1e} between the routes"
+
+
+def _goes_on(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether the model, on the segmented route, goes on from the states below any of its layers."""
+    layers = getattr(backbone_of(model), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return False
+    try:
+        with torch.no_grad():
+            return all(goes_on(model, layer, batch) for layer in range(1, len(layers)))
+    except Exception:  # whatever a foreign model raises there, it does not
+        return False
 
 
 def relative(value: Tensor, reference: Tensor, floor: float = 1e-12) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ def hidden_at(
     of some rows, and which of them each of the P is, [P].
 
     Args:
-        trunk: the states that a batch which knows their rows begins with, instead of its tokens.
+        trunk: the states that a batch which knows their rows goes on from, instead of computing the layers below.
         independent_length: see `luthier.scoring.dynamic_positions`; with a longer sequence all tokens are computed.
         arguments: for the backbone; where something else is asked of it (a router's logits), all layers compute all rows.
     """
@@ -45,11 +46,11 @@ def hidden_at(
     some = len(rows_U) < len(batch.input_ids_T)
     layout = Layout.of(batch.segments, rows_U if some and is_narrow(backbone) and not arguments else None)
     arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": layout}
+    only_above: AbstractContextManager[None] = nullcontext()
     if trunk is not None and batch.trunk_rows_T is not None:
         states_TH = trunk.of(batch.trunk_rows_T, backbone.layers[trunk.layer])
-        with above(model, trunk.layer):
-            output = backbone(inputs_embeds=states_TH[None], **arguments)
-    else:
+        only_above = above(model, trunk.layer, states_TH)
+    with only_above:
         output = backbone(input_ids=batch.input_ids_T[None], **arguments)
     hidden: Tensor = output.last_hidden_state[0]
     return output, hidden.index_select(0, rows_U) if some and layout.last is None else hidden, of_place_P

@@ -38,6 +38,9 @@ STATES, ABOUT = "states.bin", "about.json"
 # gradients so many take little beside a step; an example that is longer is one that a step must hold too.
 TOKENS_AT_ONCE = 2048
 TOLERANCE = 1e-5
+GOES_NOT_ON = (
+    "none: in this family the layers above need more than the states that reach them, which are computed in every epoch"
+)
 MAKING = "It was while the trunk was made: the states below the layers that learn."  # a note of the error
 
 
@@ -111,12 +114,26 @@ def trunk_layer(model: PreTrainedModel, scorer: Scorer, limit_gib: float, epochs
     return frozen_layers(model)
 
 
+class _StandIn(nn.Module):
+    """In the place of a layer below: gives the states of all of them, whatever comes in."""
+
+    def __init__(self, states_TH: Tensor) -> None:
+        super().__init__()
+        self.states_1TH = states_TH[None]
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.states_1TH
+
+
 @contextmanager
-def above(model: PreTrainedModel, layer: int) -> Iterator[None]:
-    """The model with its layers from `layer` on alone, which takes the trunk's states for its embeddings."""
+def above(model: PreTrainedModel, layer: int, states_TH: Tensor) -> Iterator[None]:
+    """The model with its layers from `layer` on alone, which go on from the states [T, H].
+
+    Those above keep their numbers, by which some families (Gemma 3) choose a layer's mask and positions.
+    """
     backbone: Any = backbone_of(model)
     whole = backbone._modules["layers"]
-    backbone._modules["layers"] = nn.ModuleList(list(whole)[layer:])
+    backbone._modules["layers"] = nn.ModuleList([_StandIn(states_TH)] * layer + list(whole)[layer:])
     try:
         yield
     finally:
@@ -145,6 +162,29 @@ def states_below(model: PreTrainedModel, layer: int, batch: Batch) -> Tensor:
     finally:
         handle.remove()
     raise RuntimeError("the backbone has not reached its layer")
+
+
+def goes_on(model: PreTrainedModel, layer: int, batch: Batch) -> bool:
+    """Whether the layers from `layer` on, given the states below, end as the whole model does.
+
+    They do not where something else comes up to them from below: the first layers' keys and values, say.
+    """
+    backbone: Any = backbone_of(model)
+
+    def computed() -> Tensor:
+        output = backbone(
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            segments=Layout.of(batch.segments),
+        )
+        last: Tensor = output.last_hidden_state
+        return last
+
+    whole = computed()
+    with above(model, layer, states_below(model, layer, batch)):
+        parts = computed()
+    return bool((parts - whole).norm() <= TOLERANCE * whole.norm())
 
 
 def bytes_of(tokens: int, model: PreTrainedModel) -> int:
@@ -184,16 +224,15 @@ def make_trunk(
 
     Returns:
         None, and says why, where there is no room or it can't be written; and where the layers above do not go on from
-        the states as the whole model does (a family that scales its embeddings, say), told by trying the first example.
+        the states as the whole model does, told by trying the first example.
     """
     width = int(model.config.get_text_config().hidden_size)
     about = json.loads(json.dumps({**identity, "layer": layer, "width": width}, default=str))
     kept = _open(folder, about)
     if kept is None:
         shutil.rmtree(folder, ignore_errors=True)  # of another model, or of other tokens: its room is free
-    if reason := no_room(
-        layer, bytes_of(about["tokens"], model), limit_gib, None if kept is not None else folder.parent
-    ):
+    place = folder.parent if kept is None else None
+    if reason := no_room(layer, bytes_of(about["tokens"], model), limit_gib, place):
         say(f"trunk: {reason}")
         return None
     if kept is not None:
@@ -203,7 +242,8 @@ def make_trunk(
     model.eval()
     try:
         with torch.no_grad(), engine.autocast():
-            if not _goes_on(model, layer, pack([examples[0]]).to(engine.device)):
+            if not goes_on(model, layer, pack([examples[0]]).to(engine.device)):
+                say(f"trunk: {GOES_NOT_ON}")
                 return None
             say(f"trunk: the states below layer {layer} are computed once, for {len(examples):,} examples")
             _write(folder, about, model, layer, examples, engine.device)
@@ -266,14 +306,3 @@ def _open(folder: Path, about: Mapping[str, Any]) -> Trunk | None:
         return Trunk(about["layer"], np.memmap(folder / STATES, np.float32, mode="r", shape=shape), dtype)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _goes_on(model: PreTrainedModel, layer: int, batch: Batch) -> bool:
-    """Whether the layers above, given the states, end as the whole model does."""
-    backbone: Any = backbone_of(model)
-    about = {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": Layout.of(batch.segments)}
-    whole = backbone(input_ids=batch.input_ids_T[None], **about).last_hidden_state
-    states_TH = states_below(model, layer, batch)
-    with above(model, layer):
-        parts = backbone(inputs_embeds=states_TH[None], **about).last_hidden_state
-    return bool((parts - whole).norm() <= TOLERANCE * whole.norm())

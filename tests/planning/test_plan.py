@@ -24,7 +24,7 @@ from luthier.planning.step_time import HOST_BYTES_PER_SECOND, HOST_LINK
 from luthier.planning.strategies import STRATEGIES
 from luthier.planning.subject import Subject
 from luthier.planning.taken import Memory
-from tests.tiny import config_for, tiny_folder
+from tests.tiny import carry_first_layer_up, config_for, tiny_folder
 
 CARD = Device("card", 2**34, 100e12, 20e12, 1e12, 1e11, kind="cuda")
 
@@ -151,6 +151,17 @@ def test_later_epochs_begin_above_what_does_not_learn(tiny_llama: Path, rows: Pa
     small = planner_for(tiny_llama, rows, tmp_path, *settings, "training.trunk_cache_limit_gib=1e-6").plan()
     assert (small.trunk_layer, small.seconds_per_step) == (0, pytest.approx(whole.seconds_per_step))
     assert any("more than training.trunk_cache_limit_gib" in remark for remark in small.remarks)
+
+
+def test_no_trunk_is_promised_of_a_family_that_has_none(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_folder(tmp_path / "model", rms_norm_eps=4e-6)  # of which the probe knows nothing yet
+    carry_first_layer_up(monkeypatch)
+    settings = ("method=freeze", "method.trainable_layers=1", "training.max_steps=-1", "training.num_train_epochs=4")
+    found = planner_for(model, rows, tmp_path, *settings).plan(with_time=False)
+    assert (found.route, found.trunk_layer, found.disk.trunk) == ("segmented", 0, 0)
+    assert any(remark.startswith("trunk: none: in this family") for remark in found.remarks)
 
 
 def test_what_examples_begin_with_alike_is_counted(tiny_llama: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from luthier.model import loading
 from luthier.scoring import attention, trunk
 from luthier.scoring.trunk import Trunk, frozen_layers, make_trunk, states_below
 from tests.classify import classification_config, labelled_rows, write_json_lines
-from tests.tiny import config_for, tiny_folder, tiny_model
+from tests.tiny import carry_first_layer_up, config_for, tiny_folder, tiny_model
 
 
 def trained(kind: str, *names: str, **settings: Any) -> Any:
@@ -369,22 +369,33 @@ def test_room_is_asked_for_once_a_trunk_of_another_model_is_gone(
     assert len(said) == 1 and "that are free in" in said[0] and not folder.exists()
 
 
-def test_a_model_that_does_not_go_on_from_its_states_computes_all(
-    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("told_by", ["small copy", "model"])
+def test_a_family_that_does_not_go_on_from_its_states_computes_all(
+    told_by: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a family would that scales its embeddings: found out with the first example."""
-    from transformers.models.llama.modeling_llama import LlamaModel
+    """What the small copy does not tell, the first example does."""
+    own_kind = {"small copy": 2e-6, "model": 3e-6}  # what the probe found of others is kept
+    model = tiny_folder(tmp_path / "model", rms_norm_eps=own_kind[told_by])
+    if told_by == "model":
+        run(model, rows, tmp_path / "before", max_steps=1)
+    carry_first_layer_up(monkeypatch)
+    expected = run(model, rows, tmp_path / "expected", 0)
+    capsys.readouterr()
+    assert run(model, rows, tmp_path / "run") == expected
+    said = capsys.readouterr().err
+    assert said.count("trunk: none: in this family the layers above need more than the states that reach them") == 1
+    assert "computed once" not in said
 
-    expected = run(tiny_llama, rows, tmp_path / "expected", 0)
-    own = LlamaModel.forward
 
-    def scaled(self: nn.Module, *arguments: Any, inputs_embeds: Any = None, **named: Any) -> Any:
-        if inputs_embeds is not None:
-            inputs_embeds = 2 * inputs_embeds
-        return own(self, *arguments, inputs_embeds=inputs_embeds, **named)
-
-    monkeypatch.setattr(LlamaModel, "forward", scaled)
-    assert run(tiny_llama, rows, tmp_path / "run") == expected
+@pytest.mark.parametrize(("kind", "last"), [("granite", 2), ("gemma3", 3)])
+def test_families_that_scale_embeddings_or_count_their_layers_go_on(
+    kind: str, last: int, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Granite multiplies embeddings in its forward pass; Gemma 3 takes a layer's positions by the layer's number."""
+    model = tiny_folder(tmp_path / "model", kind)
+    kept = run(model, rows, tmp_path / "with")
+    assert f"trunk: the states below layer {last} are computed once" in capsys.readouterr().err
+    assert kept == pytest.approx(run(model, rows, tmp_path / "without", 0), rel=1e-5) and kept[-1] < 0.99 * kept[0]
 
 
 def test_a_head_learns_alone_on_a_trunk(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
