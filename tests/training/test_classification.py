@@ -317,6 +317,17 @@ def test_which_numbers_are_standardised(labels: list[float], asked: bool | None,
     assert (head.mean, head.scale) == (stage.mean, stage.scale) == pytest.approx(expected)
 
 
+def test_numbers_that_float32_can_not_tell_apart_are_refused() -> None:
+    """Near 1.7e9 its numbers are 128 apart."""
+    stage = regression.build(regression.Options())
+    labels = 1_700_000_000.0 + np.arange(100)
+    data = SimpleNamespace(train=SimpleNamespace(numbers=lambda name: labels), report=SimpleNamespace(labels=()))
+    with pytest.raises(DataError, match=r"1700000000 to 1700000099, lie so close.*rounds them by up to 6\d"):
+        stage.meet(data)  # type: ignore[arg-type]
+    labels -= 1_699_999_000
+    assert stage.meet(data).mean == labels.mean()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("labels", "asked", "unit", "message"),
     [

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from luthier.config.sections import PluginOptions
 from luthier.config.stage_encoders import encoder_of
-from luthier.foundation.errors import ModelError
+from luthier.foundation.errors import DataError, ModelError
 from luthier.training.labelling import Labelling, check_metrics
 from luthier.training.stage import Stage
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 FAR = 10.0  # from what a fresh head gives
+ROUNDED = 1e-3  # of the labels' deviation: what float32, in which all is computed, may take from one
 
 
 class Options(PluginOptions):
@@ -68,6 +69,13 @@ class Regression(Stage):
         self.labelling.meet(data)
         labels = data.train.numbers("label")
         mean, scale = float(labels.mean()), float(labels.std())
+        rounded = float(abs(labels - labels.astype("f4")).max())
+        if rounded > ROUNDED * scale:
+            raise DataError(
+                f"the labels, {labels.min():.15g} to {labels.max():.15g}, lie so close together for their size that float32 "
+                f"rounds them by up to {rounded:.3g}.",
+                f"Subtract a number near {mean:.15g} from all of them.",
+            )
         wanted = self.standardize
         if wanted is None:
             wanted = abs(mean) > FAR or not 1 / FAR < scale < FAR
