@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -207,8 +208,9 @@ def _sets_by_name(entries: Any, validation: StoredExamples, report: DataReport) 
                 "Remove the entry; `luthier data check` shows what became of its rows.",
             )
         stem = re.sub(r"\W+", "_", inner_path(Path(entry.path.rpartition("#")[2])).stem).strip("_") or "entry"
-        same = sum(re.fullmatch(rf"{stem}(_\d+)?", name) is not None for name in found)
-        found[f"{stem}_{same + 1}" if same else stem] = ExamplesPart(validation, range(done, done + source.examples))
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([stem], numbered) if name not in found)
+        found[name] = ExamplesPart(validation, range(done, done + source.examples))
         done += source.examples
     return found
 

@@ -40,7 +40,8 @@ class Message:
     """One turn.
 
     Args:
-        weight: scales the loss of an assistant turn's tokens; 0 means it is context only.
+        weight: scales the loss of an assistant turn's tokens; 0 means it is context only. Of others 1, or 0 where a row says
+            that they are not to be trained.
         tool_calls: what an assistant turn calls.
         name, tool_call_id: of a tool turn, the function that answers and the call it answers; empty where not given.
     """

@@ -162,8 +162,12 @@ def turn(value: Any, place: str, layout: Layout) -> Message:
             raise RowError(f"{place} lacks {key!r}; fields found: {fields_found(value)}.")
     name = value[role_key]
     known = isinstance(name, str)
+    key = "tool_calls" if value.get("tool_calls") else "function_call"
     if known and name in layout.call_roles:
-        made = tool_calls(value[content_key], f"{place}.{content_key}")
+        _refuse_thoughts(value, place)
+        if calls and value.get(content_key):
+            raise RowError(f"{place} has calls in {content_key!r} and in {key!r}; one of them must go.")
+        made = tool_calls(calls or value.get(content_key), f"{place}.{key if calls else content_key}")
         return Message("assistant", "", _weight(value, "assistant", place), made)
     role = layout.roles.get(name) if known else None
     if role is None:
@@ -176,7 +180,6 @@ def turn(value: Any, place: str, layout: Layout) -> Message:
     if role == "tool":
         return _tool_turn(value, content, f"{place}.{content_key}", _weight(value, role, place))
     text = "" if calls and content is None else _content(content, f"{place}.{content_key}")
-    key = "tool_calls" if value.get("tool_calls") else "function_call"
     return Message(role, text, _weight(value, role, place), tool_calls(calls, f"{place}.{key}") if calls else ())
 
 
@@ -233,7 +236,7 @@ def _weight(value: Mapping[str, Any], role: Role, place: str) -> float:
     if role != "assistant":
         if weight or train:
             raise RowError(f"{place} is of {role} and asks to be trained; only assistant turns are.")
-        return 1.0
+        return 1.0 if weight is None and train is None else 0.0
     if weight is not None:
         return float(weight)
     return 1.0 if train is None or train else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from luthier.config.data_section import DataEntry
@@ -15,6 +17,7 @@ from luthier.foundation.errors import DataError
 ORIGIN = Origin("f.json", 7)
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+CALL = {"name": "f", "arguments": {"x": 1}}
 
 
 def choose(*rows: dict, **entry) -> object:
@@ -142,6 +145,17 @@ BAD_ROWS = [
         "sharegpt",
         "conversations[1].value[0] is dict {}, not a call",
     ),
+    ({"conversations": [HUMAN, {"from": "function_call"}]}, "sharegpt", "conversations[1] lacks 'value'"),
+    (
+        {"conversations": [HUMAN, {"from": "function_call", "value": "x", "tool_calls": [CALL]}]},
+        "sharegpt",
+        "has calls in 'value' and in 'tool_calls'; one of them must go",
+    ),
+    (
+        {"conversations": [HUMAN, {"from": "function_call", "tool_calls": [CALL], "reasoning_content": "hm"}]},
+        "sharegpt",
+        "has its thought in 'reasoning_content'",
+    ),
     ({"conversations": [HUMAN, GPT], "tools": "[{"}, "sharegpt", "the field 'tools' is broken JSON"),
     ({"conversations": [HUMAN, {"from": ["gpt"], "value": "a"}]}, "sharegpt", "unknown from ['gpt']"),
     (
@@ -205,6 +219,15 @@ def test_rows_that_cannot_be_used(row: dict, name: str, message: str) -> None:
     with pytest.raises(RowError) as caught:
         module.build(module.Options())(RawRow(row, ORIGIN))
     assert message in str(caught.value)
+
+
+def test_a_turn_of_calls_may_carry_them_in_either_field() -> None:
+    for field in ("value", "tool_calls", "function_call"):
+        row = {"conversations": [HUMAN, {"from": "function_call", field: json.dumps([CALL])}]}
+        record = convert(row, format="sharegpt")
+        assert isinstance(record, Conversation)
+        (call,) = record.messages[1].tool_calls
+        assert (call.name, call.arguments) == ("f", {"x": 1})
 
 
 def test_no_format_matches() -> None:

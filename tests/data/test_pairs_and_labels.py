@@ -49,6 +49,7 @@ def trained(tokenizer, sequence) -> str:
         ("openai_pair", {"messages": [USER], "chosen": GOOD, "rejected": BAD}),
         ("openai_pair", {"chosen": [USER, GOOD], "rejected": [USER, BAD]}),
         ("openai_pair", {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}),
+        ("openai_pair", {"chosen": [USER, GOOD], "rejected": [{**USER, "weight": 0}, BAD]}),
     ],
 )
 def test_every_layout_gives_the_same_pair(name: str, row: dict) -> None:

@@ -120,6 +120,16 @@ def test_validation_sets_kept_apart(byte_tokenizer, write, tmp_path: Path) -> No
     assert not together.validation_sets and list(together.validation) == list(prepared.validation)
 
 
+def test_a_sets_name_may_end_like_a_number_of_anothers(byte_tokenizer, write, tmp_path: Path) -> None:
+    train = str(write("train.json", ROWS[:4]))
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+    files = (("dev_2.json", 5, 6), ("dev.json", 6, 8), ("x/dev.json", 8, 11), ("y/dev_2.json", 11, 12))
+    held = [str(write(name, ROWS[first:end])) for name, first, end in files]
+    sets = made(byte_tokenizer, train, validation=held, evaluate_each=True).validation_sets
+    assert {name: len(part) for name, part in sets.items()} == {"dev_2": 1, "dev": 2, "dev_3": 3, "dev_2_2": 1}
+
+
 def test_documents_of_sets_kept_apart_share_no_block(byte_tokenizer, write) -> None:
     train, held = str(write("a.txt", "one two")), [str(write(name, "three")) for name in ("b.txt", "c.txt")]
     lengths = [

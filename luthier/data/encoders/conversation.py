@@ -12,7 +12,7 @@ from luthier.config.stage_encoders import TrainOn
 from luthier.data.encoders._lengths import LengthOptions, Rendered, TurnLimits
 from luthier.data.encoders._rendered import CONTROL_TOKENS, CUT_BEFORE_ANSWER, RenderedEncoder, last_answers
 from luthier.data.examples import Encoded
-from luthier.data.records import Conversation, Record
+from luthier.data.records import Conversation, Message, Record, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,8 @@ def build(
     assert renderer is not None
 
     def render(record: Conversation) -> list[Rendered]:
+        if options.train_on == "all":
+            _refuse_untrained_questions(record.messages)
         pieces = renderer.pieces(record.messages, tools=record.tools)
         if options.train_on == "last":
             return [last_answers(pieces)]
@@ -72,3 +74,12 @@ def build(
     return RenderedEncoder(
         Conversation, renderer, options, render, learns_last=options.train_on == "last", limits=limits
     )
+
+
+def _refuse_untrained_questions(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages):
+        if message.role != "assistant" and message.weight == 0:
+            raise RowError(
+                f"turn {number + 1}, of {message.role}, is not to be trained, but stage.train_on is all: questions and the "
+                "template's words are trained as one text."
+            )

@@ -84,9 +84,14 @@ def answers_of(row: RawRow, options: FormatOptions, layout: Layout) -> tuple[lis
 def shared_start(first: Sequence[Message], second: Sequence[Message]) -> int:
     """How many turns two conversations begin with alike; at least one turn of each is left."""
     count = 0
-    while count < min(len(first), len(second)) - 1 and first[count] == second[count]:
+    while count < min(len(first), len(second)) - 1 and _alike(first[count], second[count]):
         count += 1
     return count
+
+
+def _alike(first: Message, second: Message) -> bool:
+    """A question's weight trains nothing here."""
+    return first == (second if first.role == "assistant" else replace(second, weight=first.weight))
 
 
 def pair(
