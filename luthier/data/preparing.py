@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,9 +207,10 @@ def _sets_by_name(entries: Any, validation: StoredExamples, report: DataReport) 
                 "Remove the entry; `luthier data check` shows what became of its rows.",
             )
         stem = re.sub(r"\W+", "_", inner_path(Path(entry.path.rpartition("#")[2])).stem).strip("_") or "entry"
-        numbered = (f"{stem}_{number}" for number in itertools.count(2))
-        name = next(name for name in itertools.chain([stem], numbered) if name not in found)
-        found[name] = ExamplesPart(validation, range(done, done + source.examples))
+        names = (f"{stem}_{number}" if number > 1 else stem for number in count(1))
+        found[next(name for name in names if name not in found)] = ExamplesPart(
+            validation, range(done, done + source.examples)
+        )
         done += source.examples
     return found
 
