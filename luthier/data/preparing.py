@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, count
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +207,7 @@ def _sets_by_name(entries: Any, validation: StoredExamples, report: DataReport) 
                 "Remove the entry; `luthier data check` shows what became of its rows.",
             )
         stem = re.sub(r"\W+", "_", inner_path(Path(entry.path.rpartition("#")[2])).stem).strip("_") or "entry"
-        names = (f"{stem}_{number}" if number > 1 else stem for number in count(1))
+        names = (f"{stem}_{number}" if number > 1 else stem for number in range(1, len(found) + 2))
         found[next(name for name in names if name not in found)] = ExamplesPart(
             validation, range(done, done + source.examples)
         )
