@@ -192,11 +192,8 @@ def _kept_apart(
 
 
 def _sets_by_name(entries: Any, validation: StoredExamples, report: DataReport) -> dict[str, ExamplesPart]:
-    """The examples of each entry of validation under its file's name, numbered where several have one.
-
-    Raises:
-        DataError: an entry without an example.
-    """
+    """The examples of each entry of validation under its file's name, numbered where several have one; DataError for an
+    entry without an example."""
     sources = [source for source in report.sources if source.split == "validation"]
     found: dict[str, ExamplesPart] = {}
     done = 0
@@ -208,9 +205,8 @@ def _sets_by_name(entries: Any, validation: StoredExamples, report: DataReport) 
             )
         stem = re.sub(r"\W+", "_", inner_path(Path(entry.path.rpartition("#")[2])).stem).strip("_") or "entry"
         names = (f"{stem}_{number}" if number > 1 else stem for number in range(1, len(found) + 2))
-        found[next(name for name in names if name not in found)] = ExamplesPart(
-            validation, range(done, done + source.examples)
-        )
+        name = next(name for name in names if name not in found)
+        found[name] = ExamplesPart(validation, range(done, done + source.examples))
         done += source.examples
     return found
 
