@@ -83,13 +83,11 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
         )
     sample = sample_of(rows)
     if entry.format != "auto":
-        module = FORMATS.load(entry.format)
-        if _is_outside(module):
-            check_module(module)
+        module = _named(entry.format)
         options = _options(module, entry)
         found = module.detect(sample, options) if hasattr(module, "detect") else None
         return _chosen(module, found[0] if found else options, "named in the config")
-    candidates = [candidate for name in FORMATS.names() if (candidate := _candidate(name, entry, sample))]
+    candidates = [candidate for name in FORMATS.names() if (candidate := _candidate(_named(name), entry, sample))]
     strong = [candidate for candidate in candidates if not getattr(candidate[0], "FALLBACK", False)]
     fallback = [candidate for candidate in candidates if candidate not in strong]
     if accepts is not None and any(candidate[0].RECORD is accepts for candidate in fallback):
@@ -105,6 +103,17 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
     raise _no_match(entry, sample)
 
 
+def matches(entry: DataEntry, rows: Sequence[RawRow]) -> bool:
+    """Whether the columns of rows are those of a format, or of the named one; any text may be plain text, which is none."""
+    sample = sample_of(rows)
+    modules = [_named(name) for name in (FORMATS.names() if entry.format == "auto" else [entry.format])]
+    return any(
+        not getattr(module, "FALLBACK", False) and _candidate(module, entry, sample) is not None
+        for module in modules
+        if hasattr(module, "detect")
+    )
+
+
 def sample_of(rows: Sequence[RawRow]) -> dict[str, Any]:
     """The fields of the first rows, each with its first value that is not empty."""
     sample: dict[str, Any] = {}
@@ -115,8 +124,16 @@ def sample_of(rows: Sequence[RawRow]) -> dict[str, Any]:
     return sample
 
 
-def _candidate(name: str, entry: DataEntry, sample: Mapping[str, Any]) -> tuple[ModuleType, FormatOptions, str] | None:
+def _named(name: str) -> ModuleType:
     module = FORMATS.load(name)
+    if _is_outside(module):
+        check_module(module)
+    return module
+
+
+def _candidate(
+    module: ModuleType, entry: DataEntry, sample: Mapping[str, Any]
+) -> tuple[ModuleType, FormatOptions, str] | None:
     if not set(entry.columns) <= set(module.Options.PARTS):
         return None
     if entry.system is not None and not module.Options.TAKES_SYSTEM:

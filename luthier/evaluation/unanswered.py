@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.config.data_section import DataEntry
+from luthier.data.detection import matches
 from luthier.data.layouts import OPENAI, SHAREGPT
 from luthier.data.records import RawRow
 
@@ -17,7 +18,7 @@ ANSWERS: Mapping[str, str] = {"instruction": "output", "prompt": "completion"}  
 def marked(entry: DataEntry, rows: Sequence[RawRow]) -> list[RawRow]:
     """The rows with a mark for an answer: behind a last turn that nobody answers, and in a column that no row has."""
     fields = {field for row in rows for field in row.values}
-    missing = {} if {"chosen", "messages", "conversations"} & fields else _missing_columns(entry, fields)
+    missing = {} if matches(entry, rows) else _missing_columns(entry, fields)
     return [replace(row, values=_marked(entry, {**missing, **row.values})) for row in rows]
 
 
@@ -29,9 +30,21 @@ def _missing_columns(entry: DataEntry, fields: set[str]) -> dict[str, str]:
     return {}
 
 
+def _answered_elsewhere(entry: DataEntry, values: Mapping[str, Any]) -> set[str]:
+    """Columns whose turns are answered in another column: the prompt by its completion, all by a pair of answers."""
+
+    def has(part: str) -> bool:
+        return values.get(entry.columns.get(part, part)) is not None
+
+    if has("chosen") and has("rejected"):
+        return set(values)
+    return {entry.columns.get("prompt", "prompt")} if has("completion") else set()
+
+
 def _marked(entry: DataEntry, values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
-    for column, value in values.items():
+    for column in values.keys() - _answered_elsewhere(entry, values):
+        value = values[column]
         last = value[-1] if isinstance(value, list) and value else None
         if not isinstance(last, Mapping):
             continue

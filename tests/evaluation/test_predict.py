@@ -13,12 +13,18 @@ from transformers import AutoModelForCausalLM
 from luthier.cli import main
 from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.predict import predict
+from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
+from luthier.data.entries import load_entry
 from luthier.data.records import Message
 from luthier.data.rendering import Renderer
+from luthier.evaluation.prompts import load_prompts, prompt_of
 from luthier.foundation.errors import UserError
 from luthier.model.loading import tokenizer_at
 
+ASKED = [{"role": "user", "content": "a"}]
+ANSWERED = [{"role": "assistant", "content": "b"}]
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "formats").glob("*.jsonl"))
 SHORT = GenerationSettings(max_new_tokens=6)
 
 
@@ -125,6 +131,15 @@ def test_a_prompt_that_is_too_long_gets_a_row_with_the_reason(tiny_llama: Path, 
         ({"instruction": "say", "input": "it"}, {"messages": [{"role": "user", "content": "say\nit"}]}, None),
         ({"instruction": "say", "output": ""}, {"messages": [{"role": "user", "content": "say"}]}, None),
         ({"prompt": "say"}, {"messages": [{"role": "user", "content": "say"}]}, None),
+        ({"prompt": ASKED}, {"messages": ASKED}, None),
+        ({"prompt": ASKED, "completion": ANSWERED}, {"messages": ASKED}, "b"),
+        ({"prompt": ASKED, "completion": ANSWERED, "label": True}, {"messages": ASKED}, "b"),
+        ({"prompt": ASKED, "label": True}, {"messages": ASKED}, None),
+        ({"prompt": ASKED, "chosen": ANSWERED, "rejected": [{"role": "assistant", "content": "c"}]}, {"messages": ASKED}, "b"),
+        ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "c"}}, {"messages": ASKED}, "b"),
+        ({"messages": ASKED, "completion": "of no format that has messages"}, {"messages": ASKED}, None),
+        ({"instruction": "say", "instances": [{"input": "it", "output": "it"}]}, {"messages": [{"role": "user", "content": "say\nit"}]}, "it"),
+        ({"text": "fine", "label": "good", "prompt": "unused"}, {"messages": [{"role": "user", "content": "fine"}]}, "good"),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]},
             {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]},
@@ -141,6 +156,30 @@ def test_every_kind_of_record_has_a_prompt(
     line = lines_of(tmp_path / "out.jsonl")[0]
     assert {key: line[key] for key in prompt} == prompt
     assert line["label"] == label
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_rows_that_bring_their_answers_are_read_as_in_training(path: Path) -> None:
+    entry = DataEntry(path=str(path))
+    records = load_entry(entry, "test", 0, 0, None).records
+    assert load_prompts([entry]) == [prompt_of(record, row) for row, record in enumerate(records)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"prompt": "asked", "completion": "said"}, {"asked": ASKED, "said": ANSWERED}),
+        ({"prompt": "asked", "chosen": "better", "rejected": "worse"}, {"asked": ASKED, "better": "b", "worse": "c"}),
+        ({"chosen": "better", "rejected": "worse"}, {"prompt": ASKED, "better": "b", "worse": "c"}),
+    ],
+)
+def test_answers_in_columns_of_other_names_are_found(
+    columns: dict[str, str], row: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row))
+    prompt = load_prompts([DataEntry(path=str(rows), columns=columns)])[0]
+    assert (prompt.request.messages, prompt.label) == ((Message("user", "a"),), "b")
 
 
 def test_an_unfinished_run_goes_on_and_another_one_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
