@@ -28,6 +28,7 @@ from luthier.evaluation.measuring import LOSS, Measured, chosen_metrics, measure
 from luthier.evaluation.prompts import Prompt, prompt_of
 from luthier.evaluation.results import Evaluated, predictions_path, read_lines, rows_path, verdicts_path
 from luthier.evaluation.statistics import Drawing, scipy_stats
+from luthier.evaluation.unanswered import marked
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_apart, need_place
 from luthier.foundation.progress import say
@@ -53,13 +54,18 @@ class Sources:
     records: Sequence[Sequence[Record]]
 
     @classmethod
-    def load(cls, entries: Sequence[DataEntry]) -> Sources:
-        """Read the entries' rows, as `predict` reads them.
+    def load(cls, entries: Sequence[DataEntry], answers: bool) -> Sources:
+        """Read the entries' rows.
+
+        Args:
+            answers: as `predict` reads them, where answers are measured: a last question without one stays. Else as training
+                reads them.
 
         Raises:
             DataError: rows that can't be used, or none.
         """
-        loaded = [load_entry(entry, "test", place, 0, None) for place, entry in enumerate(entries)]
+        change = marked if answers else None
+        loaded = [load_entry(entry, "test", place, 0, None, change=change) for place, entry in enumerate(entries)]
         refuse([item for part in loaded for item in part.rejected], remedy=MEND)
         names = [entry.path if entry.split is None else f"{entry.path} {entry.split}" for entry in entries]
         names = [f"{name} #{place + 1}" if names.count(name) > 1 else name for place, name in enumerate(names)]
@@ -123,7 +129,7 @@ def evaluate(
     elsewhere = asked.predictions is None and on_server(asked.engine)
     entries = [entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data]
     _claim(asked, entries)
-    sources = Sources.load(entries)
+    sources = Sources.load(entries, asked.writes)
     named = ModelConfig(name=model) if isinstance(model, str) else model
     found = None
     if named is not None and asked.predictions is None and not elsewhere:

@@ -345,6 +345,27 @@ def test_rows_that_can_not_be_measured_are_refused_before_they_are_answered(
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_row_that_ends_with_a_question_is_refused_before_any_is_answered(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    called = {"from": "observation", "value": "d"}
+    asking = [{"conversations": turns}, {"conversations": [*turns, turns[0]]}, {"conversations": [*turns, called]}]
+    path = write_json_lines(tmp_path / "rows.jsonl", asking)
+    told = r"2 of 3 rows have no right answer to compare with \(rows 2, 3\)"
+    predictions = tmp_path / "predictions.jsonl"
+    predict(str(tiny_llama), [str(path)], predictions, SHORT)
+    with pytest.raises(UserError, match=told):
+        evaluate(None, [str(path)], Asked(predictions=predictions))
+    monkeypatch.setattr("luthier.commands.evaluate.predict", lambda *given, **named: pytest.fail("answered"))
+    for metrics in ([], ["exact_match"]):
+        with pytest.raises(UserError, match=told):
+            evaluate(str(tiny_llama), [str(path)], Asked(generate=True, metrics=metrics))
+    assert (
+        evaluate(str(tiny_llama), [str(path)], Asked(how=None)).numbers[0].name == "loss"
+    )  # of what training would learn
+
+
 def test_metrics_taken_otherwise_are_not_compared(pair: list[Path], tmp_path: Path) -> None:
     options = {"name": "exact_match", "ignore_case": True}
     asked = Asked(
