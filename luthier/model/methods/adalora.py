@@ -164,8 +164,9 @@ class AdaLora(PeftMethod):
         return found | {"started": torch.ones(1)}
 
     def load(self, model: nn.Module, folder: Path) -> None:
-        """Put the weights back, and what the allocator remembers."""
-        super().load(model, folder)
+        """Put the weights back, and what the allocator remembers; the model may have had ranks cut since, or fewer."""
+        with _unresized(model):
+            super().load(model, folder)
         allocator, parameters = _allocator(model), dict(model.base_model.model.named_parameters())  # type: ignore[union-attr]
         pattern: dict[str, list[bool]] = {}
         allocator.reset_ipt()
@@ -216,7 +217,7 @@ def _allocator(model: nn.Module) -> Any:
 
 @contextmanager
 def _unresized(model: Any) -> Iterator[None]:
-    """Without the pattern of ranks, by which peft would write smaller tensors that it can't train on."""
+    """Without the pattern of ranks, by which peft would write smaller tensors that it can't train on, or make room for such."""
     config = model.peft_config["default"]
     pattern, config.rank_pattern = config.rank_pattern, None
     try:

@@ -357,6 +357,23 @@ def test_adalora_goes_on_where_the_model_is(tmp_path: Path) -> None:
         assert all(value.dtype == parameters[name].dtype == torch.float64 for name, value in kept.items())
 
 
+@pytest.mark.parametrize("saved_at", [2, 12])
+def test_adalora_is_put_back_into_a_model_that_is_past_its_cuts(saved_at: int, tmp_path: Path) -> None:
+    """As the best checkpoint is when a run ends, be it from before the first cut or between two: its weights and its ranks."""
+    method = adalora.build(adalora.Options(initial_rank=6, target_rank=2, steps_between_cuts=2))
+    model: Any = method.apply(tiny_model("llama"), Apply(seed=3, total_steps=20))
+    adalora_steps(model, method, saved_at)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    pattern = model.peft_config["default"].rank_pattern
+    assert (pattern is None) == (saved_at == 2)
+    method.save(model, tmp_path)
+    save_for_resuming(method, model, tmp_path)
+    adalora_steps(model, method, 20)
+    method.load(model, tmp_path)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert model.peft_config["default"].rank_pattern == pattern
+
+
 def lost_step(model: Any, method: Any, step: int) -> None:
     """The callback after a step that fp16's scaler gave up: a clipped overflow leaves nan, and noughts beside it."""
     (callback,) = method.callbacks(model)
