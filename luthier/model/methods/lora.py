@@ -207,6 +207,31 @@ class Lora(PeftMethod):
             found_before(config, how.checkpoint)
         return config
 
+    def continued_config(self, fresh: Any, folder: Path) -> Any:
+        """The adapter's own, with the rows of the embedding and the head that this run adds to those it trained."""
+        config = super().continued_config(fresh, folder)
+        added: dict[str, list[int]] | None = fresh.trainable_token_indices
+        if added:
+            known = config.trainable_token_indices
+            if not isinstance(known, dict):  # none, or other tools' list, which is of the embedding
+                known = {next(iter(added)): known or []}
+            config.trainable_token_indices = {
+                name: list(dict.fromkeys([*known.get(name, []), *added.get(name, [])])) for name in {**known, **added}
+            }
+        return config
+
+    def start_from(self, model: nn.Module, folder: Path) -> None:
+        """Give fresh weights those of a finished adapter; rows that it did not train stay as they are made."""
+        import torch
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        tensors = read_adapter(folder)
+        for name, rows in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+            if name.endswith(".trainable_tokens_delta"):
+                known = tensors.get(name, rows[:0]).to(rows)
+                tensors[name] = torch.cat([known, rows[len(known) :]])
+        set_peft_model_state_dict(model, tensors)
+
     def _check_rank(self, model: PreTrainedModel) -> None:
         own = self.options
         targets = own.target_modules

@@ -25,6 +25,7 @@ from luthier.model import loading
 from luthier.model.adapters import AdapterPart
 from luthier.model.continuing import continued_options
 from luthier.model.method import METHOD_STATE, Apply, save_for_resuming
+from luthier.model.methods import lora
 from luthier.model.quiet import quiet_peft
 from tests.tiny import config_for, tiny_folder, tiny_model, tiny_tokenizer, write_rows
 
@@ -314,6 +315,32 @@ def test_the_last_of_a_stack_goes_on(base: Path, made: Maker, tmp_path: Path) ->
     luthier.train(config)
     assert torch.allclose(logits(tmp_path / "run" / "base"), summed(base, [(made(1), 1)]), atol=1e-4)
     assert torch.allclose(logits(tmp_path / "run"), summed(base, [(made(1), 1), (made(2), 1)]), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_tokens_that_are_new_to_it_learn_beside_its_own(kind: str, tmp_path: Path) -> None:
+    """A template's new tokens, once on an adapter that trained no rows, once on one that did: what it said it says still,
+    and rows of the embedding (and of the head where it is not tied) learn and are kept, those it had too."""
+    names = ["embed_tokens"] if kind == "qwen2" else ["embed_tokens", "lm_head"]
+    method, before = lora.build(lora.Options(rank=4)), None
+    for turn, (new, expected) in enumerate([([], None), ([9, 5], [9, 5]), ([5, 3], [9, 5, 3])]):
+        how = Apply(seed=turn, new_token_ids=new, adapter=before)
+        model: Any = method.apply(tiny_model(kind), how)
+        rows = [value for name, value in model.named_parameters() if "trainable_tokens_delta" in name]
+        assert [len(value) for value in rows if value.requires_grad] == [len(expected or [])] * len(rows)
+        assert model.peft_config["default"].trainable_token_indices == (expected and dict.fromkeys(names, expected))
+        with torch.no_grad():
+            if before is not None:
+                plain: Any = PeftModel.from_pretrained(tiny_model(kind), before)
+                assert torch.equal(model.eval()(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1
+        before = tmp_path / str(turn)
+        method.save(model, before)
+    saved = PeftModel.from_pretrained(tiny_model(kind), before)
+    with torch.no_grad():
+        assert torch.equal(saved(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize(
