@@ -82,7 +82,13 @@ def check_parts(parts: Sequence[AdapterPart], combine: CombineConfig) -> None:
                 f"{need} needs LoRA, and {part.folder} is an adapter of {part.method}.",
                 "Stack it instead (combine: stack, weight 1).",
             )
-        for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
+        others: dict[str, Any] = {
+            "use_dora": False,
+            "bias": "none",
+            "modules_to_save": None,
+            "trainable_token_indices": None,
+        }
+        for key, plain in others.items():
             if (settings.get(key) or plain) != plain:
                 raise ModelError(
                     f"{need} is not possible with {part.folder}: its {key} is {settings[key]!r}, and that part of it is no "

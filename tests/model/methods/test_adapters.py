@@ -422,6 +422,11 @@ def test_another_base_of_the_same_shape_is_refused(base: Path, made: Maker, tmp_
 
 def test_what_is_no_adapter_or_can_not_be_put_together(base: Path, made: Maker, tmp_path: Path) -> None:
     first, dora, ia3 = str(made(1)), str(made(1, use_dora=True)), str(made(2, name="ia3"))
+    rows = shutil.copytree(first, tmp_path / "rows")  # as a run leaves it whose template had new tokens
+    settings = json.loads((rows / "adapter_config.json").read_text())
+    (rows / "adapter_config.json").write_text(
+        json.dumps({**settings, "trainable_token_indices": {"embed_tokens": [299], "lm_head": [299]}})
+    )
     cases: list[tuple[dict[str, Any], str]] = [
         ({"adapters": [str(base)]}, "is a whole model, no adapter"),
         ({"continue_adapter": True}, "continue_adapter is set, but"),
@@ -429,11 +434,13 @@ def test_what_is_no_adapter_or_can_not_be_put_together(base: Path, made: Maker, 
         ({"adapters": [first, ia3], "combine": "svd"}, "needs LoRA, and .* is an adapter of ia3"),
         ({"adapters": [{"path": ia3, "weight": 0.5}]}, "a weight of 0.5 needs LoRA"),
         ({"adapters": [{"path": dora, "weight": 0.5}]}, "its use_dora is True"),
+        ({"adapters": [first, str(rows)], "combine": "cat"}, "its trainable_token_indices is {'embed_tokens': .299"),
+        ({"adapters": [{"path": str(rows), "weight": 0.5}]}, "its trainable_token_indices is"),
         ({"adapters": [first, first], "combine": "cat", "continue_adapter": True}, "this one is combined"),
     ]
-    for settings, said in cases:
+    for choice, said in cases:
         with pytest.raises(ModelError, match=said):
-            loading.find(ModelConfig.model_validate({"name": str(base), **settings}))
+            loading.find(ModelConfig.model_validate({"name": str(base), **choice}))
     with pytest.raises(ModelError, match="same r value"):
         logits(base, [first, str(made(1, rank=2))], "linear")
 
