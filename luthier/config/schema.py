@@ -66,11 +66,8 @@ class RunConfig(Section):
                 f"model.from_scratch makes random weights, all of which must learn, but method is {self.method.name}: set "
                 "method to full"
             )
-        if self.method.needs_all_gradients and not self.training.optim.makes_all_gradients:
-            found.append(
-                f"method {self.method.name} looks at the gradients of all its weights in every step, but training.optim "
-                f"{self.training.optim.name} makes those of one block: use optim adamw, or method lora"
-            )
+        if problem := self.method.optimizer_problem(self.training.optim):
+            found.append(f"{problem}: use optim adamw, or method lora")
         if self.data.streaming and self.training.max_steps <= 0:
             found.append("data.streaming is true, so nobody knows where an epoch ends: set training.max_steps")
         if self.data.streaming and self.training.dataloader_num_workers:

@@ -53,17 +53,33 @@ class MethodOptions(PluginOptions):
         in_adapter: the options that a saved adapter decides where it is trained further, by their name in its config.
         of_the_run: those that act then all the same.
         needs_all_gradients: whether the method looks at the gradients of all it trains in every step.
+        changes_weights: whether it sets some of what it trains itself, after the optimizer's step.
     """
 
     recommended_learning_rate: ClassVar[float] = 5e-5
     in_adapter: ClassVar[Mapping[str, str]] = {}
     of_the_run: ClassVar[frozenset[str]] = frozenset()
     needs_all_gradients: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
 
     @classmethod
     def of_adapter(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The options that an adapter's own config has."""
         return {own: settings[key] for own, key in cls.in_adapter.items() if settings.get(key) is not None}
+
+    def optimizer_problem(self, optim: OptimizerOptions) -> str:
+        """Why an optimizer can't train what this method trains; empty if it can."""
+        if self.needs_all_gradients and not optim.makes_all_gradients:
+            return (
+                f"method {self.name} looks at the gradients of all its weights in every step, but training.optim {optim.name} "
+                "makes those of one block"
+            )
+        if self.changes_weights and optim.gives_an_average:
+            return (
+                f"method {self.name} sets weights itself, but training.optim {optim.name} gives an average of others than those "
+                "it learns at, which would not follow"
+            )
+        return ""
 
 
 class OptimizerOptions(PluginOptions):
@@ -75,6 +91,7 @@ class OptimizerOptions(PluginOptions):
     from the config.
     transformers_name: what TrainingArguments.optim calls it, where transformers has it.
     makes_all_gradients: whether every step makes the gradients of all that is trained.
+    gives_an_average: whether the weights that are used and saved are others than those that it learns at.
     package: what must be installed for it, of the extra "optimizers".
     """
 
@@ -83,6 +100,7 @@ class OptimizerOptions(PluginOptions):
     counts: ClassVar[frozenset[str]] = frozenset()
     transformers_name: ClassVar[str | None] = None
     makes_all_gradients: ClassVar[bool] = True
+    gives_an_average: ClassVar[bool] = False
     package: ClassVar[str | None] = None
 
     @property

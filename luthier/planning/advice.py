@@ -218,7 +218,7 @@ def _with_optimizer(config: RunConfig, name: str) -> RunConfig | None:
     training, options = config.training, OPTIMIZERS.load(name).Options(name=name)
     if name == training.optim.name:
         return None
-    if config.method.needs_all_gradients and not options.makes_all_gradients:
+    if config.method.optimizer_problem(options):
         return None
     if training.learning_rate is not None and options.learning_rate_ratio != training.optim.learning_rate_ratio:
         return None

@@ -166,6 +166,11 @@ def test_an_empty_config_lacks_model_and_data() -> None:
             "method adalora looks at the gradients of all its weights in every step, but training.optim badam makes those of "
             "one block: use optim adamw",
         ),
+        (
+            {**with_training(optim="schedule_free"), "method": "adalora"},
+            "method adalora sets weights itself, but training.optim schedule_free gives an average of others than those it "
+            "learns at, which would not follow: use optim adamw",
+        ),
         (with_data(validation=0.1), "would never be read"),
         (with_training(optim="lion", adam_beta1=0.5), "adam_beta1=0.5 has no effect: it needs another optim than lion"),
         (

@@ -59,6 +59,7 @@ class Options(MethodOptions):
         "target_modules": "target_modules",
     }
     needs_all_gradients: ClassVar[bool] = True
+    changes_weights: ClassVar[bool] = True
     of_the_run: ClassVar[frozenset[str]] = frozenset(
         {"dropout", "initial_share", "final_share", "steps_between_cuts", "beta1", "beta2", "orthogonality_weight"}
     )

@@ -38,6 +38,7 @@ class Options(OptimizerOptions):
     reads: ClassVar[frozenset[str]] = OPTIMIZER_SETTINGS
     schedules: ClassVar[tuple[str, ...]] = ("constant", "constant_with_warmup")
     counts: ClassVar[frozenset[str]] = frozenset({"k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"})
+    gives_an_average: ClassVar[bool] = True
     transformers_name: ClassVar[str | None] = "schedule_free_adamw"
     package: ClassVar[str | None] = "schedulefree"
 
