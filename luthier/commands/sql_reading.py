@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from luthier.config.plugins import PROMPT_STYLES
+from luthier.config.plugins import PROMPT_STYLES, SQL_LAYOUTS
 from luthier.data.records import Origin, Rejected
 from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.progress import say
@@ -20,7 +20,8 @@ class Reading:
 
     Args:
         settings: for the layout: path, and what else it takes.
-        shots_from: files of questions to take examples from; empty: the layout's training questions.
+        shots_from: files of questions to take examples from; empty: the layout's training split, or
+            its own questions where it has none and they are to be learnt.
         texts: questions to be asked of the one database that the layout reads, in place of files.
     """
 
@@ -66,7 +67,7 @@ def read(reading: Reading, count: Callable[[Row], int] | None = None, *, queries
         dataset = _asked(dataset, reading.texts)
     if reading.shots_from and not reading.told.shots:
         raise UserError("--shots-from has no effect without --shots.", "Say how many: --shots 3.")
-    pool = _pool(name, dataset, reading) if reading.told.shots else ()
+    pool = _pool(name, dataset, reading, queries) if reading.told.shots else ()
     told = replace(reading.told, meanings=True) if dataset.opaque_names else reading.told
     preparer = Preparer(dataset, style, told, pool, count)
     rows, unmade = preparer.rows(queries=queries)
@@ -109,20 +110,42 @@ def _asked(dataset: Dataset, texts: Sequence[str]) -> Dataset:
     return replace(dataset, questions=asked)
 
 
-def _pool(name: str, dataset: Dataset, reading: Reading) -> Sequence[Question]:
-    """The questions that examples are taken from."""
+def _pool(name: str, dataset: Dataset, reading: Reading, queries: bool) -> Sequence[Question]:
+    """The questions that examples are taken from: those of other files, or of the training split.
+
+    A question is no example of itself, but files of questions ask the same in several ways, with one query: those that are
+    to be predicted show no query to each other. Those to be learnt do, where a layout knows no split to take others from.
+
+    Raises:
+        UserError: there is no training split, or it is not there.
+        DataError: it has no queries.
+    """
     settings = dict(reading.settings)
+    splits = "split" in SQL_LAYOUTS.load(name).Options.model_fields
     if reading.shots_from:
         settings["questions"] = list(reading.shots_from)
-    elif settings.get("split", "train") == "train":
+        pool = chosen_layout(name, settings)[1].questions
+    elif not splits and not queries:
+        raise UserError(
+            f"--shots would show queries of the questions that are asked: the layout {name} has no training split.",
+            "Name a file of other questions to take examples from: --shots-from FILE.",
+        )
+    elif not splits or ("questions" not in settings and settings.get("split", "train") == "train"):
         return dataset.questions
     else:
-        settings.pop("questions", None)
-        settings["split"] = "train"
-    pool = chosen_layout(name, settings)[1].questions
+        pool = _training_questions(name, {key: value for key, value in settings.items() if key != "questions"})
     if not any(question.query for question in pool):
         raise DataError("no question with a query is left to take examples from.", "Name others with --shots-from.")
     return pool
+
+
+def _training_questions(name: str, settings: Mapping[str, Any]) -> Sequence[Question]:
+    try:
+        return chosen_layout(name, {**settings, "split": "train"})[1].questions
+    except UserError as error:
+        raise UserError(
+            f"--shots takes examples from the training split: {error.problem}", "Name other files with --shots-from."
+        ) from error
 
 
 def counter(tokenizer: str, template: str) -> Callable[[Row], int]:

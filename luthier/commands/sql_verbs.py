@@ -52,7 +52,9 @@ Meanings = Annotated[bool, typer.Option("--meanings", help="Tell what columns' n
 Shots = Annotated[int, typer.Option(min=0, help="Show so many similar questions with their queries.")]
 ShotsFrom = Annotated[
     list[str] | None,
-    typer.Option(metavar="FILE", help="Questions to take those from; default: the training split's; may be repeated."),
+    typer.Option(
+        metavar="FILE", help="Questions to take those from; default: the published training split's; may be repeated."
+    ),
 ]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Cut a schema to what the question is about, down to so many tokens a row.")

@@ -187,6 +187,51 @@ def test_a_question_is_no_example_of_itself(spider: Path, tmp_path: Path) -> Non
     assert QUESTIONS[0]["query"] in second["instruction"] and QUESTIONS[1]["query"] not in second["instruction"]
 
 
+def paraphrased(path: Path) -> Path:
+    """Two questions with one query, which no training question has."""
+    texts = ("Who is the oldest of the heads?", "Which of the heads is the oldest?")
+    return write(path, [{**QUESTIONS[0], "question": text, "query": ANSWER} for text in texts])
+
+
+ANSWER = "SELECT name FROM head ORDER BY age DESC LIMIT 1"
+
+
+@pytest.mark.parametrize("split", [[], ["--split", "train"], ["--split", "dev"]])
+@pytest.mark.parametrize("queries", [[], ["--without-queries"]])
+def test_questions_of_named_files_show_each_other_no_query(
+    split: list[str], queries: list[str], spider: Path, tmp_path: Path
+) -> None:
+    asked, out = paraphrased(tmp_path / "dev.json"), tmp_path / "o.json"
+    assert prepare(spider, *split, "--questions", asked, "--shots", 3, *queries, "--out", out) == 0
+    rows = rows_of(out)
+    assert len(rows) == 2
+    assert all(ANSWER not in row["instruction"] and QUESTIONS[1]["query"] in row["instruction"] for row in rows)
+
+
+def test_a_training_split_that_is_not_there(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = paraphrased(spider / "dev.json")
+    (spider / "train_spider.json").rename(tmp_path / "train.json")
+    assert prepare(spider, "--questions", asked, "--shots", 1, "--out", tmp_path / "o.json") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "takes examples from the training split:" in told and "other files with --shots-from" in told
+    shots = ["--shots", 1, "--shots-from", tmp_path / "train.json"]
+    assert prepare(spider, "--questions", asked, *shots, "--out", tmp_path / "o.json") == 0
+
+
+def test_a_layout_without_splits_shows_no_query_of_what_is_asked(
+    spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = spider / "database/department_management/department_management.sqlite"
+    asked, out = paraphrased(tmp_path / "dev.json"), tmp_path / "o.json"
+    line = [database, "--questions", asked, "--shots", 1, "--out", out]
+    assert prepare(*line, "--without-queries") == 2
+    assert "--shots would show queries of the questions that are asked" in " ".join(capsys.readouterr().err.split())
+    assert prepare(*line, "--without-queries", "--shots-from", spider / "train_spider.json") == 0
+    assert all(ANSWER not in row["instruction"] for row in rows_of(out))
+    assert prepare(*line) == 0  # to be learnt
+    assert all(ANSWER in row["instruction"] for row in rows_of(out))
+
+
 def test_rows_of_a_database_that_is_not_there(spider: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (spider / "database/department_management/department_management.sqlite").unlink()
     assert prepare(spider, "--out", tmp_path / "o.json") == 0
