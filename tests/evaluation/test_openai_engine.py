@@ -71,6 +71,66 @@ def test_greedy_plain_text_and_no_key(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines_of(tmp_path / "out.jsonl")[0]["prediction"] == " a time"
 
 
+def call(function: str, arguments: str, identity: str) -> dict[str, Any]:
+    return {"id": identity, "type": "function", "function": {"name": function, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        (  # ShareGPT's have no ids
+            {"conversations": [
+                {"from": "human", "value": "A4 和 E2?"},
+                {"from": "function_call", "value": '[{"name": "pitch", "arguments": {"note": "A4", "律": 12}}, {"name": "pitch", "arguments": {}}]'},
+                {"from": "observation", "value": "440"},
+                {"from": "observation", "value": "82.4"},
+                {"from": "gpt", "value": "440 and 82.4."},
+                {"from": "human", "value": "And E4?"},
+                {"from": "function_call", "value": '{"name": "pitch", "arguments": {"note": "E4"}}'},
+                {"from": "observation", "value": "330"},
+                {"from": "gpt", "value": "330."},
+            ]},
+            [
+                {"role": "user", "content": "A4 和 E2?"},
+                {"role": "assistant", "content": "", "tool_calls": [call("pitch", '{"note": "A4", "律": 12}', "call_0"), call("pitch", "{}", "call_1")]},
+                {"role": "tool", "content": "440", "tool_call_id": "call_0"},
+                {"role": "tool", "content": "82.4", "tool_call_id": "call_1"},
+                {"role": "assistant", "content": "440 and 82.4."},
+                {"role": "user", "content": "And E4?"},
+                {"role": "assistant", "content": "", "tool_calls": [call("pitch", '{"note": "E4"}', "call_2")]},
+                {"role": "tool", "content": "330", "tool_call_id": "call_2"},
+            ],
+        ),
+        (  # ids that are there stay, others are none of them; a function's name tells which call is answered
+            {"messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "well", "tool_calls": [call("f", '{"a": 1}', "call_0"), {"function": {"name": "g", "arguments": {}}}, {"function": {"name": "h", "arguments": {}}}]},
+                {"role": "tool", "content": "of h", "name": "h"},
+                {"role": "tool", "content": "of f", "tool_call_id": "call_0"},
+                {"role": "tool", "content": "of g"},
+                {"role": "assistant", "content": "so"},
+            ]},
+            [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "well", "tool_calls": [call("f", '{"a": 1}', "call_0"), call("g", "{}", "call_1"), call("h", "{}", "call_2")]},
+                {"role": "tool", "content": "of h", "name": "h", "tool_call_id": "call_2"},
+                {"role": "tool", "content": "of f", "tool_call_id": "call_0"},
+                {"role": "tool", "content": "of g", "tool_call_id": "call_1"},
+            ],
+        ),
+    ],
+    ids=["without ids", "with some"],
+)  # fmt: skip
+def test_tool_calls_are_written_as_the_protocol_has_them(
+    turns: dict[str, Any], expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(turns))
+    with stand_in(lambda body, before: says("yes")) as server:
+        predict("m", [str(rows)], tmp_path / "out.jsonl", engine=engine(server.url))
+    assert server.asked[0][1]["messages"] == expected
+
+
 def test_a_busy_server_is_asked_again(rows: Path, tmp_path: Path) -> None:
     def reply(body: dict[str, Any], before: int) -> Any:
         if before == 0:

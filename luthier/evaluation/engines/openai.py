@@ -8,18 +8,20 @@ the run: a short question may fit where the row will fit only later.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from luthier.config.generation_section import GenerationSettings
+from luthier.data.records import Message, ToolCall
 from luthier.evaluation.engine import Answer, EngineOptions, Opening, Request
 from luthier.foundation.errors import UserError
 from luthier.foundation.network import asked_wait
@@ -166,7 +168,7 @@ class OpenAIEngine:
         body |= {name: changed[name] for name in BEYOND_OPENAI if name in changed}
         if request.text is not None:
             return "/completions", {**body, "prompt": request.text}
-        return "/chat/completions", {**body, **request.as_dict()}
+        return "/chat/completions", {**body, **request.as_dict(), "messages": _messages(request.messages)}
 
     def _ask(self, client: httpx2.Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer, however often it takes."""
@@ -239,6 +241,40 @@ class OpenAIEngine:
             )
         answer: dict[str, Any] = found
         return answer
+
+
+def _messages(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """Turns as the protocol has them: a call's arguments are JSON in text, it has an id, and the turn that answers it names it.
+
+    See "Create chat completion" in the reference of OpenAI's API.
+    """
+    values = [turn.as_dict() for turn in _with_ids(turns)]
+    for value in values:
+        for call in value.get("tool_calls", ()):
+            function = call["function"]
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return values
+
+
+def _with_ids(turns: Sequence[Message]) -> list[Message]:
+    """The turns with ids where the row gives none: an answer belongs to the next call that nothing has answered, of its own
+    function where it names one."""
+    given = {call.id for turn in turns for call in turn.tool_calls} | {turn.tool_call_id for turn in turns}
+    fresh = (name for number in itertools.count() if (name := f"call_{number}") not in given)
+    found: list[Message] = []
+    waiting: list[ToolCall] = []
+    for turn in turns:
+        if turn.tool_calls:
+            waiting = [call if call.id else replace(call, id=next(fresh)) for call in turn.tool_calls]
+            found.append(replace(turn, tool_calls=tuple(waiting)))
+        elif turn.role == "tool" and waiting and not turn.tool_call_id:
+            answered = next((call for call in waiting if call.name == turn.name), waiting[0])
+            waiting.remove(answered)
+            found.append(replace(turn, tool_call_id=answered.id))
+        else:
+            waiting = [call for call in waiting if call.id != turn.tool_call_id]
+            found.append(turn)
+    return found
 
 
 def _text(choice: Mapping[str, Any], *, plain: bool) -> str | None:
