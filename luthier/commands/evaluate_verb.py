@@ -40,7 +40,8 @@ Metric = Annotated[
     typer.Option(
         "--metric",
         help="exact_match, rouge, bleu4, bleu, chrf, edit_distance, numeric_match, ..., or a mapping with its options: "
-        "'{name: rouge, tokenizer: english}'; may be repeated. Answers are generated for them.",
+        "'{name: rouge, tokenizer: english}'; may be repeated. Answers are generated for them. With --compare: by name, "
+        "compare only these.",
     ),
 ]
 Generate = Annotated[bool, typer.Option("--generate", help="Generate answers also where no metric is named.")]
@@ -293,7 +294,7 @@ def _compare(given: SimpleNamespace) -> None:
     from luthier.foundation.files import finite, need_new, write_json, write_text
     from luthier.foundation.progress import say
 
-    ignored = {"--data": given.data, "--metric": given.metric, "--predictions": given.predictions}
+    ignored = {"--data": given.data, "--predictions": given.predictions}
     ignored |= {"--benchmark": given.benchmark, "--harness": given.harness, "--subject": given.subject}
     ignored |= {"--split": given.split if given.split != "test" else None, "--shots": given.shots is not None}
     ignored |= {"--skip-loss": given.skip_loss, "--generate": given.generate, **_of_model(given)}
@@ -307,7 +308,7 @@ def _compare(given: SimpleNamespace) -> None:
         if path:
             need_new(Path(path), option, overwrite=given.overwrite)
     paths = [Path(path) for path in given.models or ()]
-    found = replace(compare(paths, given.how, say), out=out, html=html)
+    found = replace(compare(paths, given.how, say, given.metric or ()), out=out, html=html)
     if out:
         write_json(Path(out), finite(found.as_dict()))
     if html:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from luthier.commands.opening import open_tokenizer
 from luthier.config.data_section import DataConfig
 from luthier.config.files import read_file
-from luthier.config.loading import validate
+from luthier.config.loading import describe
 from luthier.config.plugins import STAGES
 from luthier.config.schema import ModelConfig
 from luthier.config.sections import PluginOptions
@@ -25,7 +27,7 @@ from luthier.data.records import Conversation, Document, Labelled, Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.opening import open_weights
 from luthier.foundation.devices import choose_device
-from luthier.foundation.errors import DataError
+from luthier.foundation.errors import ConfigError, DataError, UserError
 from luthier.foundation.progress import progress_bar
 from luthier.metrics._metric import Task
 from luthier.model import loading
@@ -174,11 +176,34 @@ def _labels(stage: Stage, records: Sequence[Sequence[Record]], head: SequenceHea
 
 
 def _stage_of_run(model: ModelConfig) -> dict[str, Any] | None:
-    """The stage of a run whose language model answers with classes' words; None where the model is of no such run."""
+    """The stage of a run whose language model answers with classes' words; None where the model is of no such run.
+
+    Of the config only the stage is read, and it must be one of luthier's: what a run's folder names may be anybody's
+    module, which would run as it is imported.
+    """
     place = Path(model.name)
     for folder in (place, *place.parents[:2]):
         if (folder / "run.json").is_file() and (folder / "config.yaml").is_file():
-            stage = validate(read_file(folder / "config.yaml"), str(folder / "config.yaml")).stage
-            named = stage.model_dump()
-            return {**named, "class_weights": None} if named.get("head") == "generative" else None
+            found = read_file(folder / "config.yaml").get("stage")
+            named = found if isinstance(found, dict) else {"name": found}
+            if named.get("head") != "generative":
+                return None
+            # neither acts on what is measured here, and a metric may be a module too
+            unused = {"class_weights": None, "metrics": None}
+            return _checked({**named, **unused}, folder / "config.yaml")
     return None
+
+
+def _checked(named: dict[str, Any], path: Path) -> dict[str, Any]:
+    """All options of a stage that a run's config names. Raises UserError for one that is not luthier's, or has no such."""
+    if named.get("name") not in STAGES.names():
+        raise UserError(
+            f"the stage in {path} is {named.get('name')!r}, which is none of luthier's, and a module that a run's folder "
+            "names is not imported.",
+            "Have its answers measured: --generate --metric label_accuracy.",
+        )
+    options: type[PluginOptions] = STAGES.load(named["name"]).Options
+    try:
+        return options.model_validate(named).model_dump()
+    except ValidationError as error:
+        raise ConfigError(describe(error.errors(), options, "stage"), str(path)) from error

@@ -105,8 +105,12 @@ class Comparison:
         }
 
 
-def compare(paths: Sequence[Path], how: Drawing, say: Callable[[str], None]) -> Comparison:
+def compare(paths: Sequence[Path], how: Drawing, say: Callable[[str], None], only: Sequence[str] = ()) -> Comparison:
     """Compare evaluations that `luthier evaluate --out` wrote.
+
+    Args:
+        only: the metrics to compare; empty: all that are luthier's own. Another's module must be named here: it runs as it
+            is imported, which no file may bring about.
 
     Raises:
         UserError: fewer than two, files that can't be read, evaluations of other rows, or with no metric in common.
@@ -118,8 +122,8 @@ def compare(paths: Sequence[Path], how: Drawing, say: Callable[[str], None]) -> 
         check_same_rows(saved[0], other)
     remarks: list[str] = []
     metrics: list[ComparedMetric] = []
-    for name in saved[0].values["metrics"]:
-        reason = why_not(name, saved)
+    for name in chosen(saved[0], only):
+        reason = why_not_imported(name, saved[0], only) or why_not(name, saved)
         if reason:
             remarks.append(reason)
             continue
@@ -173,6 +177,37 @@ def check_same_rows(first: Saved, other: Saved) -> None:
                     f"row {place} has {what} in {first.path}{there} {other.path}.",
                     "Evaluate both models on the same rows, in the same order.",
                 )
+
+
+def chosen(first: Saved, only: Sequence[str]) -> list[str]:
+    """The numbers that are compared, of those of the first run: all, or those of the named metrics.
+
+    Raises:
+        UserError: a metric is named that it does not have.
+    """
+    owners = {name: owner(first, name) for name in first.values["metrics"]}
+    if absent := [name for name in only if name not in owners.values()]:
+        raise UserError(
+            f"{first.path} has no {', '.join(absent)}.",
+            f"Name of its metrics: {', '.join(dict.fromkeys(owners.values()))}.",
+        )
+    return [name for name in owners if not only or owners[name] in only]
+
+
+def owner(one: Saved, name: str) -> str:
+    """The metric that gives a number, or `loss`."""
+    return LOSS if name == LOSS else str(one.values["metrics"][name]["metric"]["name"])
+
+
+def why_not_imported(name: str, first: Saved, only: Sequence[str]) -> str:
+    """Why the metric of a number is left out, where it is a module that only the files name; empty elsewhere."""
+    module = owner(first, name)
+    if module == LOSS or module in METRICS.names() or module in only:
+        return ""
+    return (
+        f"{name} is left out: {first.path} has it from the module {module}, and what a file names is not imported; "
+        f"name it with --metric {module}"
+    )
 
 
 def why_not(name: str, saved: Sequence[Saved]) -> str:

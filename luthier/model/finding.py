@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.adapters_section import STACK, CombineConfig
+from luthier.config.plugins import HUBS
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import read_json
@@ -16,7 +17,7 @@ from luthier.model.adapters import AdapterPart, adapter_parts, check_base, mark
 from luthier.model.base_settings import PLAIN, BaseSettings, asked_for, remembered_by_all
 from luthier.model.inspection import MENDING, content_hash, fingerprint, is_adapter
 from luthier.model.quantization import saved_in, saved_name
-from luthier.model.resolving import HUB_ID, asked_hub, locate, resolve
+from luthier.model.resolving import HUB_ID, PREFIX, asked_hub, locate, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,13 @@ def _base_of(adapter: Path, model: ModelConfig) -> ModelConfig:
         )
     if Path(base).exists():
         return model.model_copy(update={"name": base, "revision": None})
+    if (prefixed := PREFIX.fullmatch(base)) and prefixed["hub"] not in HUBS.names():
+        # never an outside module that a file names: it would run as it is imported
+        raise ModelError(
+            f"the adapter {adapter} names the base {base!r}, and {prefixed['hub']!r} is no model source of luthier's "
+            f"({', '.join(HUBS.names())}).",
+            "Fetch the base, and set base_model_name_or_path in its adapter_config.json to the folder.",
+        )
     owner, slash, _ = base.partition("/")
     if slash and owner and HUB_ID.fullmatch(base) and Path(owner).is_dir():
         # what a person types would be a path to nothing; what peft wrote is a hub's id

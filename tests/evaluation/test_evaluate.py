@@ -242,7 +242,6 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
         (["evaluate", "a", "b", "--data", "x"], "found 2: a, b"),
         (["evaluate", "a"], "no rows to evaluate on"),
         (["evaluate", "a", "--data", "x", "--html", "p.html"], "--html would have no effect without --compare"),
-        (["evaluate", "--compare", "a.json", "--metric", "bleu"], "--metric would have no effect with --compare"),
         (["evaluate", "a", "--predictions", "p.jsonl"], "MODEL would have no effect with --predictions"),
         (["evaluate", "--predictions", "p.jsonl", "--engine", "vllm"], "--engine would have no effect with"),
         (["evaluate", "--compare", "a.json", "--shots", "0"], "--shots would have no effect with --compare"),
