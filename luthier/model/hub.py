@@ -13,8 +13,10 @@ from luthier.foundation.errors import HubError
 # hashes of a folder's files, as `sha256sum` writes and checks them
 CHECKSUMS = "checksum.sha256"
 MANIFEST = "manifest.json"  # of a checkpoint or an export of ours
-# what a causal language model is loaded from; other frameworks' weights, pickles and code stay where they are
-WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
+# what config, tokenizer and chat template are read from; code of the model's own runs with --trust-remote-code alone
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+# what a causal language model is loaded from; other frameworks' weights and pickles stay where they are
+WANTED = ("*.safetensors", *BESIDE_WEIGHTS, "*.md", "LICENSE*", "NOTICE*")
 UNWANTED = (
     "onnx/*",
     "openvino/*",

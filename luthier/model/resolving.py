@@ -12,7 +12,7 @@ from luthier.foundation.errors import HubError, ModelError
 from luthier.foundation.registry import nearest
 from luthier.model.aliases import ALIASES
 from luthier.model.gguf_files import converted, gguf_in
-from luthier.model.hub import FetchRequest, Hub
+from luthier.model.hub import BESIDE_WEIGHTS, FetchRequest, Hub
 from luthier.model.inspection import check_folder, is_model_folder
 from luthier.model.missing import is_path, no_such_place
 
@@ -21,8 +21,6 @@ STEP_FOLDER = re.compile(r"step-(\d{8,})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)/(?:[\w.-]+/)*[\w.-]+\.gguf")
 PREFIX = re.compile(r"(?P<hub>[A-Za-z_][\w.]+):(?P<name>.*)", re.DOTALL)  # two letters or more: C:\models is a path
-# of a model whose weights are drawn anew
-WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def resolve(model: ModelConfig) -> Path:
@@ -48,7 +46,7 @@ def resolve(model: ModelConfig) -> Path:
         cache_dir=cache_dir,
         token=model.token,
         endpoint=model.endpoint,
-        include=(file,) if file else WITHOUT_WEIGHTS if model.from_scratch and hub == "huggingface" else (),
+        include=(file,) if file else BESIDE_WEIGHTS if model.from_scratch and hub == "huggingface" else (),
     )
     fetched = load_hub(hub).fetch(request)
     if file:
