@@ -93,6 +93,7 @@ def _global_options(
 
 @app.command()
 def train(
+    context: typer.Context,
     config: Config = None,
     settings: Settings = None,
     resume: Annotated[
@@ -116,11 +117,10 @@ def train(
             "--overwrite": overwrite,
             "--trust-remote-code": trust_remote_code,
             "--json": as_json,
+            "--debug": context.obj,
         }
-        given = [config or "", *(settings or ())]
-        raise typer.Exit(
-            launch(["train", *filter(None, given), *(flag for flag, on in flags.items() if on)], processes)
-        )
+        given = [config or "", *(settings or ()), *(flag for flag, on in flags.items() if on)]
+        raise typer.Exit(launch(["train", *filter(None, given)], processes))
     from luthier.commands.train import train as command
 
     result = command(source, overrides, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     # the flag may stand after the verb too, which is where one adds it to a line that failed
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        app(args=arguments, prog_name="luthier")
+        app(args=arguments, prog_name="luthier", obj=debug)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:

@@ -55,7 +55,8 @@ def processes_for(source: str | Path | Mapping[str, Any] | None, overrides: Sequ
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `luthier ARGUMENTS` in so many processes that know each other; the exit status of the first that failed, or 0.
 
-    Ctrl-C and SIGTERM reach every process, which finish their step, save and end.
+    Ctrl-C and SIGTERM reach every process, which finish their step, save and end; so does the end of the terminal, but
+    where it is ignored, as under nohup.
     """
     shared = {
         "WORLD_SIZE": str(processes),
@@ -78,7 +79,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             if child.poll() is None:
                 child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    caught = (signal.SIGINT, signal.SIGTERM, *(() if outlives else (signal.SIGHUP,)))
+    before = {number: signal.signal(number, pass_on) for number in caught}
     try:
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
