@@ -193,7 +193,7 @@ def _read(
         bias_D = None if bias_V is None else bias_V[start : start + COLUMNS]
         scores_CD = _logits(hidden_CH, weight_DH, bias_D, memory)
         here = ((targets_M >= start) & (targets_M < start + len(weight_DH))).nonzero()[:, 0]
-        of_targets_M[here] = scores_CD[row_of_M[here], targets_M[here] - start]
+        of_targets_M[here] = scores_CD[row_of_M[here], targets_M[here] - start].to(of_targets_M.dtype)
         new_top_C1, new_sum_C1 = _exponentiate(scores_CD, top_C1)
         scale_C1 = (top_C1 - new_top_C1).exp_()
         top_C1 = new_top_C1
@@ -201,7 +201,7 @@ def _read(
         if expected_CH is not None:
             expected_CH.mul_(scale_C1)
             if memory is None:
-                expected_CH.add_(scores_CD.to(weight_DH.dtype) @ weight_DH)
+                expected_CH.add_(scores_CD @ weight_DH)
             else:
                 expected_CH.addmm_(scores_CD, weight_DH)
     if expected_CH is not None:
@@ -220,9 +220,9 @@ def _is_plain(hidden_CH: Tensor, weight_VH: Tensor) -> bool:
 
 
 def _logits(hidden_CH: Tensor, weight_DH: Tensor, bias_D: Tensor | None, memory: Tensor | None) -> Tensor:
-    """Logits [C, D] as they are summed, in given memory: fresh memory costs as much as a pass."""
+    """Logits [C, D]; in given memory, where there is some: fresh memory costs as much as a pass."""
     if memory is None:
-        return F.linear(hidden_CH, weight_DH, bias_D).to(_summed_in(hidden_CH))
+        return F.linear(hidden_CH, weight_DH, bias_D)
     scores_CD = memory[: hidden_CH.shape[0] * weight_DH.shape[0]].view(hidden_CH.shape[0], -1)
     torch.mm(hidden_CH, weight_DH.t(), out=scores_CD)
     return scores_CD if bias_D is None else scores_CD.add_(bias_D)
@@ -231,15 +231,19 @@ def _logits(hidden_CH: Tensor, weight_DH: Tensor, bias_D: Tensor | None, memory:
 def _exponentiate(scores_CD: Tensor, top_C1: Tensor) -> tuple[Tensor, Tensor]:
     """exp(scores - the largest, of `top_C1` too), in place; returns the largest and the sum of every row, [C, 1].
 
-    On a CPU a few rows at a time, so that the four passes find them in the processor's cache: twice as fast.
+    Scores of 16 bits are widened to the precision of the sums meanwhile. On a CPU a few rows at a time, so that the passes
+    find them in the processor's cache: twice as fast.
     """
     tops, sums = [], []
     on_cpu = scores_CD.device.type == "cpu"
     rows = max(1, CACHE_BYTES // (4 * scores_CD.shape[1])) if on_cpu else scores_CD.shape[0]
     for scores_RD, before_R1 in zip(scores_CD.split(rows), top_C1.split(rows), strict=True):
-        top_R1 = torch.maximum(before_R1, scores_RD.amax(dim=1, keepdim=True))
-        sums.append(scores_RD.sub_(top_R1).exp_().sum(dim=1, keepdim=True))
+        wide_RD = scores_RD.to(top_C1.dtype)
+        top_R1 = torch.maximum(before_R1, wide_RD.amax(dim=1, keepdim=True))
+        sums.append(wide_RD.sub_(top_R1).exp_().sum(dim=1, keepdim=True))
         tops.append(top_R1)
+        if wide_RD is not scores_RD:
+            scores_RD.copy_(wide_RD)
     return torch.cat(tops), torch.cat(sums)
 
 

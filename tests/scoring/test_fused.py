@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -293,14 +294,11 @@ def test_dropout_that_does_nothing_is_no_obstacle() -> None:
     assert low_rank(layer, torch.randn(3, 32)) is not None
 
 
-def test_autocast_and_other_arguments_go_to_the_layers_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_arguments_go_to_the_layers_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora_model()
     fuse(model.get_base_model())
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     x = torch.randn(3, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert low_rank(layer, x) is None
-        assert layer(x).dtype == torch.bfloat16
     seen = []
     own = type(layer).forward
     monkeypatch.setattr(type(layer), "forward", lambda self, *a, **k: seen.append(k) or own(self, *a, **k))
@@ -308,6 +306,90 @@ def test_autocast_and_other_arguments_go_to_the_layers_own_forward(monkeypatch: 
     assert not seen
     layer(x, adapter_names=["default"] * 3)
     assert seen == [{"adapter_names": ["default"] * 3}]
+
+
+def in_16_bits(base: torch.dtype, autocast: torch.dtype | None, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities and gradients of LoRA in float32 over a base of some precision."""
+    model = lora_model("qwen3")  # norms of heads, too
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(base)
+    scorer = Scorer(model, "segmented", fused=fused).train()
+    batch = pack(random_examples([40, 31, 52]))
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        logp_N = scorer(batch).logp_N
+    (logp_N * batch.weights_N).sum().backward()
+    return logp_N.detach(), gradients(scorer)
+
+
+@pytest.mark.parametrize(
+    ("base", "autocast"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, None),
+        (torch.float16, torch.float16),
+    ],
+)
+def test_in_16_bits_fused_models_are_as_near_to_float32_as_module_by_module(
+    base: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    reference = in_16_bits(torch.float32, None, fused=False)
+    own, fused = (in_16_bits(base, autocast, fused=fused) for fused in (False, True))
+    assert relative(fused[0], reference[0]) < 1.2 * relative(own[0], reference[0])
+    assert fused[1].keys() == reference[1].keys()
+    assert all(gradient.dtype == torch.float32 for gradient in fused[1].values())
+
+    def error(found: dict[str, Tensor]) -> float:
+        flat = [torch.cat([part[name].flatten() for name in reference[1]]) for part in (found, reference[1])]
+        return relative(*flat)
+
+    assert error(fused[1]) < 1.2 * error(own[1])
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+def test_in_16_bits_the_norm_rounds_where_transformers_does(weight_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = tiny_model("llama").model.norm.to(weight_dtype)
+    norm.weight.data.normal_()
+    x = torch.randn(50, 32).bfloat16().requires_grad_()
+    direction = torch.randn(50, 32)
+
+    def with_gradients(y: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+        return y, *torch.autograd.grad((y * direction).sum(), of)
+
+    fused = with_gradients(
+        RootMeanSquareNorm.apply(x, norm.weight, norm.variance_epsilon),  # type: ignore[no-untyped-call]
+        x,
+        norm.weight,
+    )
+    own = with_gradients(norm(x), x, norm.weight)
+    wide_x, wide_weight = (part.detach().float().requires_grad_() for part in (x, norm.weight))
+    exact = with_gradients(F.rms_norm(wide_x, (32,), wide_weight, norm.variance_epsilon), wide_x, wide_weight)
+    assert relative(fused[0].float(), own[0].float()) < 1e-3
+    for found, reference, truth in zip(fused, own, exact, strict=True):
+        assert found.dtype == reference.dtype
+        assert relative(found.float(), truth) < 1.1 * relative(reference.float(), truth)
+
+
+def test_under_autocast_no_copies_of_weights_are_kept() -> None:
+    """What autograd keeps of a block with a float32 base: x and what was computed, no weight in 16 bits."""
+    model = lora_model()
+    fuse(model.get_base_model())
+    layer = model.get_base_model().model.layers[0].mlp
+    kept = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append((tuple(tensor.shape), tensor.dtype))
+        return tensor
+
+    x = torch.randn(1, 20, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert ((20, 48), torch.bfloat16) in kept  # gate(x) and up(x)
+    assert ((48, 32), torch.float32) in kept and not {(48, 32), (32, 48)} & {
+        shape for shape, dtype in kept if dtype == torch.bfloat16
+    }
 
 
 def test_a_fused_model_can_be_disabled_copied_and_merged() -> None:

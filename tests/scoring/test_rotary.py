@@ -76,7 +76,25 @@ def test_a_layer_steps_back_at_each_call(monkeypatch: pytest.MonkeyPatch) -> Non
     assert fuse(model)["LlamaAttention"] == 0, "a forward that stands there already is left alone"
     assert passes(model, monkeypatch) == 2 * layers
     with torch.autocast("cpu", dtype=torch.bfloat16):  # queries of 16 bits, angles of 32
-        assert passes(model, monkeypatch) == 0
+        assert passes(model, monkeypatch) == 2 * layers
+    rotary = model.model.rotary_emb
+    own = rotary.forward
+    monkeypatch.setattr(rotary, "forward", lambda *a, **k: tuple(part.bfloat16() for part in own(*a, **k)))
+    assert passes(model, monkeypatch) == 0  # angles of 16 bits, queries of 32
+
+
+def test_values_of_16_bits_are_turned_in_the_precision_of_their_angles() -> None:
+    torch.manual_seed(0)
+    cos, sin = angles(5, 6, torch.float32)
+    x = torch.randn(1, 2, 5, 6).bfloat16().requires_grad_()
+    turned = Rotation.apply(x, cos, sin)
+    expected, _ = apply_rotary_pos_emb(x, x, cos, sin)
+    assert turned.dtype == torch.bfloat16 and torch.equal(turned, expected.bfloat16())
+    direction = torch.randn(1, 2, 5, 6).bfloat16()
+    (own,) = torch.autograd.grad((turned * direction).sum(), x)
+    wide = x.detach().float().requires_grad_()
+    (exact,) = torch.autograd.grad((apply_rotary_pos_emb(wide, wide, cos, sin)[0] * direction).sum(), wide)
+    assert own.dtype == torch.bfloat16 and torch.allclose(own.float(), exact, rtol=2**-8, atol=1e-6)
 
 
 def test_other_rotations_are_left_alone() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from luthier.scoring import attention
 from luthier.scoring.fused.formulas import formula
-from luthier.scoring.fused.low_rank import LowRankLinears, LowRankMaps, has_hooks, low_rank
+from luthier.scoring.fused.low_rank import LowRankLinears, LowRankMaps, has_hooks, low_rank, product_dtype
 from luthier.scoring.fused.rotary import rotation, turning
 
 PARTS = ("q_proj", "k_proj", "v_proj")
@@ -119,7 +119,7 @@ def _heads(module: Any, names: Sequence[str], x: Tensor) -> list[Tensor]:
     maps = [found for part in parts if (found := low_rank(part, x)) is not None]
     if len(maps) == len(parts):
         together = LowRankMaps(maps)
-        projected = LowRankLinears.apply(x[0], together.constants, *together.tensors)  # type: ignore[no-untyped-call]
+        projected = LowRankLinears.apply(x[0].to(product_dtype(x)), together.constants, *together.tensors)  # type: ignore[no-untyped-call]
     else:
         projected = [part(x) for part in parts]
     return [part.view(*x.shape[:-1], -1, module.head_dim) for part in projected]

@@ -20,7 +20,7 @@ from luthier.scoring.backbone import backbone_of
 from luthier.scoring.fused.attention_block import attention_forward, is_known
 from luthier.scoring.fused.formulas import formula
 from luthier.scoring.fused.gated_mlp import PARTS, GatedMlp
-from luthier.scoring.fused.low_rank import LowRankLinears, LowRankMaps, is_autocast, is_lora_linear, low_rank
+from luthier.scoring.fused.low_rank import LowRankLinears, LowRankMaps, is_lora_linear, low_rank, product_dtype
 from luthier.scoring.fused.narrowing import narrow
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 from luthier.scoring.fused.rotary import turning
@@ -65,7 +65,8 @@ def _lora_linear(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     if part is None:
         return type(self).forward(self, x, *arguments, **named)  # type: ignore[no-any-return]
     maps = LowRankMaps([part])
-    (y_TO,) = LowRankLinears.apply(x.reshape(-1, x.shape[-1]), maps.constants, *maps.tensors)  # type: ignore[no-untyped-call]
+    rows_TI = x.to(product_dtype(x)).reshape(-1, x.shape[-1])
+    (y_TO,) = LowRankLinears.apply(rows_TI, maps.constants, *maps.tensors)  # type: ignore[no-untyped-call]
     return y_TO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
@@ -74,12 +75,14 @@ def _gated_mlp(self: Any, x: Tensor) -> Tensor:
     if len(parts) < len(PARTS):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
     maps = LowRankMaps(parts)
-    y_TH: Tensor = GatedMlp.apply(x.reshape(-1, x.shape[-1]), maps.constants, *maps.tensors)  # type: ignore[no-untyped-call]
+    rows_TH = x.to(product_dtype(x)).reshape(-1, x.shape[-1])
+    y_TH: Tensor = GatedMlp.apply(rows_TH, maps.constants, *maps.tensors)  # type: ignore[no-untyped-call]
     return y_TH.view(x.shape)
 
 
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
-    if hidden_states.dtype != torch.float32 or self.weight.dtype != torch.float32 or is_autocast(hidden_states):
+    taken = (torch.float32, torch.bfloat16, torch.float16)
+    if hidden_states.dtype not in taken or self.weight.dtype not in taken:
         return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
     rows_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
     y_TH: Tensor = RootMeanSquareNorm.apply(rows_TH, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]

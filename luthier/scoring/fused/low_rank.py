@@ -6,6 +6,9 @@ Module by module this makes six tensors of the size of y in forward and backward
 product in place (`addmm_`), and its gradient to that of x. Maps of the same input (queries, keys and values; gate and up)
 read it once for all their factors A, which lie one under the other.
 
+Everything is multiplied in the precision of x, which is autocast's where that is on (`product_dtype`): weights and factors
+of another are cast for each product, in backward again, where autocast would keep the copies till then.
+
 Shapes: T tokens, I input width, O output width, R rank (S, of all maps together).
 """
 
@@ -42,9 +45,9 @@ class LowRank:
     up_OR: Tensor | None
     scaling: float
 
-    def weight_OI(self) -> Tensor:
-        """The whole weight."""
-        return self.weight if isinstance(self.weight, Tensor) else self.weight.unpacked()
+    def weight_OI(self, dtype: torch.dtype) -> Tensor:
+        """The whole weight, in the precision of the product."""
+        return (self.weight if isinstance(self.weight, Tensor) else self.weight.unpacked()).to(dtype)
 
     @property
     def rank(self) -> int:
@@ -89,20 +92,24 @@ class LowRankMaps:
 
     def forward(self, x_TI: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """y [T, O] of each map, and x A^T [T, S], which backward needs."""
-        outputs = [F.linear(x_TI, part.weight_OI(), part.bias_O) for part in self.maps]
-        down_SI = self._down()
+        dtype = x_TI.dtype
+        outputs = [
+            F.linear(x_TI, part.weight_OI(dtype), None if part.bias_O is None else part.bias_O.to(dtype))
+            for part in self.maps
+        ]
+        down_SI = self._down(dtype)
         if down_SI is None:
             return outputs, None
         low_TS = x_TI @ down_SI.t()
         for part, y_TO, low_TR in zip(self.maps, outputs, self._of_each(low_TS), strict=True):
             if part.up_OR is not None:
-                y_TO.addmm_(low_TR, part.up_OR.t(), alpha=part.scaling)
+                y_TO.addmm_(low_TR, part.up_OR.to(dtype).t(), alpha=part.scaling)
         return outputs, low_TS
 
     def low_gradient(self, gradients: Sequence[Tensor]) -> Tensor | None:
         """The gradient of x A^T, [T, S]."""
         found = [
-            (gradient_TO @ part.up_OR).mul_(part.scaling)
+            (gradient_TO @ part.up_OR.to(gradient_TO.dtype)).mul_(part.scaling)
             for part, gradient_TO in zip(self.maps, gradients, strict=True)
             if part.up_OR is not None
         ]
@@ -126,17 +133,18 @@ class LowRankMaps:
 
     def input_gradient(self, gradients: Sequence[Tensor], low_gradient_TS: Tensor | None) -> Tensor:
         """The gradient of x, [T, I]."""
-        into_TI = gradients[0] @ self.maps[0].weight_OI()
+        dtype = gradients[0].dtype
+        into_TI = gradients[0] @ self.maps[0].weight_OI(dtype)
         for part, gradient_TO in zip(self.maps[1:], gradients[1:], strict=True):
-            into_TI.addmm_(gradient_TO, part.weight_OI())
-        down_SI = self._down()
+            into_TI.addmm_(gradient_TO, part.weight_OI(dtype))
+        down_SI = self._down(dtype)
         if low_gradient_TS is not None and down_SI is not None:
             into_TI.addmm_(low_gradient_TS, down_SI)
         return into_TI
 
-    def _down(self) -> Tensor | None:
+    def _down(self, dtype: torch.dtype) -> Tensor | None:
         """All factors A, one under the other [S, I]."""
-        found = [part.down_RI for part in self.maps if part.down_RI is not None]
+        found = [part.down_RI.to(dtype) for part in self.maps if part.down_RI is not None]
         return torch.cat(found) if len(found) > 1 else found[0] if found else None
 
     def _of_each(self, together: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
@@ -172,15 +180,16 @@ def in_place(factors: Sequence[Factors]) -> list[Tensor | None]:
     return [gradient for down, up in factors for gradient in (None, None, down, up)]
 
 
-def frozen_weight(module: nn.Module, dtype: torch.dtype) -> Tensor | PackedWeight | None:
-    """The weight of a frozen linear layer in a precision: exactly `nn.Linear`, or one in 4 bits, to whose calls nothing
-    listens. None where the layer is another."""
+def frozen_weight(module: nn.Module, x: Tensor) -> Tensor | PackedWeight | None:
+    """The weight of a frozen linear layer that multiplies x in the precision of its products: exactly `nn.Linear`, or one
+    in 4 bits, to whose calls nothing listens. None where the layer is another."""
     layer: Any = module
     if has_hooks(module) or (getattr(layer, "bias", None) is not None and layer.bias.requires_grad):
         return None
     if type(module) is nn.Linear:
-        return module.weight if module.weight.dtype == dtype and not module.weight.requires_grad else None
-    return packed_weight(module, dtype)
+        fits = is_autocast(x) or module.weight.dtype == x.dtype
+        return module.weight if fits and not module.weight.requires_grad else None
+    return packed_weight(module, product_dtype(x))
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -198,19 +207,18 @@ def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
     """A module as the map that the fused functions compute, or None where it is anything else at this moment.
 
     A frozen `nn.Linear` or one in 4 bits, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no
-    variant (DoRA and others), no bias of its own, dropout that does nothing, no hooks, one precision.
+    variant (DoRA and others), no bias of its own, dropout that does nothing, no hooks; all of one precision, but that factors
+    may be float32 where products have 16 bits.
     """
-    if is_autocast(x):
-        return None
     layer: Any = module
-    weight = frozen_weight(layer, x.dtype)
+    weight = frozen_weight(layer, x)
     if weight is not None:
         return LowRank(weight, layer.bias, None, None, 0.0)
     if not is_lora_linear(layer) or layer.disable_adapters or layer.merged or has_hooks(layer):
         return None
     base = layer.base_layer
     active = [name for name in layer.active_adapters if name in layer.lora_A]
-    weight = frozen_weight(base, x.dtype)
+    weight = frozen_weight(base, x)
     if len(active) != 1 or weight is None:
         return None
     name = active[0]
@@ -219,7 +227,9 @@ def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
         return None
     if _drops(dropout) or any(has_hooks(part) for part in (down, up, dropout)):
         return None
-    if not x.dtype == down.weight.dtype == up.weight.dtype:
+    dtype = product_dtype(x)
+    allowed = {dtype, torch.float32} if dtype.itemsize == 2 else {dtype}
+    if not {down.weight.dtype, up.weight.dtype} <= allowed:
         return None
     return LowRank(weight, base.bias, down.weight, up.weight, layer.scaling[name])
 
@@ -234,5 +244,10 @@ def is_lora_linear(module: nn.Module) -> bool:
 
 
 def is_autocast(x: Tensor) -> bool:
-    """Whether products on a tensor's device are in another precision than its own."""
-    return torch.is_autocast_enabled(x.device.type)
+    """Whether products of a tensor are in the precision of autocast, which leaves float64 alone."""
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The precision in which x is multiplied with weights."""
+    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype

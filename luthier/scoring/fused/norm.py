@@ -2,6 +2,8 @@
 
     y = w * x / sqrt(mean(x^2) + eps)
 
+Rows of 16 bits are normed in float32 and rounded before they meet the weight, as transformers' norm does.
+
 Shapes: T tokens, H width.
 """
 
@@ -19,11 +21,13 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+        wide_TH = _wide(x_TH)
         # the norm's square is a sum: no [T, H] tensor of squares is made
-        mean_T1 = torch.linalg.vector_norm(x_TH, dim=-1, keepdim=True).square_().div_(x_TH.shape[-1])
+        mean_T1 = torch.linalg.vector_norm(wide_TH, dim=-1, keepdim=True).square_().div_(x_TH.shape[-1])
         inverse_T1 = mean_T1.add_(epsilon).rsqrt_()
         ctx.save_for_backward(x_TH, weight_H, inverse_T1)
-        y_TH: Tensor = (x_TH * inverse_T1).mul_(weight_H)
+        normed_TH = (wide_TH * inverse_T1).to(x_TH.dtype)
+        y_TH: Tensor = normed_TH.mul_(weight_H) if weight_H.dtype == x_TH.dtype else normed_TH * weight_H
         return y_TH
 
     @staticmethod
@@ -32,12 +36,18 @@ class RootMeanSquareNorm(torch.autograd.Function):
         """dx = r (w g) - x r^3 mean(x w g),  dw = sum_T g x r,  with r = 1 / sqrt(mean(x^2) + eps)."""
         (gradient_TH,) = gradients
         x_TH, weight_H, inverse_T1 = ctx.saved_tensors
+        wide_TH = _wide(x_TH)
         weight_gradient = None
         if ctx.needs_input_grad[1]:
-            weight_gradient = torch.einsum("th,th,t->h", gradient_TH, x_TH, inverse_T1[:, 0])
+            weight_gradient = torch.einsum("th,th,t->h", _wide(gradient_TH), wide_TH, inverse_T1[:, 0])
         if not ctx.needs_input_grad[0]:
             return None, weight_gradient, None
-        scaled_TH = gradient_TH * weight_H
-        mean_T1 = torch.linalg.vecdot(scaled_TH, x_TH)[:, None].div_(x_TH.shape[-1])
-        into_TH = scaled_TH.mul_(inverse_T1).addcmul_(x_TH, mean_T1.mul_(inverse_T1**3), value=-1)
-        return into_TH, weight_gradient, None
+        scaled_TH = _wide(gradient_TH) * weight_H
+        mean_T1 = torch.linalg.vecdot(scaled_TH, wide_TH)[:, None].div_(x_TH.shape[-1])
+        into_TH = scaled_TH.mul_(inverse_T1).addcmul_(wide_TH, mean_T1.mul_(inverse_T1**3), value=-1)
+        return into_TH.to(x_TH.dtype), weight_gradient, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In the precision in which rows are summed up."""
+    return x.float() if x.dtype.itemsize == 2 else x

@@ -16,7 +16,7 @@ class PackedWeight(Protocol):
     """A weight [O, I] that is not kept whole."""
 
     def unpacked(self) -> Tensor:
-        """The whole weight, made anew."""
+        """The whole weight, made anew, in whatever precision it was packed from."""
         ...
 
 
@@ -45,7 +45,7 @@ def packed_weight(module: nn.Module, dtype: torch.dtype) -> PackedWeight | None:
     if type(layer).__name__ != "Linear4bit" or not type(layer).__module__.startswith("bitsandbytes."):
         return None
     state = getattr(layer.weight, "quant_state", None)
-    fits = state is not None and state.dtype == dtype and tuple(state.shape) == (layer.out_features, layer.in_features)
+    fits = state is not None and tuple(state.shape) == (layer.out_features, layer.in_features)
     if not fits or layer.compute_dtype != dtype or getattr(state, "packing_format_for_cpu", False):
         return None
     return _FourBits(layer.weight)

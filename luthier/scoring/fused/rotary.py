@@ -26,7 +26,10 @@ _NAME = "apply_rotary_pos_emb"
 
 
 class Rotation(torch.autograd.Function):
-    """x turned by its positions' angles: [1, H, T, D] for x of that shape and cos, sin [1, T, D]."""
+    """x turned by its positions' angles: [1, H, T, D] for x of that shape and cos, sin [1, T, D].
+
+    Under autocast x may have 16 bits and the angles 32: it is turned in theirs, and rounded.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,11 +44,12 @@ class Rotation(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    dtype, x = x.dtype, x.to(cos.dtype)
     turned = x * cos
     (x1, x2), (first, second), (sin1, sin2) = (part.chunk(2, dim=-1) for part in (x, turned, sin))
     first.addcmul_(x2, sin1, value=-1)
     second.addcmul_(x1, sin2)
-    return turned
+    return turned.to(dtype)
 
 
 @functools.cache
@@ -90,5 +94,6 @@ def turning(forward: Any) -> Callable[..., Any] | None:
 
 
 def _takes(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether x is turned in whole and in one precision, on a CPU, where passes over memory are what costs."""
-    return x.device.type == "cpu" and x.shape[-1] == cos.shape[-1] and x.dtype == cos.dtype == sin.dtype
+    """Whether x is turned in whole and by angles at least as precise, on a CPU, where passes over memory are what costs."""
+    precise = torch.promote_types(x.dtype, cos.dtype) == cos.dtype == sin.dtype
+    return x.device.type == "cpu" and x.shape[-1] == cos.shape[-1] and precise
