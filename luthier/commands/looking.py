@@ -20,7 +20,7 @@ from luthier.data.examples import TokenizedExample
 from luthier.data.locating import locate
 from luthier.data.reading import read_files
 from luthier.data.records import Conversation, Document, Labelled, Pair, Record
-from luthier.foundation.devices import choose_device, fast_precisions, free_memory_bytes
+from luthier.foundation.devices import autocast_precision, choose_device, free_memory_bytes
 from luthier.foundation.errors import DataError, UserError
 from luthier.model import loading
 from luthier.model.config_changes import known_positions
@@ -89,7 +89,7 @@ def look(model: str, data: str, *, trust_remote_code: bool = False) -> Facts:
         positions=known_positions(setup.model_config),
         reads_both_ways=_reads_both_ways(setup),
         device=device.type,
-        precision=_precision(device),
+        precision=autocast_precision(device),
         free_bytes=free_memory_bytes(device),
         can_quantize="quantization" in ModelConfig.model_fields and find_spec("bitsandbytes") is not None,
     )
@@ -224,9 +224,3 @@ def _reads_both_ways(setup: Setup) -> bool:
 
     kind = setup.model_config.model_type
     return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(setup.model_config, "is_decoder", False)
-
-
-def _precision(device: Any) -> str:
-    if device.type != "cuda":
-        return ""
-    return "bf16" if "bfloat16" in fast_precisions(device) else "fp16"

@@ -31,7 +31,7 @@ class Facts:
         template_reason: why that one.
         parameters: of the model. width: of its hidden states. layers: that it has. positions: that it knows, or None.
         reads_both_ways: whether it is an encoder, as BERT is.
-        device: cpu, cuda or mps. precision: that the device computes fast beside float32: bf16, fp16 or "".
+        device: cpu, cuda or mps. precision: of autocast, where steps are faster than in float32: bf16, fp16 or "".
         free_bytes: memory that is free there.
         can_quantize: whether 4-bit weights can be trained on here.
     """
@@ -378,5 +378,7 @@ def _why_epochs(epochs: int) -> str:
 
 def _precision(facts: Facts) -> list[Choice]:
     if facts.precision:
-        return [Choice(f"training.{facts.precision}", True, "this device computes it several times as fast as float32")]
+        return [
+            Choice(f"training.{facts.precision}", True, "this device multiplies it several times as fast as float32")
+        ]
     return []

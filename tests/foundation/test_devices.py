@@ -25,6 +25,30 @@ def test_bf16_is_fast_only_with_units_for_it(
     assert ("bfloat16" in devices.fast_precisions(torch.device("cpu"))) == fast
 
 
+@pytest.mark.parametrize(
+    ("flags", "device", "precision"),
+    [
+        (("avx2",), "cpu", ""),
+        (("avx512_bf16",), "cpu", ""),
+        (("avx512_bf16", "amx_bf16"), "cpu", "bf16"),
+        (("amx_bf16",), "mps", ""),
+    ],
+)
+def test_autocast_is_chosen_where_steps_are_faster(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], device: str, precision: str
+) -> None:
+    monkeypatch.setattr(devices, "cpu_name_and_flags", lambda: ("cpu", flags))
+    assert devices.autocast_precision(torch.device(device)) == precision
+
+
+@pytest.mark.parametrize(("units", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_on_cuda_devices_autocast_is_in_what_they_multiply(
+    monkeypatch: pytest.MonkeyPatch, units: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
+    assert devices.autocast_precision(torch.device("cuda")) == precision
+
+
 def test_the_rate_is_measured() -> None:
     assert devices.matmul_gflops("float32", torch.device("cpu"), size=256, seconds=0.02) > 0.1
 
