@@ -163,14 +163,15 @@ def _result(setup: Setup, plan: Plan, advice: Advice | None, remarks: list[str])
 
     config, data = setup.config, setup.data
     shown = set(data.report.remarks())  # the report's table prints those itself
+    steps = setup.schedule.total_steps if plan.ranks == 1 else plan.steps
     return PlanResult(
         trainable_parameters=setup.count.trainable,
         total_parameters=setup.count.total,
         examples=len(data.train),
         examples_per_step=setup.schedule.examples_per_step * plan.ranks,
         steps_per_epoch=setup.schedule.steps_per_epoch if plan.ranks == 1 else plan.steps_per_epoch,
-        total_steps=setup.schedule.total_steps if plan.ranks == 1 else plan.steps,
-        warmup_steps=warmup_steps(config.training.warmup_steps, setup.schedule.total_steps),
+        total_steps=steps,
+        warmup_steps=warmup_steps(config.training.warmup_steps, steps),
         learning_rate=config.learning_rate(),
         learning_rate_origin=config.learning_rate_origin(),
         tokens_per_epoch=data.train.tokens,
