@@ -367,15 +367,7 @@ def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:
     state = sum(path.stat().st_size for path in beside if path.is_file()) + 2**18  # and JSON files
     weights = 4 * (setup.count.total if setup.method.saves == "model" else setup.count.trainable)
     one = weights + state_bytes(training.optim, setup.trained) + state
-    every = (
-        training.save_steps if training.save_steps >= 1 else max(1, training.save_steps * setup.schedule.total_steps)
-    )
-    saves = {
-        "no": 0,
-        "epoch": min(setup.schedule.total_epochs, setup.schedule.total_steps),
-        "steps": int(setup.schedule.total_steps / every) + 1,
-    }[training.save_strategy]
-    kept = saves if training.save_total_limit is None else min(saves, training.save_total_limit + 1)
+    kept = training.checkpoints_at_once(setup.schedule.total_steps, setup.schedule.total_epochs)
     missing = max(1, kept - len(checkpoints.paths()))  # an interrupted run writes one in any case
     need_space(folder, missing * one + weights + state)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -254,6 +255,24 @@ class TrainingConfig(Section):
     def eval_interval(self) -> float:
         """Steps between evaluations, or a share of all steps below 1."""
         return self.eval_steps if self.eval_steps is not None else self.logging_steps
+
+    def checkpoints_at_once(self, steps: int, epochs: int) -> int:
+        """The most checkpoints that a run has on the disk at one time: an old one goes when the next is whole, and the best
+        stays besides.
+
+        Args:
+            steps: of the run; 0 where nobody knows. epochs: those it begins.
+        """
+        limit = math.inf if self.save_total_limit is None else self.save_total_limit + 1 + self.load_best_model_at_end
+        if self.save_strategy == "no":
+            return 0
+        if self.save_strategy == "epoch":
+            return int(min(limit, epochs, steps or epochs))
+        if not steps:
+            return 1 if self.save_total_limit is None else int(limit)
+        # a best one is saved at any evaluation, and the last step saves whatever its number
+        every = self.eval_interval() if self.load_best_model_at_end else self.save_steps
+        return int(min(limit, math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))))
 
     def _saves_on_evaluations(self) -> bool:
         every, kept = self.eval_interval(), self.save_steps

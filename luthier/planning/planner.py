@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +218,7 @@ class Planner:
             trunk_layer=layer,
             memory=memory,
             time=time,
-            disk=_disk(config, model, batches.steps, trunk_bytes),
+            disk=_disk(config, model, batches, trunk_bytes),
             remarks=remarks,
         )
 
@@ -384,16 +385,11 @@ class Planner:
         return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)
 
 
-def _disk(config: RunConfig, model: TracedModel, steps: int, trunk: int) -> Disk:
-    """Checkpoints, the final model and the trunk; the old checkpoint goes only after the new one is there."""
+def _disk(config: RunConfig, model: TracedModel, batches: Batches, trunk: int) -> Disk:
+    """Checkpoints, the final model and the trunk."""
     training = config.training
     checkpoint = model.saved_bytes + model.optimizer_bytes
-    if training.save_strategy == "no":
-        return Disk(checkpoint, trunk, model.saved_bytes + trunk)
-    made = max(1, round(training.num_train_epochs)) if training.save_strategy == "epoch" else None
-    if training.save_strategy == "steps":
-        every = training.save_steps if training.save_steps >= 1 else training.save_steps * max(steps, 1)
-        made = int(steps // max(every, 1)) if steps else None
-    limit = training.save_total_limit + 1 if training.save_total_limit is not None else None
-    kept = min((number for number in (made, limit) if number is not None), default=1)
+    whole = batches.steps_per_epoch
+    epochs = math.ceil(batches.steps / whole) if whole else math.ceil(training.num_train_epochs)
+    kept = training.checkpoints_at_once(batches.steps, epochs)
     return Disk(checkpoint, trunk, kept * checkpoint + model.saved_bytes + trunk)
