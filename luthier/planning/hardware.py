@@ -138,19 +138,23 @@ def parse_hardware(text: str) -> Hardware:
     if size := GIGABYTES.fullmatch(what):
         return Hardware(_of_size(float(size["size"])), count)
     wanted = _bare(what)
-    found = [card for name, card in CARDS.items() if _bare(name) == wanted]
-    # a card of several sizes, named without one: the larger
-    found = found or [card for name, card in CARDS.items() if _bare(name).startswith(wanted)][-1:]
-    found = found or [card for name, card in CARDS.items() if _bare(name) == f"rtx{wanted}"]
-    if not found:
-        close = nearest(wanted, {_bare(name): name for name in CARDS})
-        named = [name for name in CARDS if _bare(name) in close]
-        hint = f"Did you mean {' or '.join(named)}? " if named else ""
-        raise UserError(
-            f"there is no card named {what!r} in the table.",
-            f"{hint}Known: {', '.join(CARDS)}; or a size, such as 24GB.",
-        )
-    return Hardware(found[0], count)
+    for name in (wanted, f"rtx{wanted}"):
+        # a card of several sizes may be named without its size, or with its beginning: then the larger that fits
+        if found := [card for known, card in CARDS.items() if _names(name, known)]:
+            return Hardware(found[-1], count)
+    close = nearest(wanted, {_bare(name): name for name in CARDS})
+    named = [name for name in CARDS if _bare(name) in close]
+    hint = f"Did you mean {' or '.join(named)}? " if named else ""
+    raise UserError(
+        f"there is no card named {what!r} in the table.",
+        f"{hint}Known: {', '.join(CARDS)}; or a size, such as 24GB.",
+    )
+
+
+def _names(bare: str, known: str) -> bool:
+    """Whether a bare name means a card of the table, whose own name, but for the size behind it, must stand there whole:
+    an RTX4060 is no RTX4060Ti."""
+    return _bare(known).startswith(bare) and bare.startswith(_bare(known.split("-")[0]))
 
 
 def this_machine(use_cpu: bool = False) -> Hardware:

@@ -31,6 +31,10 @@ GB = 10**9
         ("4090", "RTX4090", 1, 24),
         ("2xNVIDIA L40S", "L40S", 2, 48),
         ("a100", "A100-80GB", 1, 80),
+        ("a100 40", "A100-40GB", 1, 40),
+        ("2 x v100-16g", "V100-16GB", 2, 16),
+        ("a10", "A10", 1, 24),
+        ("4060 Ti", "RTX4060Ti-16GB", 1, 16),
         ("1x7.5GB", "7.5GB", 1, 7.5),
     ],
 )
@@ -40,10 +44,20 @@ def test_hardware_by_name(text: str, name: str, count: int, gib: float) -> None:
     assert not found.is_this_machine
 
 
-@pytest.mark.parametrize("text", ["", "0x24GB", "x24GB", "8x", "A1000"])
+@pytest.mark.parametrize("text", ["", "0x24GB", "x24GB", "8x", "A1000", "h10", "RTX"])
 def test_unknown_hardware_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         parse_hardware(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "like"), [("RTX4060", "RTX4060Ti-16GB"), ("2080", "RTX2080Ti"), ("L40", "L40S"), ("910", "910B")]
+)
+def test_a_card_is_not_another_whose_name_begins_alike(text: str, like: str) -> None:
+    """An RTX 4060 has 8 GB, the 4060 Ti of the table 16."""
+    with pytest.raises(UserError, match=f"there is no card named '{text}'") as told:
+        parse_hardware(text)
+    assert f"{like}" in told.value.remedy and "or a size, such as 24GB" in told.value.remedy
 
 
 def test_a_misspelt_card_gets_the_nearest() -> None:
