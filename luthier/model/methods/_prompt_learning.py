@@ -31,6 +31,14 @@ class PromptMethod(PeftMethod):
                 "Use method: lora.",
             )
 
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the finished vectors: what the encoder gives without its dropout, as in use."""
+        encoder = prompt_encoder(model)
+        training = encoder.training
+        encoder.eval()
+        super().save(model, folder)
+        encoder.train(training)
+
     def state(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The encoder's weights."""
         found: dict[str, Tensor] = prompt_encoder(model).state_dict()

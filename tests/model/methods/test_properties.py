@@ -286,6 +286,19 @@ def test_oft_says_what_it_can_not_turn(capsys: pytest.CaptureFixture[str]) -> No
     assert "no multiple of block_size 32 have blocks of 24" in capsys.readouterr().err
 
 
+def test_p_tuning_saves_what_its_network_gives_without_dropout(tmp_path: Path) -> None:
+    """A checkpoint is written in the midst of training: what it says is what an evaluation at that step measured."""
+    method = p_tuning.build(p_tuning.Options(encoder="lstm", encoder_dropout=0.5))
+    model: Any = method.apply(tiny_model("qwen2"), HOW)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        measured = model.eval()(input_ids=ids).logits
+        method.save(model.train(), tmp_path)
+        assert model.prompt_encoder["default"].training
+        plain = PeftModel.from_pretrained(tiny_model("qwen2"), tmp_path)
+        assert torch.equal(plain(input_ids=ids).logits, measured)
+
+
 # --- a budget of ranks ------------------------------------------------------------------------------------------------
 
 
