@@ -38,7 +38,9 @@ def fit(run: Fit) -> dict[str, float]:
     # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
     run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
     _agree(run)
-    if not run.position.epoch_closed and (run.position.at_end or run.bridge.control.should_training_stop):
+    control = run.bridge.control  # a callback may have stopped the epoch in the step that was saved
+    stops = run.position.at_end or control.should_epoch_stop or control.should_training_stop
+    if stops and not run.position.epoch_closed:
         _close_epoch(run)
     while run.position.epoch < run.schedule.total_epochs and not run.bridge.control.should_training_stop:
         _epoch(run)

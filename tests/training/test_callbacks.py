@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 import luthier
 from luthier.foundation.errors import ConfigError, MissingExtraError
 from tests.tiny import config_for
+from tests.training.whole_runs import traces
 
 EVENTS = (
     "init_end", "train_begin", "epoch_begin", "step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end",
@@ -162,6 +164,24 @@ class StopAfterTwo(TrainerCallback):
 def test_a_callback_may_stop_the_run(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     result = luthier.train(config_for(tiny_llama, rows, tmp_path / "run", callbacks=[f"{__name__}.StopAfterTwo"]))
     assert result.steps == 2
+
+
+class StopEpochAtTwo(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_epoch_stop = state.global_step == 2
+        return control
+
+
+def test_an_epoch_that_a_callback_stopped_stays_stopped_on_resume(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """The checkpoint is written in the step that was the epoch's last: a run that goes on from it begins the next."""
+    settings = {"max_steps": -1, "num_train_epochs": 2, "save_steps": 2, "save_total_limit": None}
+    config = config_for(tiny_llama, rows, tmp_path / "run", **settings, callbacks=[f"{__name__}.StopEpochAtTwo"])
+    assert luthier.train(config).steps == 2 + 6
+    whole, checkpoints = traces(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    for path in (*(checkpoints / f"step-0000000{step}" for step in (4, 6, 8)), tmp_path / "run" / "final"):
+        shutil.rmtree(path)
+    luthier.train(config, resume=True)
+    assert traces(tmp_path / "run") == whole
 
 
 class SaveAtThree(TrainerCallback):
