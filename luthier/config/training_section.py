@@ -106,7 +106,9 @@ class TrainingConfig(Section):
         description="How gradients become updates (default adamw); docs/optimizers.md compares them. An optimizer of your "
         "own: a dotted path.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; none on norms and biases.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay; none on norms, biases and other vectors."
+    )
     adam_beta1: float = Field(
         0.9, ge=0, lt=1, description="Decay of the first moment, of the optimizers with AdamW inside."
     )

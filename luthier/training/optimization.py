@@ -139,11 +139,17 @@ def check_optimizer(config: RunConfig, model: nn.Module, ratio: Callable[[str], 
         What is worth knowing of the two, a sentence each.
 
     Raises:
-        TrainingError: nothing of it is what the optimizer is for, or the steps are too few for the schedule. MissingExtraError: a package is absent.
+        TrainingError: nothing of it is what the optimizer is for, or what decays, or the steps are too few for the schedule. MissingExtraError: a package is absent.
     """
     optim, parameters = config.training.optim, trained_shapes(model)
     plugin = OPTIMIZERS.load(optim.name)
     check_fit(optim, parameters)
+    if config.training.weight_decay and all(parameter.role == "vector" for parameter in parameters):
+        raise TrainingError(
+            f"training.weight_decay is {config.training.weight_decay:g}, but nothing would decay: what method "
+            f"{config.method.name} trains here are norms, biases and scales, which never do.",
+            "Leave weight_decay out.",
+        )
     make_scheduler(config, make_optimizer(config, model, ratio), total_steps)
     remark = plugin.remark(optim, parameters, total_steps) if hasattr(plugin, "remark") else None
     return [remark] if remark else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from luthier.model.method import Apply
 from luthier.training.optimization import check_optimizer, parameter_roles, to_evaluation, to_training
 from luthier.training.optimizers import badam, galore, muon
 from luthier.training.trained import Role
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.optimizers.tiny_runs import TinyRun, config_of
 
 RATE, DECAY = 0.01, 0.1
@@ -515,6 +516,20 @@ def test_schedule_free_needs_a_first_moment() -> None:
     run = TinyRun(config_of("adamw"))
     with pytest.raises(TrainingError, match="adam_beta1 is 0, with which schedule_free has no average"):
         check_optimizer(config_of("schedule_free", adam_beta1=0.0), run.model, lambda parameter: 1.0, total_steps=10)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_decay_of_nothing_is_refused(name: str) -> None:
+    """Of the methods, those that train no matrix; a head over classes beside them would decay."""
+    module = METHODS.load(name)
+    kind = "qwen2" if name == "bitfit" else "llama"  # its biases
+    model = module.build(module.Options(name=name)).apply(tiny_model(kind), Apply(seed=1, tokenizer=tiny_tokenizer()))
+    raw = {"model": "m", "data": {"train": "a"}, "method": name, "training": {"weight_decay": 0.1}}
+    idle = name in ("bitfit", "ia3", "norm_tuning", "vera")
+    with pytest.raises(TrainingError, match=f"nothing would decay: what method {name}") if idle else nullcontext():
+        check_optimizer(load(raw), model, lambda parameter: 1.0, total_steps=10)
+    raw["training"] = {}
+    check_optimizer(load(raw), model, lambda parameter: 1.0, total_steps=10)
 
 
 def test_a_single_block() -> None:
