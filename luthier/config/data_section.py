@@ -29,9 +29,10 @@ class DataEntry(Section):
         description=f"auto: found out from the columns; {', '.join(FORMATS.names())}; or my_package.my_format, a Python "
         "module of your own (docs/data.md).",
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | None] = Field(
         default_factory=dict,
-        description="Where a row's parts stand, by the format's own names: {instruction: question, output: answer}.",
+        description="Where a row's parts stand, by the format's own names: {instruction: question, output: answer}; null: "
+        "nowhere, so a column of the part's usual name is not read.",
     )
     tags: dict[str, str] = Field(
         default_factory=dict,

@@ -13,6 +13,7 @@ from luthier.config.sections import PluginOptions
 from luthier.data.records import RawRow, RowError
 from luthier.foundation.registry import nearest
 
+NOWHERE = "\u2063(no column)\u2063"  # between invisible separators, so that no column bears the name
 SHOWN_CHARACTERS = 60
 SHOWN_FIELDS = 20
 # what other tools and data sets call the parts; used only to suggest a mapping, never to read a row
@@ -39,8 +40,9 @@ class FormatOptions(PluginOptions):
     """What a row must have, where that is more than the required columns; shown where no format matches."""
     TAKES_SYSTEM: ClassVar[bool] = True
 
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Where a row's parts stand, by the format's own names."
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Where a row's parts stand, by the format's own names; null: nowhere, whatever the columns are called.",
     )
     system: str | None = Field(None, description="System prompt for rows that bring none.")
 
@@ -53,6 +55,8 @@ class FormatOptions(PluginOptions):
                 raise ValueError(
                     f"columns: the format {self.name} knows no {part!r}{hint}; it knows: {', '.join(self.PARTS)}"
                 )
+            if self.columns[part] is None and part in self.REQUIRED:
+                raise ValueError(f"columns: the format {self.name} can't do without {part}; name its column")
         if self.system is not None and not self.TAKES_SYSTEM:
             raise ValueError("system: plain text has no system prompt; remove it")
         return self
@@ -63,8 +67,9 @@ class FormatOptions(PluginOptions):
         return cls.NEEDS or " and ".join(cls.PARTS[part] for part in cls.REQUIRED)
 
     def column(self, part: str) -> str:
-        """The column a part stands in."""
-        return self.columns.get(part, self.PARTS[part])
+        """The column a part stands in; `NOWHERE`, which no row has, where it is said to stand in none."""
+        found = self.columns.get(part, self.PARTS[part])
+        return NOWHERE if found is None else found
 
     def lacks(self, fields: Iterable[str]) -> list[str]:
         """Required columns that are not among the fields."""

@@ -37,7 +37,7 @@ FORMATS: Mapping[tuple[str, bool, bool], tuple[str, Mapping[str, str]]] = {
     ("openai", False, False): ("openai", {"messages": "messages", **_COMMON}),
     ("alpaca", True, False): ("alpaca_pair", {**_ALPACA, **_PAIR}),
     ("sharegpt", True, False): ("sharegpt_pair", {"messages": "conversations", **_PAIR, **_COMMON}),
-    ("openai", True, False): ("openai_pair", {"messages": "messages", **_PAIR, **_COMMON}),
+    ("openai", True, False): ("openai_pair", {"messages": "prompt", **_PAIR, **_COMMON}),
     ("alpaca", False, True): ("kto", {"prompt": "prompt", "response": "completion", "kto_tag": "label", **_COMMON}),
     ("sharegpt", False, True): ("kto", {"messages": "messages", "kto_tag": "label", **_COMMON}),
     ("openai", False, True): ("kto", {"messages": "messages", "kto_tag": "label", **_COMMON}),
@@ -188,7 +188,35 @@ def _layout(found: Registered, place: str) -> dict[str, Any]:
                 f"{place}: columns.{key} is {columns[key]!r}, but rows of {name} have no such part.",
                 f"Remove it; known here: {', '.join(parts)}.",
             )
-    return {"format": name, "columns": {parts[key]: columns[key] for key in columns}, **_tags(found, place)}
+    return {"format": name, "columns": _columns(found, columns, parts, place), **_tags(found, place)}
+
+
+def _columns(
+    found: Registered, named: Mapping[str, str], parts: Mapping[str, str], place: str
+) -> dict[str, str | None]:
+    """Where the parts stand; null where LLaMA-Factory reads none, though a column has the usual name.
+
+    There (data/parser.py) system, tools and history are read where they are named, the others by their usual names where the
+    registry has no `columns` at all.
+
+    Raises:
+        DataError: rows that would have no question, or no answer.
+    """
+    given = "columns" in found.model_fields_set
+    aside = {"system", "tools", "history"} | ({"query"} if given else set())
+    columns = {part: named.get(key) for key, part in parts.items() if key in named or key in aside}
+    if not given or found.formatting != "alpaca":
+        return columns
+    if "prompt" not in named and "query" in named:
+        columns |= {parts["prompt"]: named["query"], parts["query"]: None}
+    elif "prompt" not in named:
+        raise DataError(f"{place}: columns names neither prompt nor query.", "Name the question's column: prompt.")
+    if "response" in parts and "response" not in named:
+        raise DataError(
+            f"{place}: columns names no response.",
+            "Name the answer's column; rows that bring none are predicted by their own path.",
+        )
+    return columns | ({"messages": None} if "kto_tag" in named else {})
 
 
 def _tags(found: Registered, place: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
         DataError: settings that fit no row: unknown columns, tags without effect.
     """
     fields = {str(field) for row in rows for field in row.values}
-    absent = {part: column for part, column in entry.columns.items() if column not in fields}
+    absent = {part: column for part, column in entry.columns.items() if column is not None and column not in fields}
     if absent:
         part, column = next(iter(absent.items()))
         raise DataError(
@@ -135,6 +135,8 @@ def _candidate(
     module: ModuleType, entry: DataEntry, sample: Mapping[str, Any]
 ) -> tuple[ModuleType, FormatOptions, str] | None:
     if not set(entry.columns) <= set(module.Options.PARTS):
+        return None
+    if any(part in module.Options.REQUIRED for part, column in entry.columns.items() if column is None):
         return None
     if entry.system is not None and not module.Options.TAKES_SYSTEM:
         return None

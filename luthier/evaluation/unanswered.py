@@ -30,11 +30,12 @@ def _missing_columns(entry: DataEntry, fields: set[str]) -> dict[str, str]:
     return {}
 
 
-def _answered_elsewhere(entry: DataEntry, values: Mapping[str, Any]) -> set[str]:
+def _answered_elsewhere(entry: DataEntry, values: Mapping[str, Any]) -> set[str | None]:
     """Columns whose turns are answered in another column: the prompt by its completion, all by a pair of answers."""
 
     def has(part: str) -> bool:
-        return values.get(entry.columns.get(part, part)) is not None
+        column = entry.columns.get(part, part)
+        return column is not None and values.get(column) is not None
 
     if has("chosen") and has("rejected"):
         return set(values)

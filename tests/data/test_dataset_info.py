@@ -8,8 +8,9 @@ import pytest
 
 from luthier.config.data_section import DataConfig, DataEntry
 from luthier.data.dataset_info import resolve
+from luthier.data.entries import load_entry
 from luthier.data.preparing import load_records
-from luthier.data.records import Conversation, Document
+from luthier.data.records import Conversation, Document, Pair
 from luthier.foundation.errors import DataError
 
 # as in the registry that LLaMA-Factory ships
@@ -45,6 +46,13 @@ SHIPPED: dict[str, Any] = {
 }
 
 
+AROUND = {"system": None, "tools": None}  # not read unless they are named
+SHAREGPT = [{"from": "human", "value": "asked"}, {"from": "gpt", "value": "said"}]
+TOOLS = '[{"name": "f"}]'
+ALPACA = {"instruction": "i", "input": "n", "output": "o", "history": [["h", "a"]], "system": "s", "tools": ""}
+TURNS = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": "said"}]
+
+
 def resolved(write: Any, registered: Any, **own: Any) -> dict[str, Any]:
     file = write("dataset_info.json", {"mine": registered})
     return resolve(DataEntry(path=f"{file}#mine", **own)).model_dump(exclude_unset=True)
@@ -54,14 +62,18 @@ def test_the_entries_it_ships(write, tmp_path) -> None:
     assert resolved(write, SHIPPED["glaive"]) == {
         "path": str(tmp_path / "glaive.json"),
         "format": "sharegpt",
-        "columns": {"conversations": "conversations", "tools": "tools"},
+        "columns": {"conversations": "conversations", "tools": "tools", "system": None},
         "split": "train",
     }
     assert resolved(write, SHIPPED["wiki"])["format"] == "text"
     dpo = resolved(write, SHIPPED["dpo"])
     assert dpo["format"] == "sharegpt_pair" and dpo["columns"]["chosen"] == "chosen"
     kto = resolved(write, SHIPPED["kto"])
-    assert kto["format"] == "kto" and kto["columns"] == {"messages": "messages", "label": "label"}
+    assert kto["format"] == "kto" and kto["columns"] == {
+        "messages": "messages",
+        "label": "label",
+        **AROUND,
+    }
     assert kto["tags"] == SHIPPED["kto"]["tags"]
     assert resolved(write, SHIPPED["hub"]) == {
         "path": "huggingface:owner/name",
@@ -70,7 +82,7 @@ def test_the_entries_it_ships(write, tmp_path) -> None:
         "folder": "python",
         "max_samples": 7,
         "format": "alpaca",
-        "columns": {"instruction": "question", "output": "answer", "history": "turns"},
+        "columns": {"instruction": "question", "input": None, "output": "answer", "history": "turns", **AROUND},
     }
 
 
@@ -114,6 +126,62 @@ def test_rows_through_a_registry(write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "registered", "learnt", "unused"),
+    [
+        # what LLaMA-Factory's data/parser.py and data/converter.py make of the same rows
+        (ALPACA, {}, ["i\nn", "o"], {"history", "system", "tools"}),
+        (ALPACA, {"columns": {"prompt": "instruction", "response": "output"}}, ["i", "o"], {"input", "history", "system", "tools"}),
+        (ALPACA, {"columns": {"prompt": "instruction", "query": None, "response": "output", "system": "system"}}, ["s", "i", "o"], {"input", "history", "tools"}),
+        (ALPACA, {"columns": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}}, ["h", "a", "i\nn", "o"], {"system", "tools"}),
+        (ALPACA, {"columns": {"query": "input", "response": "output"}}, ["n", "o"], {"instruction", "history", "system", "tools"}),
+        ({"conversations": SHAREGPT, "system": "s", "tools": TOOLS}, {"formatting": "sharegpt"}, ["asked", "said"], {"system", "tools"}),
+        ({"conversations": SHAREGPT, "system": "s"}, {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}}, ["s", "asked", "said"], set()),
+        ({"messages": TURNS, "system": "s", "tools": TOOLS}, {"formatting": "openai", "columns": {"messages": "messages"}}, ["asked", "said"], {"system", "tools"}),
+        (
+            {"messages": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1], "system": "s", "prompt": "p"},
+            {"formatting": "openai", "ranking": True, "columns": {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}},
+            ["asked", "said", "said"],
+            {"system", "prompt"},
+        ),
+        (
+            {"instruction": "i", "input": "n", "chosen": "a", "rejected": "b", "system": "s"},
+            {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
+            ["i", "a", "b"],
+            {"input", "system"},
+        ),
+        (
+            {"messages": TURNS, "prompt": "p", "completion": "c", "label": True, "system": "s"},
+            {"columns": {"prompt": "prompt", "response": "completion", "kto_tag": "label"}},
+            ["p", "c"],
+            {"messages", "system"},
+        ),
+    ],
+)  # fmt: skip
+def test_columns_that_a_registry_does_not_name_are_not_read(
+    write, row: dict[str, Any], registered: dict[str, Any], learnt: list[str], unused: set[str]
+) -> None:
+    write("rows.json", [row, row])
+    entry = DataEntry(path=f"{write('dataset_info.json', {'mine': {'file_name': 'rows.json', **registered}})}#mine")
+    loaded = load_entry(entry, "train", 0, 0, None)
+    record = loaded.records[0]
+    turns = (*record.prompt, *record.chosen, *record.rejected) if isinstance(record, Pair) else record.messages
+    assert [turn.content for turn in turns] == learnt and not record.tools
+    assert set(loaded.report.unused) == unused
+
+
+def test_a_part_that_stands_nowhere(write) -> None:
+    path = str(write("rows.json", [ALPACA]))
+    for format in ("alpaca", "auto"):
+        loaded = load_entry(DataEntry(path=path, format=format, columns={"input": None}), "train", 0, 0, None)
+        assert [turn.content for turn in loaded.records[0].messages] == ["s", "h", "a", "i", "o"]
+        assert loaded.report.unused == ("input",)
+    with pytest.raises(DataError, match="alpaca can't do without output; name its column"):
+        load_entry(DataEntry(path=path, format="alpaca", columns={"output": None}), "train", 0, 0, None)
+    with pytest.raises(DataError, match="no format matches"):
+        load_entry(DataEntry(path=path, columns={"output": None}), "train", 0, 0, None)
+
+
+@pytest.mark.parametrize(
     ("registered", "message"),
     [
         ({"file_nam": "a"}, r"data set 'mine': file_nam: Extra inputs are not permitted"),
@@ -123,6 +191,9 @@ def test_rows_through_a_registry(write) -> None:
             {"file_name": "a", "columns": {"images": "i"}},
             r"columns\.images is 'i', but rows of alpaca have no such part",
         ),
+        ({"file_name": "a", "columns": {"response": "r"}}, "columns names neither prompt nor query"),
+        ({"file_name": "a", "columns": {"prompt": "p", "query": "q"}}, "columns names no response"),
+        ({"file_name": "a", "columns": {"prompt": "p", "kto_tag": "k", "response": None}}, "columns names no response"),
         ({"file_name": "a", "subset": "s"}, "subset is 's', which has no effect on a file"),
         ({"file_name": "a", "folder": "s"}, "folder is 's', which has no effect on a file"),
         ({"file_name": "a", "split": "a+b"}, "split: Value error, must be a split"),

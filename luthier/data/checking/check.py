@@ -148,7 +148,8 @@ def _unanswered(item: Rejected, entry: DataEntry, format_name: str) -> bool:
     if NO_ASSISTANT_TURN in item.reason:
         return True
     required = FORMATS.load(format_name).Options.REQUIRED if format_name in FORMATS.names() else ()
-    return any(item.values.get(entry.columns.get(part, part)) is None for part in ANSWERS if part in required)
+    columns = [entry.columns.get(part, part) for part in ANSWERS if part in required]
+    return any(column is None or item.values.get(column) is None for column in columns)
 
 
 def _encode(checked: Checked, split: str, records: Sequence[Record], chosen: ChosenEncoder, data: DataConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from luthier.data.columns import fields_found, value_of
+from luthier.data.columns import NOWHERE, fields_found, value_of
 from luthier.data.formats._preferences import answer_of, is_judgement, judgement, prompt_of
 from luthier.data.layouts import OPENAI, SHAREGPT, Layout, TurnOptions
 from luthier.data.records import LabelledConversation, Message, RawRow, RowError
@@ -82,7 +82,8 @@ def _turns(row: RawRow, options: Options, layout: Layout) -> list[Message]:
         return turns_of(values, column, layout)
     prompt, name = value_of(row, options, "prompt"), options.column("prompt")
     if prompt is None:
-        raise RowError(f"has neither {column!r} nor {name!r}; fields found: {fields_found(row.values)}.")
+        lacking = f"has no {name!r}" if column == NOWHERE else f"has neither {column!r} nor {name!r}"
+        raise RowError(f"{lacking}; fields found: {fields_found(row.values)}.")
     return prompt_of(prompt, name, layout) + answer_of(
         value_of(row, options, "completion"), options.column("completion"), layout
     )
