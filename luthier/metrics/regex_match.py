@@ -15,6 +15,9 @@ from luthier.metrics._text import Scored, TextMetric, TextRow, numbered
 TASKS: frozenset[Task] = frozenset({"text"})
 GREATER_IS_BETTER = True
 GIVES = ("regex_match",)
+# a letter alone: East Asian scripts set no space beside it (答案是B), and \b finds none between two letters of any scripts
+_OF_A_WORD = r"[^\W\u2e80-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]"
+CHOICE = f"(?<!{_OF_A_WORD})([A-H])(?!{_OF_A_WORD})"
 
 
 class Options(MetricOptions):
@@ -22,7 +25,7 @@ class Options(MetricOptions):
 
     name: str = "regex_match"
     pattern: str = Field(
-        r"\b([A-H])\b",
+        CHOICE,
         description="What is compared: the first group, or all of the match where there is none. Default: a choice's letter.",
     )
     which: Literal["first", "last"] = Field("first", description="Which match counts, where there are several.")

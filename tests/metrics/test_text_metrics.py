@@ -251,6 +251,31 @@ def test_numeric_match() -> None:
         numbers("numeric_match", [("1", "1"), ("7", "seven")])
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("答案是B", "B"),
+        ("选择B。", "B"),
+        ("B选项是对的", "B"),
+        ("我选B，因为A不对", "B"),
+        ("答えはCです", "C"),
+        ("정답은 D입니다", "D"),
+        ("The answer is B.", "B"),
+        ("(B)", "B"),
+        ("Déjà vu : la réponse est B", "B"),  # D begins a word
+        ("Äpfel, also C", "C"),
+        ("BMW", ""),
+        ("A_1", ""),
+        ("B2", ""),
+        ("答案是DNA", ""),
+    ],
+)
+def test_regex_match_finds_a_choice_of_any_script(answer: str, letter: str) -> None:
+    right = numbers("regex_match", [(answer, each) for each in "ABCD"])["regex_match"]
+    assert right == (0.25 if letter else 0)
+    assert numbers("regex_match", [(answer, letter)])["regex_match"] == bool(letter)
+
+
 def test_regex_match() -> None:
     rows = [("I say B. Not C.", "B"), ("I say C", "B"), ("b", "B")]
     assert scored_by("regex_match", rows)["regex_match"].rows_E.tolist() == [1, 0, 0]
