@@ -125,7 +125,9 @@ class DataConfig(Section):
     )
 
     preprocessing_num_workers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Processes that render and tokenize; unset: one for each core, where there is much to do."
+        None,
+        description="Processes that render and tokenize; unset: one for each core, where there is much to do. Plain text has "
+        "one.",
     )
     cache: bool = Field(
         True,

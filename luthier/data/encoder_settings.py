@@ -11,7 +11,7 @@ from luthier.config.data_section import DataConfig
 from luthier.config.loading import describe
 from luthier.config.sections import PluginOptions
 from luthier.data.entries import KINDS
-from luthier.data.records import Record
+from luthier.data.records import Document, Record
 from luthier.foundation.errors import DataError
 
 # data settings that only some encoders know
@@ -34,6 +34,7 @@ def encoder_settings(
     acting = {"cutoff_length", *LENGTHS} & set(options.model_fields)
     ignored = [name for name in LENGTHS if name not in acting]
     ignored += [] if encoder.NEEDS_TEMPLATE else ["template"]
+    ignored += ["preprocessing_num_workers"] if joins_records(encoder.RECORD) else []
     set_anyway = [name for name in ignored if getattr(data, name) != DataConfig.model_fields[name].default]
     rows, stages = KINDS[encoder.RECORD]
     if set_anyway:
@@ -47,6 +48,11 @@ def encoder_settings(
         return options(**{**decided, **{name: getattr(data, name) for name in acting}, **stage_options})
     except ValidationError as error:
         raise DataError(f"{'; '.join(describe(error.errors(), options))}.", f"The rows are read as {rows}.") from error
+
+
+def joins_records(record: type) -> bool:
+    """Whether an example may hold several records of a kind, so that they can't be encoded apart, in several processes."""
+    return record is Document
 
 
 def left_to_rows(encoder: Any, given: Mapping[str, Any]) -> dict[str, str]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from luthier.config.plugins import ENCODERS
 from luthier.config.sections import PluginOptions
+from luthier.data.encoder_settings import joins_records
 from luthier.data.examples import Encoded, TokenizedExample
-from luthier.data.records import Document, Record, Rejected
+from luthier.data.records import Record, Rejected
 from luthier.data.report import SplitReport
 from luthier.data.token_arrays import TokenBlock
 from luthier.foundation.errors import LuthierError
@@ -68,7 +69,7 @@ class ChosenEncoder:
     @property
     def joins_records(self) -> bool:
         """Whether an example may hold several records, so that records can't be encoded apart."""
-        return self.record is Document
+        return joins_records(self.record)
 
     def encode_counted(self, records: Sequence[Record], cutoff: int) -> EncodedRecords:
         """Records through the encoder, and what became of each.

@@ -82,6 +82,12 @@ def test_stages_without_training_code_are_refused_by_training(stage: str) -> Non
             {"template": "chatml", "max_source_length": 9, "max_target_length": 9},
             r"template is 'chatml', which have no effect on labelled texts \(stage: classification or regression\)",
         ),
+        (
+            "pretrain",
+            "text",
+            {"preprocessing_num_workers": 2},
+            r"preprocessing_num_workers is 2, which has no effect on plain",
+        ),
         ("pretrain", "text", {"over_length": "drop"}, r"which has no effect on plain text \(stage: pretrain\)"),
         (
             "kto",

@@ -166,6 +166,8 @@ def workers(case: Case, key: str, value: Any) -> Answer:
         return mapped()
     if case.value("streaming") and value:
         return changed(None, "a stream is read, tokenized and packed in the training process")
+    if case.value("stage") == "pt" and key == "preprocessing_num_workers":
+        return changed(None, "documents are joined into blocks, which one process does")
     return mapped({WORKERS[key]: value})
 
 
