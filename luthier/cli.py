@@ -302,7 +302,7 @@ def models_list(as_json: Json = False) -> None:
 
 @models_app.command("fetch")
 def models_fetch(
-    name: Annotated[str, typer.Argument(help="A short name, a hub id, or hub:id.")],
+    name: Annotated[str, typer.Argument(help="A short name, a hub id, hub:id or id/FILE.gguf.")],
     to: Annotated[str | None, typer.Option(help="Folder to put it in, instead of the cache.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Address of the hub or a mirror (https://...).")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,

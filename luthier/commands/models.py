@@ -14,7 +14,7 @@ from luthier.foundation.files import HASH_BLOCK_BYTES, home, sha256_of
 from luthier.model.aliases import ALIASES
 from luthier.model.hub import CHECKSUMS, MANIFEST, FetchRequest
 from luthier.model.inspection import check_folder, check_safetensors, is_model_folder
-from luthier.model.resolving import load_hub, locate
+from luthier.model.resolving import deliver, load_hub, locate
 
 OWN_FILES = (CHECKSUMS, MANIFEST, ".gitattributes", "CACHEDIR.TAG")
 LARGEST_JOBS = 64
@@ -58,7 +58,7 @@ def fetch(
     """Bring a model to this machine; one that was broken off goes on where it stopped. Shows a bar on a terminal.
 
     Args:
-        name: a short name, a hub id, or either with a hub's prefix.
+        name: a short name, a hub id, or either with a hub's prefix; a GGUF file, which is converted.
         to: folder to put it in, instead of the cache.
         endpoint: address of the hub or a mirror.
         revision: branch, tag or commit.
@@ -74,7 +74,8 @@ def fetch(
     if not 1 <= jobs <= LARGEST_JOBS:
         raise UserError(f"--jobs is {jobs}; it must be between 1 and {LARGEST_JOBS}.", "8 suits most connections.")
     hub, known_as = locate(name)
-    folder = load_hub(hub).fetch(
+    folder = deliver(
+        hub,
         FetchRequest(
             name=known_as,
             revision=revision,
@@ -84,7 +85,7 @@ def fetch(
             include=tuple(include),
             to=Path(to).expanduser() if to else None,
             jobs=jobs,
-        )
+        ),
     )
     if not include:
         check_folder(folder)

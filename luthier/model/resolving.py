@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from luthier.config.plugins import HUBS
@@ -35,25 +36,39 @@ def resolve(model: ModelConfig) -> Path:
         ModelError: the folder holds nothing that can be loaded.
     """
     hub, name = locate(model.name)
-    cache_dir = Path(model.cache_dir).expanduser() if model.cache_dir else None
-    if hub == "local" and (gguf := gguf_in(Path(name).expanduser())) is not None:
-        return converted(gguf, cache_dir)
-    in_hub = HUB_FILE.fullmatch(name) if hub == "huggingface" else None
-    file = name[len(in_hub[1]) + 1 :] if in_hub else ""
+    fewer = model.from_scratch and hub == "huggingface" and not name.endswith(".gguf")
     request = FetchRequest(
-        name=in_hub[1] if in_hub else name,
+        name=name,
         revision=model.revision,
-        cache_dir=cache_dir,
+        cache_dir=Path(model.cache_dir).expanduser() if model.cache_dir else None,
         token=model.token,
         endpoint=model.endpoint,
-        include=(file,) if file else BESIDE_WEIGHTS if model.from_scratch and hub == "huggingface" else (),
+        include=BESIDE_WEIGHTS if fewer else (),
     )
-    fetched = load_hub(hub).fetch(request)
-    if file:
-        return converted(fetched / file, cache_dir)
-    folder = find_in_run(fetched)
+    folder = find_in_run(deliver(hub, request))
     check_folder(folder, weights=not model.from_scratch)
     return folder
+
+
+def deliver(hub: str, request: FetchRequest) -> Path:
+    """The folder of a model at a hub, as `locate` names both; where the name is a GGUF file's, here or in a repository of
+    Hugging Face, that file alone is fetched, and the folder is what it is converted to.
+
+    Raises:
+        HubError: the hub does not deliver, or a setting would have no effect on that model.
+        ModelError: the file can't be converted.
+    """
+    into_cache = "it is converted once, into luthier's cache"
+    if hub == "local" and (gguf := gguf_in(Path(request.name).expanduser())) is not None:
+        settings = ("revision", "token", "endpoint", "include", "to")
+        request.refuse("a GGUF file on this machine", *settings, because=into_cache)
+        return converted(gguf, request.cache_dir)
+    if hub == "huggingface" and (in_hub := HUB_FILE.fullmatch(request.name)):
+        request.refuse("a GGUF file of a repository", "include", "to", because=into_cache)
+        file = request.name[len(in_hub[1]) + 1 :]
+        folder = load_hub(hub).fetch(replace(request, name=in_hub[1], include=(file,)))
+        return converted(folder / file, request.cache_dir)
+    return load_hub(hub).fetch(request)
 
 
 def locate(name: str) -> tuple[str, str]:

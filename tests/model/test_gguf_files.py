@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import luthier
+from luthier.commands.models import fetch as fetch_model
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import HubError, ModelError
 from luthier.model import loading
@@ -104,6 +105,9 @@ def test_a_file_and_a_folder_with_one_are_the_model(
     text = "the quick fox, 12 bells<|im_end|>"
     assert loading.tokenizer_at(source.tokenizer).decode(loading.tokenizer_at(source.tokenizer)(text).input_ids) == text
     assert "converted once" in capsys.readouterr().err
+    assert fetch_model(str(file)) == source.base
+    with pytest.raises(HubError, match="revision=v1 has no effect"):
+        resolve(ModelConfig(name=str(file), revision="v1"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "tiny.gguf").symlink_to(file)
     (tmp_path / "folder" / "README.md").write_text("a model")
@@ -144,13 +148,18 @@ def test_a_file_on_a_hub_is_fetched_alone(model: Any, tmp_path: Path, monkeypatc
     def fetch(self: Any, request: Any) -> Path:
         asked.append((request.name, request.include))
         folder = tmp_path / "snapshot"
-        (folder / "q").mkdir(parents=True, exist_ok=True)
-        write_gguf(folder / "q" / "tiny.gguf", model)
+        if not folder.exists():
+            (folder / "q").mkdir(parents=True)
+            write_gguf(folder / "q" / "tiny.gguf", model)
         return folder
 
     monkeypatch.setattr(huggingface.HuggingFace, "fetch", fetch)
     source = loading.find(ModelConfig(name="maker/tiny-GGUF/q/tiny.gguf"))
     assert asked == [("maker/tiny-GGUF", ("q/tiny.gguf",))]
     assert source.base_name == str(source.base), "plain peft has no use for a GGUF's name"
+    assert fetch_model("maker/tiny-GGUF/q/tiny.gguf", jobs=2) == source.base and asked[1] == asked[0]
+    for setting in ({"to": tmp_path / "to"}, {"include": ["*"]}):
+        with pytest.raises(HubError, match=r"no effect on 'maker/tiny-GGUF/q/tiny\.gguf'.* converted once"):
+            fetch_model("maker/tiny-GGUF/q/tiny.gguf", **setting)
     with pytest.raises(HubError, match=r"there is no GGUF file './maker/tiny.gguf'"):
         resolve(ModelConfig(name="./maker/tiny.gguf"))
