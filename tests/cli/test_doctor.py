@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,17 @@ def test_a_silent_hub_does_not_hold_it_up(monkeypatch: pytest.MonkeyPatch, silen
     assert time.monotonic() - started < 1.5
     assert [finding.value for finding in findings] == [False, False, False]
     assert "HF_ENDPOINT" in findings[0].meaning
+
+
+def test_an_environment_without_pip_is_told_so(monkeypatch: pytest.MonkeyPatch, hub: str) -> None:
+    point_to(monkeypatch, hub)
+    for name in [name for name in sys.modules if name.split(".")[0] == "pip"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pip", None)
+    *others, last = start_hub_checks()()
+    assert [finding.value for finding in others] == [True, True]
+    assert (last.topic, last.found, last.level) == ("hub.pypi", "pip is not installed here", "note")
+    assert "-m ensurepip" in last.meaning
 
 
 @pytest.mark.parametrize(("path", "reached"), [("/200", True), ("/401", True), ("/404", True), ("/503", False)])
