@@ -110,7 +110,7 @@ def check_base(part: AdapterPart, base: Path, base_name: str, made_on: Sequence[
     named = str(part.settings.get("base_model_name_or_path") or "")
     manifest = part.folder / "manifest.json"
     noted = read_json(manifest).get("fingerprints", {}).get("model") if manifest.is_file() else None
-    if noted is None and Path(named).is_dir():
+    if noted is None and named and Path(named).is_dir():
         noted = fingerprint(Path(named))
     if noted is not None and noted.partition(":")[0] == made_on[0].partition(":")[0]:
         fits = noted in made_on
