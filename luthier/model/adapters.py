@@ -61,7 +61,7 @@ def check_parts(parts: Sequence[AdapterPart], combine: CombineConfig) -> None:
     """Refuse what can't be put together, from the adapters' configs alone.
 
     Raises:
-        ModelError: one that can't be merged lies under another, a weight or a combination that needs LoRA.
+        ModelError: one that can't be merged lies under another, a weight or a combination that needs LoRA, or other ranks.
     """
     if combine.name == STACK:
         for part in parts[:-1]:
@@ -95,6 +95,46 @@ def check_parts(parts: Sequence[AdapterPart], combine: CombineConfig) -> None:
                     "low-rank update that could be scaled or added.",
                     "Stack it instead (combine: stack, weight 1).",
                 )
+    if parts and combine.name != STACK:
+        _check_ranks(parts, combine)
+
+
+def _check_ranks(parts: Sequence[AdapterPart], combine: CombineConfig) -> None:
+    """Refuse ranks with which peft's add_weighted_adapter does not do what its name says.
+
+    Raises:
+        ModelError: one adapter alone, which it never shrinks or prunes; ranks that differ among layers where factors are added
+            or taken over as they are; a rank that a layer has no room for.
+    """
+    name = combine.name
+    if len(parts) == 1 and name not in ("cat", "linear"):
+        raise ModelError(
+            f"combine: {name} makes one adapter of several, and {parts[0].folder} is the only one: it would stay as it is.",
+            "Name another in model.adapters, or leave combine out.",
+        )
+    ranks = {part: {part.settings.get("r", 8), *(part.settings.get("rank_pattern") or {}).values()} for part in parts}
+    for part, own in ranks.items():
+        if len(own) > 1 and (len(parts) == 1 or not name.endswith(("cat", "svd"))):
+            raise ModelError(
+                f"{part.folder} has other ranks in other layers, {min(own)} to {max(own)} (as init: eva gives them), and "
+                + (f"combine: {name} adds factors of one rank." if len(parts) > 1 else "alone it can't be combined."),
+                "Stack it instead (combine: stack, with any weight), or combine several by cat or svd.",
+            )
+    if not name.endswith("svd"):
+        return
+    rank, width = combine.rank or max(map(max, ranks.values())), min(map(_narrowest, parts))
+    if rank > width:
+        raise ModelError(
+            f"combine: {name} would make an update of rank {rank}, and the narrowest layer of the adapters is {width} wide.",
+            f"Set combine.rank to {width} or less, or use combine: cat.",
+        )
+
+
+def _narrowest(part: AdapterPart) -> int:
+    """The smallest input or output of a layer that a LoRA is on: the side of a factor that is not its rank."""
+    (file,) = weight_files(part.folder)
+    shapes: dict[str, list[int]] = {name: entry["shape"] for name, entry in header_of(file).items() if ".lora_" in name}
+    return min(shape[0] if "B" in name.rpartition(".lora_")[2] else shape[1] for name, shape in shapes.items())
 
 
 def check_base(part: AdapterPart, base: Path, base_name: str, made_on: Sequence[str]) -> None:

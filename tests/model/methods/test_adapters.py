@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 import luthier
@@ -439,12 +439,55 @@ def test_what_is_no_adapter_or_can_not_be_put_together(base: Path, made: Maker, 
         ({"adapters": [first, str(rows)], "combine": "cat"}, "its trainable_token_indices is {'embed_tokens': .299"),
         ({"adapters": [{"path": str(rows), "weight": 0.5}]}, "its trainable_token_indices is"),
         ({"adapters": [first, first], "combine": "cat", "continue_adapter": True}, "this one is combined"),
+        (
+            {"adapters": first, "combine": {"name": "svd", "rank": 2}},
+            "svd makes one adapter of several, and .* only one",
+        ),
+        ({"adapters": first, "combine": "ties"}, "ties makes one adapter of several, and .* only one"),
+        (
+            {"adapters": [first, first], "combine": {"name": "svd", "rank": 17}},
+            "rank 17, and the narrowest .* is 16 wide",
+        ),
     ]
     for choice, said in cases:
         with pytest.raises(ModelError, match=said):
             loading.find(ModelConfig.model_validate({"name": str(base), **choice}))
     with pytest.raises(ModelError, match="same r value"):
         logits(base, [first, str(made(1, rank=2))], "linear")
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two adapters of rank 4 but for two layers, as init: eva makes them."""
+    folders = []
+    for seed, ranks in enumerate([(7, 2), (5, 7)]):
+        pattern = {f"model.layers.{layer}.self_attn.q_proj": rank for layer, rank in enumerate(ranks)}
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=4,
+            rank_pattern=pattern,
+            target_modules=["q_proj", "v_proj"],
+            init_lora_weights=False,
+        )
+        torch.manual_seed(seed)
+        folders.append(str(tmp_path_factory.mktemp("uneven")))
+        get_peft_model(tiny_model("llama", vocab_size=len(tiny_tokenizer())), config).save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.mark.parametrize("combine", ["cat", {"name": "svd", "rank": 14}])
+def test_ranks_that_differ_among_layers_are_combined(combine: Any, base: Path, uneven: list[str]) -> None:
+    entries = [{"path": folder, "weight": weight} for folder, weight in zip(uneven, (0.7, 0.3), strict=True)]
+    assert torch.allclose(logits(base, entries, combine), logits(base, entries), atol=1e-4)
+
+
+def test_ranks_that_differ_among_layers_can_not_be_added(base: Path, uneven: list[str]) -> None:
+    """Nor can one alone be taken over, by any name: what is written could not be read."""
+    cases = [(uneven, "linear", "linear adds factors of one rank"), (uneven, "ties", "ties adds factors of one rank")]
+    cases += [(uneven[:1], name, "2 to 7 .* alone it can't be combined") for name in ("cat", "linear")]
+    for adapters, combine, said in cases:
+        with pytest.raises(ModelError, match=said):
+            loading.find(ModelConfig.model_validate({"name": str(base), "adapters": adapters, "combine": combine}))
 
 
 @pytest.mark.parametrize(
