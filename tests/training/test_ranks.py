@@ -21,6 +21,7 @@ from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.ranks import Ranks, ranks
 from luthier.training.engine import make_engine
+from luthier.training.engines import ddp
 from tests import warm_python
 from tests.tiny import config_for, write_rows
 
@@ -224,6 +225,16 @@ def test_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ddp_needs_a_launcher() -> None:
     with pytest.raises(ConfigError, match="torchrun --nproc_per_node N"):
         make_engine(TrainingConfig(engine="ddp"), torch.device("cpu"))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(ddp, "Ddp", lambda training, device: device)
+    assert make_engine(TrainingConfig(), torch.device("cuda", 1)) == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"process 3 on its machine, .* 2 are there; start 2 \(--nproc-per-node 2\)"):
+        make_engine(TrainingConfig(), torch.device("cuda", 2))
 
 
 def test_ranks_wait_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def build(training: TrainingConfig, device: torch.device) -> Ddp:
     """This process's part in the group; waits until all are there.
 
     Raises:
-        ConfigError: no launcher started the process. TrainingError: the others can't be reached.
+        ConfigError: no launcher started the process, or there is no GPU left for it. TrainingError: the others can't be
+            reached.
     """
     if not is_launched():
         raise ConfigError(
@@ -189,4 +190,15 @@ def build(training: TrainingConfig, device: torch.device) -> Ddp:
         )
     if device.type not in ("cuda", "cpu"):
         raise ConfigError([f"training.engine ddp has no way to sum gradients on {device.type}; set training.use_cpu"])
+    if device.type == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if device.index >= gpus:
+            raise ConfigError(
+                [
+                    f"this is process {device.index + 1} on its machine, where each needs a GPU and {gpus} "
+                    f"{'is' if gpus == 1 else 'are'} there; start {gpus} (--nproc-per-node {gpus}), or set training.use_cpu"
+                ]
+            )
     return Ddp(training, device)
