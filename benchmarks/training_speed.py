@@ -6,13 +6,14 @@
 Works:
     sft                Alpaca rows, batches of 4, beside transformers' Trainer
     sft-trl            the same beside TRL's SFTTrainer
+    sft-bf16           as sft, both sides under autocast in bfloat16: for processors that have tiles for it
     text2sql           256 Spider questions, each with its schema, in batches of 8 as sampled, beside transformers' Trainer
     text2sql-grouped   the same with training.grouping: within_buffer, which puts questions on one schema into one step
     dpo                12 preference pairs in batches of 2, 3 epochs, beside TRL's DPOTrainer
     dpo-precomputed    the same, TRL's reference computed once beforehand too
     scaling            256 rows beside 64 rows of luthier's own: how much longer they take
 
-All train LoRA r=8 on all linear layers of smollm2-135m in float32, AdamW, learning rate 1e-4 constant. Tokens per second
+All train LoRA r=8 on all linear layers of smollm2-135m, in float32 where nothing else is said, AdamW, learning rate 1e-4 constant. Tokens per second
 count the rows' real tokens, the first step left out (it warms up). Prints medians of the rounds' ratios and how far the
 losses are apart; results go to benchmarks/results/WORK.json with the rate of the machine's own matrix product. With --instructions avx2 both sides
 and the matrix product keep to AVX2, as on processors without AVX-512, and the file is WORK-avx2.json.
@@ -59,7 +60,7 @@ class Work:
         peer: the --peer of the script, or None where luthier is measured beside itself.
         steps, peer_steps: of each side; rates are compared where they differ.
         training: luthier's further settings.
-        precomputing: the peer's reference is computed beforehand, by peer_precomputing.py.
+        through: the script of this folder that runs the peer's script, with other settings than its own.
     """
 
     rows: Callable[[Path, Path], tuple[Path, Path]]
@@ -71,7 +72,7 @@ class Work:
     cutoff: int
     stage: str = "sft"
     training: dict[str, Any] = field(default_factory=dict)
-    precomputing: bool = False
+    through: str = ""
 
 
 def alpaca_rows(count: int) -> Callable[[Path, Path], tuple[Path, Path]]:
@@ -130,11 +131,14 @@ GROUPED = {"grouping": "within_buffer", "grouping_buffer_size": 256}
 WORKS = {
     "sft": Work(alpaca_rows(64), "hf", 4, 8, 8, 64, 512),
     "sft-trl": Work(alpaca_rows(64), "trl", 4, 8, 8, 64, 512),
+    "sft-bf16": Work(alpaca_rows(64), "hf", 4, 8, 8, 64, 512, training={"bf16": True}, through="peer_in_bf16.py"),
     # the peer's eighth batch, padded to 8 rows of 1,024 tokens, takes more than 24 GiB
     "text2sql": Work(spider_rows, "hf", 8, 7, 7, 256, 1024),
     "text2sql-grouped": Work(spider_rows, "hf", 8, 32, 7, 256, 1024, training=GROUPED),
     "dpo": Work(preference_pairs, "trl-dpo", 2, 18, 18, 12, 1024, stage="dpo"),
-    "dpo-precomputed": Work(preference_pairs, "trl-dpo", 2, 18, 18, 12, 1024, stage="dpo", precomputing=True),
+    "dpo-precomputed": Work(
+        preference_pairs, "trl-dpo", 2, 18, 18, 12, 1024, stage="dpo", through="peer_precomputing.py"
+    ),
     "scaling": Work(alpaca_rows(256), None, 4, 65, 17, 256, 512),
 }
 
@@ -169,7 +173,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         source, rows = work.rows(options.shared, Path(name))
         ours = [sys.executable, __file__, options.work, "--rows", str(rows), "--steps"]
-        before = [str(ROOT / "benchmarks" / "peer_precomputing.py")] if work.precomputing else []
+        before = [str(ROOT / "benchmarks" / work.through)] if work.through else []
         theirs = [sys.executable, *before, str(options.peer_script), "--peer", str(work.peer), "--model", str(model)]
         theirs += ["--data", str(source), "--examples", str(work.examples), "--batch-size", str(work.batch)]
         theirs += ["--steps", str(work.peer_steps), "--cutoff", str(work.cutoff)]
@@ -340,7 +344,7 @@ def needed_gflops(own: dict[str, Any]) -> float:
 
 def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Median ratios, and how far the losses are apart where both sides see the same steps."""
-    same = work.peer is not None and not work.training
+    same = work.peer is not None and "grouping" not in work.training
     differences = [
         abs(own - peer) / abs(peer)
         for pair in (rounds if same else ())
@@ -351,7 +355,8 @@ def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, 
         return round(statistics.median(map(of, rounds)), 3)
 
     return {
-        "work": f"{name}: smollm2-135m, LoRA r=8 all-linear, batch {work.batch}, {work.steps} steps, cutoff {work.cutoff}, float32",
+        "work": f"{name}: smollm2-135m, LoRA r=8 all-linear, batch {work.batch}, {work.steps} steps, cutoff {work.cutoff}, "
+        + ("bfloat16 autocast" if work.training.get("bf16") else "float32"),
         "machine": machine(),
         "load_after": round(os.getloadavg()[0], 1),
         "ratio": median(ratio),

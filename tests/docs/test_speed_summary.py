@@ -15,7 +15,8 @@ def one(rate: float, losses: list[float], memory: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "difference"), [("sft", 0.25), ("text2sql", 0.25), ("text2sql-grouped", None), ("scaling", None)]
+    ("name", "difference"),
+    [("sft", 0.25), ("sft-bf16", 0.25), ("text2sql", 0.25), ("text2sql-grouped", None), ("scaling", None)],
 )
 def test_losses_are_compared_where_both_sides_see_the_same_steps(name: str, difference: float | None) -> None:
     """Of grouped steps and of runs of other lengths there may be more on one side."""
