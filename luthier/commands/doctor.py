@@ -143,16 +143,18 @@ def machine_findings(machine: devices.Machine) -> list[Finding]:
 def precision_findings() -> list[Finding]:
     """Measured matrix products of each precision on the device that training would use."""
     device = devices.choose_device()
-    fast = devices.fast_precisions(device)
+    fast, autocast = devices.fast_precisions(device), devices.autocast_precision(device)
     rates = {name: devices.matmul_gflops(name, device) for name in ("float32", "bfloat16", "float16")}
     found = []
     for name, rate in rates.items():
-        share = rate / rates["float32"]
+        share, short = rate / rates["float32"], {"bfloat16": "bf16", "float16": "fp16"}.get(name)
         if name == "float32":
             meaning, good = "the yardstick; dtype auto means float32 where nothing is faster", True
         elif share >= SLOW_SHARE:
             meaning, good = (
-                f"{share:.2g} times float32's rate" + ("" if name in fast else ", though not in hardware"),
+                f"{share:.2g} times float32's rate"
+                + ("" if name in fast else ", though not in hardware")
+                + (f"; training.{short}: true makes use of it" if short == autocast else ""),
                 True,
             )
         else:
