@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from luthier.scoring.backbone import backbone_of
-from luthier.scoring.fused.low_rank import has_hooks
+from luthier.scoring.fused.casting import cast_for_product
+from luthier.scoring.fused.low_rank import has_hooks, product_dtype
 
 CACHE_BYTES = 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; on a CPU 16 to 256 MiB differ by 5 %, 4 MiB take twice as long
@@ -189,7 +190,7 @@ def _read(
     of_targets_M = top_C1.new_empty(len(targets_M))
     memory = top_C1.new_empty(rows * min(COLUMNS, weight_VH.shape[0])) if _is_plain(hidden_CH, weight_VH) else None
     for start in range(0, weight_VH.shape[0], COLUMNS):
-        weight_DH = weight_VH[start : start + COLUMNS]
+        weight_DH = cast_for_product(weight_VH[start : start + COLUMNS], product_dtype(hidden_CH))
         bias_D = None if bias_V is None else bias_V[start : start + COLUMNS]
         scores_CD = _logits(hidden_CH, weight_DH, bias_D, memory)
         here = ((targets_M >= start) & (targets_M < start + len(weight_DH))).nonzero()[:, 0]

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.fused.casting import cast_for_product
 from luthier.scoring.fused.packed import PackedWeight, packed_weight
 
 Factors = tuple[Tensor | None, Tensor | None]
@@ -46,8 +47,8 @@ class LowRank:
     scaling: float
 
     def weight_OI(self, dtype: torch.dtype) -> Tensor:
-        """The whole weight, in the precision of the product."""
-        return (self.weight if isinstance(self.weight, Tensor) else self.weight.unpacked()).to(dtype)
+        """The whole weight, in the precision of the product that it is asked for."""
+        return cast_for_product(self.weight if isinstance(self.weight, Tensor) else self.weight.unpacked(), dtype)
 
     @property
     def rank(self) -> int:
