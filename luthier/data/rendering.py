@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _WITH_TOOLS = "set data.template to one that has tools"
+_THOUGHT_ENDS = "</think>"
 _PROBE = (Message("user", "How are you?"), Message("assistant", "I am well."))
 
 
@@ -100,7 +101,7 @@ class Renderer:
         return found
 
     def _check_calls(self, messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
-        """Raise `RowError` where a turn's calls are not in what the template made of it."""
+        """Raise `RowError` where a turn's calls, or its text beside them, are not in what the template made of it."""
         if not any(message.tool_calls for message in messages):
             return
         text = "".join(piece.text for piece in pieces)
@@ -113,6 +114,12 @@ class Renderer:
             if lost is not None:
                 raise RowError(
                     f"calls the tool {lost!r}, which the chat template ({self.name}) leaves out of the answer; {_WITH_TOOLS}."
+                )
+            said = message.content.rpartition(_THOUGHT_ENDS)[2].strip()  # what was thought some families leave out
+            if message.tool_calls and said not in span:
+                raise RowError(
+                    f"has text beside its calls, which the chat template ({self.name}) leaves out of the answer; take it out, or "
+                    "set data.template to one that writes both."
                 )
 
     def prompt_text(self, messages: Sequence[Message], tools: Tools = ()) -> str:

@@ -133,6 +133,39 @@ def test_a_template_without_tools_is_told(byte_tokenizer) -> None:
     assert not encoded.examples and encoded.rejected[0].values["messages"][1]["tool_calls"]
 
 
+@pytest.mark.parametrize(
+    ("template", "writes"),
+    [
+        ("qwen2.5", True),
+        ("qwen3", True),
+        ("qwen3-nothink", True),
+        ("internlm2", True),
+        ("llama4", True),
+        ("llama3.1", False),
+        ("mistral", False),
+    ],
+)
+def test_text_beside_a_call_is_trained_or_refused(byte_tokenizer, template: str, writes: bool) -> None:
+    row = copy.deepcopy(OPENAI)
+    row["messages"][1]["tool_calls"][0]["id"] = row["messages"][2]["tool_call_id"] = "123456789"
+    renderer = Renderer(byte_tokenizer, template)
+    for content in ("", None, " \n"):  # nothing is lost
+        row["messages"][1]["content"] = content
+        record = convert(row)
+        assert len([p for p in renderer.pieces(record.messages, tools=record.tools) if p.trained]) == 2
+    for content in ("Let me see.", "<think>\nA square.\n</think>\n\nLet me see."):
+        row["messages"][1]["content"] = content
+        record = convert(row)
+        for messages, prompt in ((record.messages, False), (record.messages[:3], True)):
+            if writes:
+                pieces = renderer.pieces(messages, prompt, record.tools)
+                assert "Let me see." in next(piece.text for piece in pieces if piece.trained)
+                continue
+            told = rf"text beside its calls, which the chat template \({template}\) leaves out"
+            with pytest.raises(RowError, match=told):
+                renderer.pieces(messages, prompt, record.tools)
+
+
 BAD = [
     ({**SHAREGPT, "tools": "[{]"}, "the field 'tools' is broken JSON (Expecting property name"),
     ({**SHAREGPT, "tools": [5]}, "the field 'tools'[0] is int 5, not a tool definition"),
