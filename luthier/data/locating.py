@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from luthier.foundation.errors import DataError, UserError
 from luthier.foundation.files import need_file
 
 SHOWN_NAMES = 8
+# words in the names of files that hold no training rows
+OTHER_SPLITS = frozenset({"test", "testing", "dev", "val", "valid", "validation", "eval", "evaluation"})
 # what stands beside data files and is none
 BESIDE = ("readme", "license", "licence", "citation", "changelog", "sources")
 
@@ -50,8 +54,9 @@ def locate(entry: DataEntry) -> Located:
 
     Raises:
         DataError: missing, empty, unreadable, of no known type, or of several types at once; a hub's data set that
-            can't be loaded; a setting that has no effect on such an entry.
+            can't be loaded; a setting that has no effect on such an entry; a split of files that hold others too.
     """
+    chosen = entry.split is not None  # by the config: a registry's own split takes all files, as LLaMA-Factory does
     entry = resolve(entry)
     path = Path(entry.path)
     split = SplitSlice.parse(entry.split).name if entry.split else None
@@ -70,6 +75,8 @@ def locate(entry: DataEntry) -> Located:
             f"{entry.path} has no splits, so there is no {split!r} in it.",
             f"A slice alone is written split: '[:70%]'; found {entry.split!r}.",
         )
+    if chosen and split is not None:
+        _refuse_other_splits(path, files)
     return Located(entry, files)
 
 
@@ -154,6 +161,22 @@ def _saved_split(folder: Path, split: str | None) -> Path:
             f"Name one of them: {{path: {folder}, split: ...}}.",
         )
     return folder / split
+
+
+def _refuse_other_splits(path: Path, files: Iterable[Path]) -> None:
+    """Raise `DataError` where the files of a folder or a pattern are named for several splits, of which one is asked for."""
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    others = [
+        name
+        for file in files
+        if file != path and OTHER_SPLITS & set(re.split("[^a-z]+", (name := str(file.relative_to(base))).lower()))
+    ]
+    if others:
+        shown = ", ".join(others[:SHOWN_NAMES]) + (", ..." if len(others) > SHOWN_NAMES else "")
+        raise DataError(
+            f"{path} has no splits, and its files are named for several ({shown}): split: train would take them all.",
+            "Name the files that are meant, with a path or a pattern; without a split all are taken, whatever their names.",
+        )
 
 
 def _type_of(path: Path) -> str:

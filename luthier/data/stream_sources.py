@@ -49,11 +49,11 @@ def open_entry(entry: DataEntry) -> RowStream:
     Raises:
         DataError: files that can't be found or read; a slice that takes nothing, or that needs a number nobody knows.
     """
-    entry = resolve(entry)
-    name = hub_name(entry)
+    name = hub_name(resolve(entry))
     if name is not None and modelscope_id(name) is not None:
         name = None  # ModelScope's sets are downloaded, and read as files
     if name is not None:
+        entry = resolve(entry)
         split = SplitSlice.parse(entry.split).name if entry.split else None
         opened = stream_hub_set(name, entry.subset, split or "train", entry.folder)
         named, facts, known = opened.named, opened.facts, opened.count

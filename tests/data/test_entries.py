@@ -16,6 +16,7 @@ from luthier.config.split_slices import SplitSlice
 from luthier.data import hub_sets
 from luthier.data.entries import KINDS, load_entry
 from luthier.data.records import Conversation, Document, Labelled, LabelledConversation, Pair, Record
+from luthier.data.stream_sources import open_entry
 from luthier.foundation.errors import DataError
 
 ROWS = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(1, 41)]
@@ -92,6 +93,33 @@ def test_slices_beyond_the_rows_and_splits_that_are_not_there(write, tmp_path: P
         taken(path, folder="x")
     with pytest.raises(DataError, match=r"'name' is no id of a data set on ModelScope"):
         taken("modelscope:name")
+
+
+def test_a_split_of_files_that_hold_others_too_is_refused(write, tmp_path: Path) -> None:
+    folder = tmp_path / "test" / "rows"  # whose own name says nothing of what it holds
+    (folder / "more").mkdir(parents=True)
+    for name in ("train.jsonl", "a_train_2.jsonl", "latest.jsonl", "device-values.jsonl"):
+        write(f"test/rows/{name}", ROWS[:1])
+    write("test/rows/more/dev-1.jsonl", ROWS[:1])
+    everywhere = f"{folder}/**/*.jsonl"
+    assert len(taken(folder, split="train")) == 4 and len(taken(f"{folder}/*.jsonl", split="train")) == 4
+    with pytest.raises(
+        DataError, match=r"are named for several \(more/dev-1\.jsonl\): split: train would take them all"
+    ):
+        taken(everywhere, split="train")
+    write("test/rows/unit_test.jsonl", ROWS[:1])
+    for split in ("train", "train[:1]"):
+        with pytest.raises(DataError, match=r"are named for several \(unit_test\.jsonl\)"):
+            taken(folder, split=split)
+        with pytest.raises(DataError, match=r"named for several"):
+            open_entry(DataEntry(path=str(folder), split=split))
+    # all files are what is asked for, or one by its name, or what a registry means
+    assert len(taken(folder)) == 5 and len(taken(everywhere, split="[:6]")) == 6
+    assert taken(folder / "unit_test.jsonl", split="train") == [1]
+    registry = f"{write('dataset_info.json', {'mine': {'file_name': 'test/rows', 'split': 'train'}})}#mine"
+    assert len(taken(registry)) == 5 and len(list(open_entry(DataEntry(path=registry)).rows())) == 5
+    with pytest.raises(DataError, match=r"named for several"):
+        taken(registry, split="train")
 
 
 def test_slices_of_saved_sets(tmp_path: Path) -> None:
