@@ -8,10 +8,13 @@ request through the client's own `http_get`, hashed, and put where the client lo
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
@@ -22,6 +25,9 @@ from luthier.model.hub import FetchRequest
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
+
+Item = TypeVar("Item")
+FETCHING = "fetching"  # the threads' name
 
 
 def list_files(api: HfApi, name: str, commit: str) -> list[RepoFile]:
@@ -73,19 +79,67 @@ def download_large(api: HfApi, request: FetchRequest, commit: str, files: list[R
             "Make room, or name another disk with cache_dir or --to.",
         )
     total = sum(file.size for file in missing)
-    with (
-        bar_class()(
-            total=total, initial=sum(have.values()), unit="B", unit_scale=True, desc=request.name, disable=None
-        ) as bar,
-        ThreadPoolExecutor(max_workers=request.jobs) as pool,
-    ):
-        tasks = [pool.submit(_download_one, api, request, commit, file, bar) for file in missing]
-        try:
-            for task in tasks:
-                task.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with bar_class()(
+        total=total, initial=sum(have.values()), unit="B", unit_scale=True, desc=request.name, disable=None
+    ) as bar:
+        in_threads(
+            lambda file, stop: _download_one(api, request, commit, file, _Watched(bar, stop)), missing, request.jobs
+        )
+
+
+def in_threads(work: Callable[[Item, Event], None], items: Sequence[Item], jobs: int) -> None:
+    """Do the work on all items, `jobs` of them at a time; the first error, or Ctrl-C, ends it at once.
+
+    The threads are daemons, and nobody waits for those that are still at work then: what waits for the network may do so
+    for minutes, and a pool of concurrent.futures is waited for even at the process's end.
+
+    Args:
+        work: is given an event too, which is set when it is to end: nobody wants what it does any more.
+    """
+    stop, left, ended = Event(), deque(items), SimpleQueue[BaseException | None]()
+
+    def go_on() -> None:
+        while not stop.is_set():
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                work(item, stop)
+            except BaseException as error:  # told by the thread that waits
+                ended.put(error)
+            else:
+                ended.put(None)
+
+    try:
+        for _ in range(min(jobs, len(items))):
+            Thread(target=go_on, name=FETCHING, daemon=True).start()
+        for _ in items:
+            if (error := ended.get()) is not None:
+                raise error
+    finally:
+        stop.set()
+
+
+class _Watched:
+    """A progress bar for `http_get`, which tells it of every piece: one that comes after the end was asked for is refused."""
+
+    def __init__(self, bar: Any, stop: Event) -> None:
+        self.bar, self.stop = bar, stop
+
+    def update(self, count: int) -> None:
+        """So many bytes more.
+
+        Raises:
+            StoppedError: nobody wants them any more.
+        """
+        if self.stop.is_set():
+            raise StoppedError
+        self.bar.update(count)
+
+
+class StoppedError(Exception):
+    """Ends a download that nobody waits for; what it has written stays, to be gone on with."""
 
 
 def _storage(request: FetchRequest) -> Path:

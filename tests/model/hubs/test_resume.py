@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from luthier.commands import models
+from luthier.foundation.errors import HubError
+from luthier.model.hubs._huggingface_resume import FETCHING
 from tests.model.hubs.stand_in_hub import StandInHub
 
 MEBI = 1024 * 1024
@@ -77,6 +80,43 @@ def test_a_body_cut_short_is_continued_by_range_in_the_same_process(big_hub: Sta
     folder = models.fetch("huggingface:tiny/model", endpoint=big_hub.address, cache_dir=tmp_path)
     same_hashes(big_hub, folder)
     assert [seen.range for seen in big_hub.large_requests()] == [None, f"bytes={10 * MEBI}-"]
+
+
+def test_ctrl_c_ends_it_at_once_and_it_goes_on_later(big_hub: StandInHub, start: Start, tmp_path: Path) -> None:
+    """Also where nothing arrives any more, which the client would wait for."""
+    command = (sys.executable, "-m", "luthier.cli", "models", "fetch", "huggingface:tiny/model")
+    big_hub.faults.stall_after_bytes = 11 * MEBI
+    child = start(*command, HF_ENDPOINT=big_hub.address)
+    assert big_hub.stalled.wait(20)
+    time.sleep(0.2)  # what has arrived is being written
+    child.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    output, _ = child.communicate(timeout=30)
+    assert child.returncode == 130 and "Traceback" not in output and time.monotonic() - began < 5, output
+    (piece,) = tmp_path.rglob("*.incomplete")
+    assert piece.stat().st_size == 10 * MEBI
+    big_hub.faults.stall_after_bytes = None
+    same_hashes(
+        big_hub, models.fetch("huggingface:tiny/model", endpoint=big_hub.address, cache_dir=tmp_path / "hf" / "hub")
+    )
+    assert big_hub.large_requests()[-1].range == f"bytes={10 * MEBI}-"
+
+
+def test_one_files_fault_ends_the_others(big_hub: StandInHub, tmp_path: Path) -> None:
+    files = big_hub.repositories["tiny/model"].files
+    files["vocab.txt"] = b"small" * 2000
+    big_hub.faults.stall_after_bytes, big_hub.faults.flip_a_bit = 1 * MEBI, True
+    began = time.monotonic()
+    with pytest.raises(HubError, match=r"vocab\.txt of tiny/model arrived with the sha256"):
+        models.fetch("huggingface:tiny/model", endpoint=big_hub.address, cache_dir=tmp_path)
+    assert time.monotonic() - began < 5
+    (other,) = [thread for thread in threading.enumerate() if thread.name == FETCHING]
+    big_hub.faults.stall_after_bytes = None
+    big_hub.released.set()  # the body ends early, and the client asks for the rest
+    other.join(10)
+    assert not other.is_alive()
+    (piece,) = tmp_path.rglob("*.incomplete")
+    assert piece.stat().st_size < len(files["model.safetensors"]), "nobody wanted the rest"
 
 
 def test_stock_hf_download_killed_and_run_again(big_hub: StandInHub, start: Start, tmp_path: Path) -> None:
