@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import TYPE_CHECKING
 
 from luthier.config.data_section import DataConfig
@@ -22,9 +23,14 @@ def open_tokenizer(
     *,
     encoder: str,
     trust_remote_code: bool = False,
+    day: date | None = None,
 ) -> tuple[PreTrainedTokenizerBase, Repair, Renderer | None]:
     """The tokenizer, mended for the config's template, which is written into it, and the renderer of that template; an
-    encoder that needs no template gets none."""
+    encoder that needs no template gets none.
+
+    Args:
+        day: that a template which writes the date is told of every row; None: the day on which it is opened.
+    """
     tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust_remote_code)
     module = ENCODERS.load(encoder)
     if not module.NEEDS_TEMPLATE:
@@ -33,7 +39,7 @@ def open_tokenizer(
         return tokenizer, repair(tokenizer, model_config), None
     named = None if data.template == AUTO else load_template(data.template)
     mended = repair(tokenizer, model_config, named.special_tokens if named else (), named.stop_tokens if named else ())
-    renderer = Renderer(tokenizer, data.template)
+    renderer = Renderer(tokenizer, data.template, day or date.today())
     tokenizer.chat_template = renderer.chat_template
     stops = tuple(dict.fromkeys([*mended.stop_token_ids, *renderer.stop_token_ids]))
     return tokenizer, Repair(mended.changes, mended.new_token_ids, stops), renderer

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def write_start(
     hardware: Mapping[str, Any],
     command: str,
     batches: Mapping[str, Any],
+    day: str,
 ) -> None:
     """config.yaml and run.json at a run's start; `base_folder` is where the model it starts from stands on this
     machine, None if that is no folder of whole weights; `batches` is what was settled of them (see `batching.py`)."""
@@ -184,9 +186,27 @@ def write_start(
             "hardware": dict(hardware),
             "batches": dict(batches),
             "command": command,
+            "day": day,
             "results": {},
         },
     )
+
+
+def day_of(folder: Path, *, resume: bool) -> date:
+    """The day that a run's chat template is told, where it writes the date: that of the run's start, also for whoever goes on
+    with it later, for other tokens would make it another run.
+
+    Raises:
+        UserError: run.json is broken.
+    """
+    noted = read_json(folder / RUN_FILE).get("day") if resume and (folder / RUN_FILE).exists() else None
+    try:
+        return date.fromisoformat(noted) if noted is not None else date.today()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / RUN_FILE}: day is {noted!r}, not a date.",
+            "It is written by luthier: restore it, or start anew.",
+        ) from error
 
 
 def write_end(folder: Path, status: str, results: Mapping[str, Any]) -> None:

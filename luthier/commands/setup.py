@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,11 +124,14 @@ class Setup:
         return self.source.adapters[:-1] if self.config.model.continue_adapter else self.source.adapters
 
 
-def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[[str], None]) -> Setup:
+def set_up(
+    config: RunConfig, *, trust_remote_code: bool = False, say: Callable[[str], None], day: date | None = None
+) -> Setup:
     """Resolve, read, count and check: model folder, tokenizer, stage, data, method. `refusals.check` went before.
 
     Args:
         say: told one sentence about everything that was changed or found odd.
+        day: that a template which writes the date is told; None: today.
 
     Raises:
         UserError: whatever of it can't be used.
@@ -144,6 +148,7 @@ def set_up(config: RunConfig, *, trust_remote_code: bool = False, say: Callable[
         model_config,
         encoder=stage.encoder,
         trust_remote_code=trust_remote_code,
+        day=day,
     )
     for change in mended.changes:
         say(f"tokenizer: {change}")

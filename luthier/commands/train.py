@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,8 @@ def train(
     warn_of_slow_precision(config, device, say)
     if config.model.quantization is not None:
         check_backend(config.model.quantization, device)
-    setup = set_up(config, trust_remote_code=trust_remote_code, say=say)
+    day = engine.lead(lambda: run_folder.day_of(folder, resume=resume).isoformat())
+    setup = set_up(config, trust_remote_code=trust_remote_code, say=say, day=date.fromisoformat(day))
     check_device_map(setup, device)
     check_quantization(replace(setup.source, settings=setup.base_settings), device, training=True)
     say_counts(setup)
@@ -104,7 +106,7 @@ def train(
     with run_folder.locked(folder) if engine.rank == 0 else nullcontext():
         free = free_for_each(setup, engine)
         settled = partial(settle, setup, engine, folder, free, trust_remote_code)
-        claim = Claim(folder, command, resume, overwrite, settled)
+        claim = Claim(folder, command, resume, overwrite, settled, day)
         result = _train(setup, engine, claim, callbacks, trust_remote_code=trust_remote_code)
     engine.close()
     return_freed_memory()
@@ -117,6 +119,7 @@ class Claim:
 
     Args:
         settle: what of the run's batches is settled at its start, or was; told whether it goes on from a checkpoint.
+        day: that its chat template is told, see `run_folder.day_of`.
     """
 
     folder: Path
@@ -124,6 +127,7 @@ class Claim:
     resume: bool
     overwrite: bool
     settle: Callable[[bool], Settled]
+    day: str
 
 
 def _train(
@@ -192,7 +196,9 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
         run_folder.clear(folder)
         leave_rejected(setup, folder)
     base = None if setup.merged_adapters else setup.source.base
-    run_folder.write_start(folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command, batches)
+    run_folder.write_start(
+        folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command, batches, claim.day
+    )
     return {"step": checkpoint.step if checkpoint is not None else None, "finished": None, "batches": batches}
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING
 
 from luthier.config.plugins import ENCODERS
@@ -115,6 +116,7 @@ class EncodingTask:
         template: data.template; None where the encoder needs none.
         dtype: of token ids.
         cutoff: data.cutoff_length, for what is said of rows left out.
+        day: see `Renderer`.
     """
 
     encoder: str
@@ -123,12 +125,13 @@ class EncodingTask:
     template: str | None
     dtype: str
     cutoff: int
+    day: date | None = None
 
     def choose(self) -> ChosenEncoder:
         """The encoder, built anew."""
         from luthier.data.rendering import Renderer
 
-        renderer = Renderer(self.tokenizer, self.template) if self.template is not None else None
+        renderer = Renderer(self.tokenizer, self.template, self.day) if self.template is not None else None
         return ChosenEncoder.of(self.encoder, self.options, self.tokenizer, renderer)
 
     def encode(self, chosen: ChosenEncoder, records: Sequence[Record]) -> EncodedBlock:

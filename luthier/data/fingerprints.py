@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence, Set
 from datetime import date
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.data_section import DataConfig
 from luthier.data.locating import Located
 from luthier.data.sources._compressed import inner_path
+from luthier.data.templating import writes_date
 from luthier.foundation.files import sha256_of
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def data_fingerprint(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def cache_key(described: Mapping[str, Any], paths: Sequence[str]) -> str:
+def cache_key(described: Mapping[str, Any], paths: Sequence[str], day: date | None = None) -> str:
     """Name of a cache's entry: a hash over all that an entry's content depends on, and nothing else.
 
     Left out of what `describe_data` gives are `shuffle`, which orders examples anew each epoch, and a seed that decides
@@ -93,6 +93,7 @@ def cache_key(described: Mapping[str, Any], paths: Sequence[str]) -> str:
 
     Args:
         paths: the data files as they are called, of which some may be the same.
+        day: that a template which writes the date is told; None: today.
     """
     kept = {name: value for name, value in described.items() if name != "shuffle"}
     parts = [described[name] for name in ("train", "validation", "test")]
@@ -108,7 +109,7 @@ def cache_key(described: Mapping[str, Any], paths: Sequence[str]) -> str:
             "libraries": {name: metadata.version(name) for name in LIBRARIES},
             "python": sys.version_info[:2],
             "plugins": _plugins({described["encoder"], *(entry["format"] for entry in entries)}),
-            "day": date.today().isoformat() if re.search(r"\bstrftime_now\b", described["template"]) else None,
+            "day": (day or date.today()).isoformat() if writes_date(described["template"]) else None,
         }
     )[:32]
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def prepare(
     chosen = choose_encoder(data, tokenizer, encoder, given, renderer)
     located = locate_all(data)
     stream = open_stream(data, config.data_seed(), chosen) if data.streaming else None
-    template = chosen.renderer.chat_template if chosen.renderer is not None else ""
+    template, day = (chosen.renderer.chat_template, chosen.renderer.day) if chosen.renderer is not None else ("", None)
     settings = chosen.options.model_dump() | left_to_rows(ENCODERS.load(encoder), given)
     described = describe_data(
         data, located, config.data_seed(), tokenizer_fingerprint(tokenizer), template, encoder, settings
@@ -129,7 +130,7 @@ def prepare(
         with encoding_processes(chosen, size, data.preprocessing_num_workers) as processes:
             final, loaded = choose_and_load(config, tokenizer, encoder, given, chosen.renderer, located)
             named = data.template if template else None
-            task = EncodingTask(encoder, final.options, tokenizer, named, dtype, data.cutoff_length)
+            task = EncodingTask(encoder, final.options, tokenizer, named, dtype, data.cutoff_length, day)
             _encode(data, BlockEncoder(task, final, processes), loaded, open_split)
         loaded.report.labels = getattr(final.options, "labels", ())
         if _stamps(located) != stamps:
@@ -138,7 +139,7 @@ def prepare(
             )
         return loaded.report, loaded.rejected
 
-    request = _request(config, located, described)
+    request = _request(config, located, described, day)
     # a stream without sets beside it leaves nothing to keep
     sets = from_cache(request, dtype, build, say) if data.cache and located else in_memory(request, dtype, build)
     train, validation, test = (sets.splits.get(name, StoredExamples.empty()) for name in SPLITS)
@@ -227,14 +228,16 @@ def _stamps(located: Mapping[str, Sequence[Located]]) -> list[tuple[int, int]]:
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
-def _request(config: RunConfig, located: Mapping[str, Sequence[Located]], described: Mapping[str, Any]) -> Request:
+def _request(
+    config: RunConfig, located: Mapping[str, Sequence[Located]], described: Mapping[str, Any], day: date | None
+) -> Request:
     """The cache's entry for a config's data."""
     places = [place for places in located.values() for place in places]
     paths = [name for place in places for name in ([place.named] if place.named is not None else map(str, place.files))]
     options = {name: value for name, value in described["encoder_options"].items() if name != "name"}
     shown = {"model": config.model.name, "encoder": described["encoder"], **options}
     return Request(
-        cache_key(described, paths),
+        cache_key(described, paths, day),
         paths,
         [place.shown for place in places],
         {**shown, "template": config.data.template},
@@ -294,7 +297,7 @@ def choose_encoder(
     elif renderer is None:
         from luthier.data.rendering import Renderer
 
-        renderer = Renderer(tokenizer, data.template)
+        renderer = Renderer(tokenizer, data.template, date.today())
     return ChosenEncoder.of(encoder, options, tokenizer, renderer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -28,6 +29,7 @@ class Renderer:
     Args:
         tokenizer: a transformers tokenizer, repaired where it lacked the template's tokens.
         template_name: a name in data/templates, or auto for the tokenizer's own template.
+        day: that a template which writes the date is told; None: today, whenever that is.
 
     Attributes:
         name: the template's name for messages and reports.
@@ -40,8 +42,9 @@ class Renderer:
         ModelError: the tokenizer lacks a token that the template needs.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_name: str = AUTO) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_name: str = AUTO, day: date | None = None) -> None:
         self._tokenizer = tokenizer
+        self.day = day
         named = None if template_name == AUTO else load_template(template_name)
         self.name = template_name if named else "the tokenizer's own"
         self.chat_template = named.text if named else own_template(tokenizer)
@@ -163,6 +166,7 @@ class Renderer:
                 add_generation_prompt=add_generation_prompt,
                 tools=tools,
                 special_tokens=self._special_tokens,
+                day=self.day,
             )
         except jinja2.TemplateError as error:
             raise RowError(f"the chat template ({self.name}) refuses this conversation: {error}.") from error

@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, time
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -103,6 +103,11 @@ def has_generation_tags(text: str) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", text) is not None
 
 
+def writes_date(text: str) -> bool:
+    """Whether a template asks for the date or the time."""
+    return re.search(r"\bstrftime_now\b", text) is not None
+
+
 def render_spans(
     template: jinja2.Template,
     messages: Sequence[Mapping[str, Any]],
@@ -110,13 +115,18 @@ def render_spans(
     add_generation_prompt: bool,
     special_tokens: Mapping[str, Any],
     tools: Sequence[Mapping[str, Any]] = (),
+    day: date | None = None,
 ) -> list[tuple[str, bool]]:
     """What a template makes of a conversation: (text, whether it stands in a generation block), end to end.
+
+    Args:
+        day: that `strftime_now` tells, at midnight; None: the moment's own.
 
     Raises:
         jinja2.TemplateError: the template refuses the conversation, reaches out of the sandbox, or is faulty.
         TemplateLimitError: it takes too long, or too much memory.
     """
+    moment = {} if day is None else {"strftime_now": datetime.combine(day, time.min).strftime}
     try:
         with limited():
             rendered = template.render(
@@ -125,6 +135,7 @@ def render_spans(
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **special_tokens,
+                **moment,
             )
     except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error

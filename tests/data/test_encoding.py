@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from datetime import date
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from luthier.data.records import (
     Pair,
     ToolCall,
 )
+from luthier.data.rendering import Renderer
 from luthier.foundation.errors import DataError
 from tests.data.test_cache import ROWS, config, content
 
@@ -71,6 +73,30 @@ def test_several_processes_give_what_one_gives(byte_tokenizer, write, started) -
     whole = in_processes(tokenizer, path, 1, **settings)
     assert started == [] and len({reason for _, reason, _ in whole[2]}) == 3
     assert in_processes(tokenizer, path, 2, **settings) == whole and started == [2]
+
+
+def test_every_process_and_the_cache_know_the_day(byte_tokenizer, write, started, tmp_path, monkeypatch) -> None:
+    """That a template which writes the date is told, in a macro too."""
+    import copy
+
+    monkeypatch.setenv("LUTHIER_DATA_CACHE", str(tmp_path / "cache"))
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    today = "{% macro today() %}{{ strftime_now('%d %B %Y') }}{% endmacro %}{{ today() + ' ' }}"
+    tokenizer.chat_template = today + REFUSING
+    path = str(write("a.json", ROWS))
+
+    def made(day: date, count: int, cache: bool = False) -> Any:
+        settings = config(path, template="auto", cache=cache, preprocessing_num_workers=count)
+        return content(prepare(settings, tokenizer, renderer=Renderer(tokenizer, day=day), say=lambda text: None))
+
+    before, after = date(1999, 12, 31), date(2000, 1, 1)
+    whole = made(before, 1)
+    assert all(
+        tokenizer.decode(example.sequences[0].input_ids).startswith("31 December 1999 ") for example in whole[0][0]
+    )
+    assert made(before, 2) == whole and started == [2]
+    assert made(before, 1, cache=True) == made(before, 1, cache=True) == whole
+    assert made(after, 1, cache=True) == made(after, 1) != whole
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import luthier
 from luthier.foundation.errors import CheckpointError, Interrupted, TrainingError, UserError
 from luthier.training.checkpoints import find_fault
-from tests.tiny import config_for
+from tests.tiny import CHATML, config_for, tiny_folder
 from tests.training.whole_runs import launch, traces
 
 
@@ -153,6 +154,51 @@ class SignalAtSeven(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 6 and "LUTHIER_TEST_SIGNAL" in os.environ:
             os.kill(os.getpid(), int(os.environ["LUTHIER_TEST_SIGNAL"]))
+
+
+class FailAtSeven(TrainerCallback):
+    """Fails in the midst of step 7, once."""
+
+    armed = False
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6 and FailAtSeven.armed:
+            FailAtSeven.armed = False
+            raise RuntimeError("the power went out")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_that_goes_on_another_day_keeps_the_day_of_its_start(
+    streaming: bool, module_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a template that writes the date."""
+
+    def it_is(day: int) -> None:
+        moment = type("Moment", (datetime,), {"now": classmethod(lambda cls: datetime(2026, 11, day, 9, 30))})
+        monkeypatch.setattr("luthier.data.templating.datetime", moment)
+        today = type("Today", (date,), {"today": classmethod(lambda cls: date(2026, 11, day))})
+        for module in ("luthier.commands.run_folder", "luthier.commands.opening", "luthier.data.fingerprints"):
+            monkeypatch.setattr(f"{module}.date", today, raising=False)
+
+    dated = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %B %Y') + '<|im_end|>\n' }}" + CHATML
+    model = tiny_folder(tmp_path / "model", template=dated)
+
+    def config(name: str) -> dict[str, Any]:
+        made = settings(model, module_rows, tmp_path / name)
+        made["training"]["callbacks"] = ["tests.training.test_resume.FailAtSeven"]
+        if streaming:
+            made["data"] |= {"streaming": True, "buffer_size": 4, "validation": [str(module_rows)]}
+        return made
+
+    it_is(26)
+    luthier.train(config("whole"))
+    FailAtSeven.armed = True
+    with pytest.raises(RuntimeError, match="the power went out"):
+        luthier.train(config("run"))
+    it_is(27)
+    luthier.train(config("run"), resume=True)
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["day"] == "2026-11-26"
 
 
 def finished_run(tiny_llama: Path, rows: Path, out: Path, **training: Any) -> dict[str, Any]:
