@@ -362,7 +362,9 @@ def summarize(name: str, work: Work, rounds: list[dict[str, Any]]) -> dict[str, 
         "ratio": median(ratio),
         "memory_ratio": median(lambda pair: pair["luthier"]["peak_rss_mib"] / pair["peer"]["peak_rss_mib"]),
         # each by itself: a rate that something disturbed for its two seconds says nothing of the run beside it
-        "share_of_matrix_product_rate": round(
+        "share_of_matrix_product_rate": None
+        if work.training.get("bf16")
+        else round(
             median(lambda pair: needed_gflops(pair["luthier"])) / median(lambda pair: pair["float32_gflops"]), 3
         ),
         "largest_relative_loss_difference": max(differences) if same else None,

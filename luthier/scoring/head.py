@@ -161,6 +161,7 @@ class _FrozenLinearLogp(torch.autograd.Function):
                 expected_UH[rows] = expected_CH
         if expected_UH is not None:
             ctx.save_for_backward(expected_UH, weight_VH, targets_N, position_of_N)
+            ctx.dtype = product_dtype(hidden_UH)
         return logp_N
 
     @staticmethod
@@ -170,7 +171,8 @@ class _FrozenLinearLogp(torch.autograd.Function):
         gradient_N = gradients[0].to(expected_UH.dtype)
         whole_U = gradient_N.new_zeros(expected_UH.shape[0]).index_add_(0, position_of_N, gradient_N)
         into_UH = -expected_UH * whole_U[:, None]
-        of_targets_NH = weight_VH[targets_N].to(expected_UH.dtype) * gradient_N[:, None]
+        # rounded as in the sum, which a sure target's row is all of: the difference is then nothing
+        of_targets_NH = weight_VH[targets_N].to(ctx.dtype).to(expected_UH.dtype) * gradient_N[:, None]
         return into_UH.index_add_(0, position_of_N, of_targets_NH), None, None, None, None, None
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch, Segment
@@ -43,6 +43,8 @@ def hidden_at(
     rows_U, of_place_P = torch.unique(rows_P, return_inverse=True)
     if not arguments:
         batch, rows_U = _shortened(batch, rows_U, independent_length)
+        if makes_code_for_each_shape(model):
+            batch, rows_U = _filled_up(batch, rows_U)
     some = len(rows_U) < len(batch.input_ids_T)
     layout = Layout.of(batch.segments, rows_U if some and is_narrow(backbone) and not arguments else None)
     arguments |= {"position_ids": batch.position_ids_T[None], "use_cache": False, "segments": layout}
@@ -72,6 +74,49 @@ def _shortened(batch: Batch, rows_U: Tensor, independent_length: float) -> tuple
         trunk_rows_T=trunk_rows_T,
     )
     return shorter, torch.searchsorted(kept_S, rows_U)
+
+
+def makes_code_for_each_shape(model: PreTrainedModel) -> bool:
+    """Whether products are oneDNN's: it makes code for every new shape of 16-bit matrices on a CPU, in 1 to 4 ms, and keeps
+    1 MB of it for each of the last thousand.
+
+    A planner's tensors, which have no values, stand for those of any device.
+    """
+    some = next(model.parameters())
+    if some.device.type != "cpu" or type(some) is not nn.Parameter:
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
+    return dtype.itemsize == 2
+
+
+def _filled_up(batch: Batch, rows_U: Tensor) -> tuple[Batch, Tensor]:
+    """A batch with one more segment, so that the numbers of its tokens and of those that are read are round: the rows of a
+    run, which all differ in length, then mostly have the shapes of others before them.
+
+    Nothing comes of the segment's tokens, and they follow no others: values and gradients stay as they are.
+    """
+    tokens, read = len(batch.input_ids_T), len(rows_U)
+    more_read = rounded(read) - read
+    more = rounded(tokens + more_read) - tokens
+    if not more:
+        return batch, rows_U
+    filled = replace(
+        batch,
+        segments=(*batch.segments, Segment(tokens, tokens + more)),
+        input_ids_T=torch.cat([batch.input_ids_T, batch.input_ids_T[:1].expand(more)]),
+        position_ids_T=torch.cat([batch.position_ids_T, batch.position_ids_T.new_zeros(more)]),
+        trunk_rows_T=None
+        if batch.trunk_rows_T is None
+        else torch.cat([batch.trunk_rows_T, batch.trunk_rows_T[:1].expand(more)]),
+    )
+    return filled, torch.cat([rows_U, torch.arange(tokens, tokens + more_read, device=rows_U.device)])
+
+
+def rounded(count: int) -> int:
+    """The next of eight numbers from one power of two to the next, all multiples of 16: a ninth more at most, a twentieth on
+    average."""
+    step = max(16, 2 ** max(0, count.bit_length() - 4))
+    return -(-count // step) * step
 
 
 def computed(

@@ -13,6 +13,7 @@ from luthier.planning.model_shapes import named_shape
 from luthier.planning.planner import Memory, Planner
 from luthier.planning.quantized import QuantizedStandIn, quantizable, quantize
 from luthier.planning.subject import Subject
+from luthier.scoring.fused.low_rank import low_rank
 from tests.tiny import tiny_model
 
 NF4, INT8 = QuantizationConfig(), QuantizationConfig(bits=8, type="int8")
@@ -59,3 +60,11 @@ def test_layers_are_replaced_where_a_method_has_moved_them() -> None:
     assert len(found) == len(layers) and all(name.endswith("base_layer") for name in found)
     plain = [name for name, module in tuned.named_modules() if type(module) is nn.Linear and "lora_" not in name]
     assert plain == ["base_model.model.lm_head"]
+
+
+@pytest.mark.parametrize(("how", "fused"), [(NF4, True), (INT8, False)], ids=str)
+def test_a_stand_in_is_fused_where_its_layer_is(how: QuantizationConfig, fused: bool) -> None:
+    """Under autocast too: peft's layer over 8 bits computes as it always does, and keeps its input."""
+    layer = QuantizedStandIn((128, 192), None, how, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (low_rank(layer, torch.empty(1, 192)) is not None) == fused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,30 +110,39 @@ def test_fused_models_equal_the_reference_in_value_and_gradient(kind: str) -> No
         assert relative(found["segmented"][1][name], gradient) < 1e-5, name
 
 
-@pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
-def test_a_base_in_four_bits_equals_the_reference_in_value_and_gradient() -> None:
+def four_bits(route: str, products: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities and gradients of LoRA over a base that was packed from float32, in autocast's precision if it is another."""
     nn4 = pytest.importorskip("bitsandbytes").nn
     batch = pack(random_examples([9, 4, 15]))
-    found = {}
-    for route in ("segmented", "padded"):
-        torch.manual_seed(0)
-        base = tiny_model("llama", hidden_size=64, intermediate_size=128)
-        for name, layer in list(base.named_modules()):
-            if name.endswith("_proj"):
-                four = nn4.Linear4bit(layer.in_features, layer.out_features, False, torch.float32, quant_type="nf4")
-                four.weight = nn4.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-                base.set_submodule(name, four.to("cpu"))
-        settings = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, task_type="CAUSAL_LM", init_lora_weights=False)
-        model = get_peft_model(base, settings)
-        scorer = Scorer(model, route=route)  # type: ignore[arg-type]
-        scorer.train()
+    torch.manual_seed(0)
+    base = tiny_model("llama", hidden_size=64, intermediate_size=128)
+    for name, layer in list(base.named_modules()):
+        if name.endswith("_proj"):
+            four = nn4.Linear4bit(layer.in_features, layer.out_features, False, products, quant_type="nf4")
+            four.weight = nn4.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+            base.set_submodule(name, four.to("cpu"))
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, task_type="CAUSAL_LM", init_lora_weights=False)
+    scorer = Scorer(get_peft_model(base, settings), route=route).train()  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16, enabled=products != torch.float32):
         fused = [low_rank(module, torch.zeros(1)) for module in base.modules()]
-        assert (
-            sum(part is not None and not isinstance(part.weight, Tensor) for part in fused) == 2 * 21
-        )  # and the layers beneath
+        # and the layers beneath
+        assert sum(part is not None and not isinstance(part.weight, Tensor) for part in fused) == 2 * 21
         logp_N = scorer(batch).logp_N
-        (logp_N * batch.weights_N).sum().backward()
-        found[route] = (logp_N.detach(), gradients(scorer))
+    (logp_N * batch.weights_N).sum().backward()
+    return logp_N.detach(), gradients(scorer)
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
+def test_a_base_in_four_bits_under_autocast_is_near_its_products_in_float32() -> None:
+    found, reference = four_bits("segmented", torch.bfloat16), four_bits("padded", torch.float32)
+    assert relative(found[0], reference[0]) < 1e-2
+    whole = [torch.cat([part[name].flatten() for name in reference[1]]) for part in (found[1], reference[1])]
+    assert relative(*whole) < 3e-2
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
+def test_a_base_in_four_bits_equals_the_reference_in_value_and_gradient() -> None:
+    found = {route: four_bits(route, torch.float32) for route in ("segmented", "padded")}
     assert relative(found["segmented"][0], found["padded"][0]) < 1e-5
     assert found["padded"][1].keys() == found["segmented"][1].keys()
     for name, gradient in found["padded"][1].items():
@@ -287,6 +297,17 @@ def test_a_changed_layer_computes_as_its_class_does(change: str) -> None:
             )
 
 
+def test_float32_factors_meet_float16_only_where_the_loss_is_scaled() -> None:
+    """Without autocast nothing scales it, and what a factor's gradient is made of is below float16's smallest number."""
+    layer = lora_model().get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.randn(3, 32)
+    for dtype, plain in ((torch.float16, False), (torch.bfloat16, True)):
+        layer.base_layer.to(dtype)
+        assert (low_rank(layer, x.to(dtype)) is not None) == plain
+        with torch.autocast("cpu", dtype):
+            assert low_rank(layer, x.to(dtype)) is not None
+
+
 def test_dropout_that_does_nothing_is_no_obstacle() -> None:
     layer = lora_model().get_base_model().model.layers[0].self_attn.q_proj
     dropout(layer)
@@ -332,10 +353,19 @@ def in_16_bits(base: torch.dtype, autocast: torch.dtype | None, fused: bool) -> 
     ],
 )
 def test_in_16_bits_fused_models_are_as_near_to_float32_as_module_by_module(
-    base: torch.dtype, autocast: torch.dtype | None
+    base: torch.dtype, autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls: Counter[str] = Counter()
+    for function in (LowRankLinears, GatedMlp, RootMeanSquareNorm):
+        own_apply = function.apply
+        monkeypatch.setattr(function, "apply", lambda *a, f=function, o=own_apply: calls.update([f.__name__]) or o(*a))
     reference = in_16_bits(torch.float32, None, fused=False)
-    own, fused = (in_16_bits(base, autocast, fused=fused) for fused in (False, True))
+    own = in_16_bits(base, autocast, fused=False)
+    assert not calls
+    fused = in_16_bits(base, autocast, fused=True)
+    # of three layers: the maps to queries, keys and values (in the last, queries apart: only where they are read), and the
+    # output; two norms, those of queries and of keys; the last norm
+    assert calls == {"LowRankLinears": 3 * 2 + 1, "GatedMlp": 3, "RootMeanSquareNorm": 3 * 4 + 1}
     assert relative(fused[0], reference[0]) < 1.2 * relative(own[0], reference[0])
     assert fused[1].keys() == reference[1].keys()
     assert all(gradient.dtype == torch.float32 for gradient in fused[1].values())

@@ -363,6 +363,34 @@ def test_frozen_head_in_one_pass_passes_gradcheck(monkeypatch: pytest.MonkeyPatc
     )
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_16_bits_a_frozen_head_is_near_exact_sums(autocast: bool) -> None:
+    """Of logits and weights that are rounded; and a sure target's gradient is nothing, whatever its row was rounded by."""
+    from luthier.scoring.head import _FrozenLinearLogp
+
+    torch.manual_seed(0)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    hidden, weight = (torch.randn(*shape).bfloat16() for shape in ((40, 32), (300, 32)))
+    exact = weight.clone()
+    if autocast:
+        weight = weight.float() * (1 + 2**-10)  # rounded away in the products
+        exact = weight.bfloat16()
+    targets, position = torch.arange(40) % 9, torch.arange(40)
+    hidden[:20] = 8 * exact[targets[:20]]  # sure
+    wide = hidden.double().requires_grad_()
+    expected = torch.log_softmax(wide @ exact.double().T, dim=-1).gather(1, targets[:, None])[:, 0]
+    assert float(expected[:20].detach().min()) > -1e-6
+    given = hidden.to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = _FrozenLinearLogp.apply(given, weight, None, targets, position, 16)
+    assert got.dtype == torch.float32
+    assert float((got - expected).detach().abs().max()) < 1.01  # a logit of 400 is rounded by up to 1
+    (own,) = torch.autograd.grad(got.sum(), given)
+    (reference,) = torch.autograd.grad(expected.sum(), wide)
+    assert relative(own.double(), reference) < 2e-2
+    assert float(own[:20].abs().max()) < 1e-5
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the most elements that an operator's result has: of forward and of backward."""
 

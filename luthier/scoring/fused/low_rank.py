@@ -209,7 +209,8 @@ def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
 
     A frozen `nn.Linear` or one in 4 bits, or peft's LoRA layer over one: one active adapter, not disabled, not merged, no
     variant (DoRA and others), no bias of its own, dropout that does nothing, no hooks; all of one precision, but that factors
-    may be float32 where products have 16 bits.
+    may be float32 under autocast and where x is bfloat16 (of float16, whose small gradients vanish, only autocast's loss is
+    scaled).
     """
     layer: Any = module
     weight = frozen_weight(layer, x)
@@ -229,7 +230,7 @@ def low_rank(module: nn.Module, x: Tensor) -> LowRank | None:
     if _drops(dropout) or any(has_hooks(part) for part in (down, up, dropout)):
         return None
     dtype = product_dtype(x)
-    allowed = {dtype, torch.float32} if dtype.itemsize == 2 else {dtype}
+    allowed = {dtype, torch.float32} if is_autocast(x) or dtype == torch.bfloat16 else {dtype}
     if not {down.weight.dtype, up.weight.dtype} <= allowed:
         return None
     return LowRank(weight, base.bias, down.weight, up.weight, layer.scaling[name])

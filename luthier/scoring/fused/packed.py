@@ -41,7 +41,7 @@ def packed_weight(module: nn.Module, dtype: torch.dtype) -> PackedWeight | None:
     """
     layer: Any = module
     if hasattr(layer, "unpacked"):
-        return layer if layer.dtype == dtype else None
+        return layer if layer.dtype == dtype and not layer.keeps_input else None
     if type(layer).__name__ != "Linear4bit" or not type(layer).__module__.startswith("bitsandbytes."):
         return None
     state = getattr(layer.weight, "quant_state", None)
