@@ -88,7 +88,7 @@ def plan(
     """
     wanted = parse_hardware(hardware) if hardware is not None else None
     if model_shape is not None:
-        config = _without_data(source, [*overrides, f"model={named_shape(model_shape).name}"])
+        config = _without_data(source, [*overrides, f"model.name={named_shape(model_shape).name}"])
         return _of_shape(config, wanted, strategy, [])
     config = refusals.read(source, overrides)
     try:

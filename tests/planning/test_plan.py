@@ -428,6 +428,22 @@ def test_a_shape_is_planned_without_a_model(capsys: pytest.CaptureFixture[str]) 
     assert found["total_steps"] == 5 and found["steps_per_epoch"] is None
 
 
+def test_a_shape_takes_the_place_of_the_models_name_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether the model's other settings stand in a file or on the command line."""
+    config = tmp_path / "config.yaml"
+    config.write_text("{model: {name: another, fused: false}, data: {train: unread}}", encoding="utf-8")
+
+    def planned(*line: str) -> dict[str, int]:
+        assert main(["plan", *line, *SHAPE[1:], "--json"]) == 0
+        memory: dict[str, int] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["memory_bytes"]
+        return memory
+
+    own = planned()
+    assert planned("model.fused=false")["activations"] > 1.5 * own["activations"]
+    assert planned(str(config))["activations"] > 1.5 * own["activations"]
+    assert planned("model.dtype=float32")["weights"] > 1.9 * own["weights"]
+
+
 def test_a_shape_stands_in_for_a_hub_that_does_not_answer(
     rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
