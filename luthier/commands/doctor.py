@@ -145,14 +145,16 @@ def precision_findings() -> list[Finding]:
     device = devices.choose_device()
     fast, autocast = devices.fast_precisions(device), devices.autocast_precision(device)
     rates = {name: devices.matmul_gflops(name, device) for name in ("float32", "bfloat16", "float16")}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") and device.type == "cpu" else 0.0
+    busy = f"; other programs are computing (load {load:.1f}): without them these rates are higher" if load >= 1 else ""
     found = []
     for name, rate in rates.items():
         share, short = rate / rates["float32"], {"bfloat16": "bf16", "float16": "fp16"}.get(name)
         if name == "float32":
-            meaning, good = "the yardstick; dtype auto means float32 where nothing is faster", True
+            meaning, good = f"the yardstick; dtype auto means float32 where nothing is faster{busy}", True
         elif share >= SLOW_SHARE:
             meaning, good = (
-                f"{share:.2g} times float32's rate"
+                f"{share:,.{1 if share < 3 else 0}f} times float32's rate"
                 + ("" if name in fast else ", though not in hardware")
                 + (f"; training.{short}: true makes use of it" if short == autocast else ""),
                 True,

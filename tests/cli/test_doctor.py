@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -13,9 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from luthier.commands import doctor as module
-from luthier.commands.doctor import disk_finding, doctor, hub_finding, library_findings, public, start_hub_checks
+from luthier.commands.doctor import (
+    disk_finding,
+    doctor,
+    hub_finding,
+    library_findings,
+    precision_findings,
+    public,
+    start_hub_checks,
+)
 from luthier.foundation import devices
 
 
@@ -55,6 +65,14 @@ def silent() -> Iterator[str]:
 def point_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT", "PIP_INDEX_URL"):
         monkeypatch.setenv(name, address)
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.2, False), (1.9, True)])
+def test_rates_that_a_neighbour_slowed_are_told(monkeypatch: pytest.MonkeyPatch, load: float, said: bool) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(devices, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(devices, "matmul_gflops", lambda name, device: 100.0)
+    assert ("(load 1.9)" in precision_findings()[0].meaning) == said
 
 
 def test_the_report_covers_the_machine(monkeypatch: pytest.MonkeyPatch, hub: str) -> None:
