@@ -88,18 +88,26 @@ class Job:
 
 def by_transformers(job: Job, batch_size: int = 16) -> Iterator[Generated]:
     """Answers from transformers' `generate`: prompts of similar length together, padded on the left, where their answers
-    may have the same length, as beams look ahead; one at a time where tokens are drawn, so that a row's random numbers are
-    its own.
+    may have the same length, as beams look ahead; only prompts of one length where padding would change an answer; one at
+    a time where tokens are drawn, so that a row's random numbers are its own.
 
     Args:
         batch_size: prompts at a time.
     """
     size = 1 if job.settings.do_sample or job.on_token is not None else batch_size
     order = sorted(range(len(job.prompts)), key=lambda place: -len(job.prompts[place]))
-    for _, alike in groupby(order, key=lambda place: job.room(job.prompts[place])):
+    unpadded = _padding_shows(job)
+    for _, alike in groupby(order, key=lambda at: len(job.prompts[at]) if unpadded else job.room(job.prompts[at])):
         places = list(alike)
         for start in range(0, len(places), size):
             yield from _batch(job, places[start : start + size])
+
+
+def _padding_shows(job: Job) -> bool:
+    """Whether the answer to a padded row is another than to the row alone: virtual tokens that are embeddings stand before
+    the padding, and peft drops the positions that would bring them next to the prompt, as they are in training."""
+    adapter = getattr(job.model, "active_peft_config", None)
+    return adapter is not None and bool(adapter.is_prompt_learning) and adapter.peft_type != "PREFIX_TUNING"
 
 
 def _batch(job: Job, places: Sequence[int]) -> Iterator[Generated]:

@@ -11,6 +11,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.plugins import METHODS
 from luthier.data.packing import pack
 from luthier.foundation.errors import ModelError
+from luthier.model.generation import Job, by_transformers
 from luthier.model.method import Apply
 from luthier.model.quiet import quiet_peft
 from luthier.scoring.decoding import answer
@@ -76,6 +77,23 @@ def test_answers_are_the_likeliest_tokens_of_a_full_forward(choice: dict[str, An
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     text = answer(model, tokenizer, prompt, GenerationSettings(max_new_tokens=6), (299,)).text
     assert text == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, choice.values())))
+def test_answers_to_prompts_of_several_lengths_are_those_to_each_alone(choice: dict[str, Any], kind: str) -> None:
+    """The virtual tokens stand next to a prompt, whatever stands beside it."""
+    model = tuned(choice, kind).eval()
+    for parameter in model.prompt_encoder.parameters():
+        parameter.data.mul_(4)  # so that what is attended to depends on where it stands
+    prompts = [[40 + 7 * row + place for place in range(length)] for row, length in enumerate((3, 40, 21, 3, 9, 40))]
+    how = GenerationSettings(max_new_tokens=6)
+
+    def answers(rows: list[int]) -> dict[int, tuple[int, ...]]:
+        job = Job(model, tiny_tokenizer(), [prompts[row] for row in rows], rows, how, (299,))
+        return {one.row: one.token_ids for one in by_transformers(job)}
+
+    assert answers([*range(6)]) == {row: answers([row])[row] for row in range(6)}
 
 
 def test_a_text_is_where_the_embeddings_start() -> None:
