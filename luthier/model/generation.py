@@ -104,8 +104,14 @@ def by_transformers(job: Job, batch_size: int = 16) -> Iterator[Generated]:
 
 
 def _padding_shows(job: Job) -> bool:
-    """Whether the answer to a padded row is another than to the row alone: virtual tokens that are embeddings stand before
-    the padding, and peft drops the positions that would bring them next to the prompt, as they are in training."""
+    """Whether the answer to a padded row is another than to the row alone.
+
+    Virtual tokens that are embeddings stand before the padding, and peft drops the positions that would bring them next to
+    the prompt, as they are in training. What forbids or penalises repetition reads the padding, often the token that ends
+    an answer, as a part of the prompt: no_repeat_ngram_size always, repetition_penalty in transformers 5.20 (not 5.23).
+    """
+    if job.settings.no_repeat_ngram_size or job.settings.repetition_penalty != 1:
+        return True
     adapter = getattr(job.model, "active_peft_config", None)
     return adapter is not None and bool(adapter.is_prompt_learning) and adapter.peft_type != "PREFIX_TUNING"
 
