@@ -157,6 +157,17 @@ def save_head(head: SequenceHead, model: Any, folder: Path) -> None:
         save_file(tensors, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
 
 
+def look_past_padding(model: Any, folder: Path | None) -> None:
+    """Have transformers' head read each row before the token that an adapter's run padded with: the base's config may name
+    another or none, and a head that knows none takes one row at a time, or reads what pads.
+
+    Args:
+        folder: the adapter's; where no head stands beside it, the config stays as it is.
+    """
+    if folder is not None and (folder / HEAD_FILE).is_file():
+        model.config.get_text_config().pad_token_id = read_json(folder / HEAD_FILE).get("pad_token_id")
+
+
 def load_head(model: Any, folder: Path) -> None:
     """Put a head's weights back where the method does not: those that `save_head` wrote, and those beside virtual tokens,
     of which a checkpoint's encoder alone is loaded."""

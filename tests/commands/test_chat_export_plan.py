@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 import luthier
 from luthier.cli import main
@@ -23,7 +23,8 @@ from luthier.commands.chat import chat
 from luthier.commands.export import export
 from luthier.commands.plan import plan
 from luthier.foundation.errors import ModelError, UserError
-from tests.tiny import config_for, write_rows
+from tests.classify import classification_config, labelled_rows, write_json_lines
+from tests.tiny import config_for, tiny_folder, write_rows
 
 TEXT = torch.tensor([[5, 9, 40, 77, 12, 200, 31]])
 
@@ -138,6 +139,31 @@ def test_merged_loads_in_plain_transformers(dtype: str, tiny_llama: Path, rows: 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_llama).chat_template
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("padding", [None, 7])
+def test_a_merged_head_reads_before_the_token_that_pads(padding: int | None, tmp_path: Path) -> None:
+    """Whatever the base's config says of it: the tokenizer pads with token 0."""
+    base = tiny_folder(tmp_path / "base", pad_token_id=padding)
+    data = write_json_lines(tmp_path / "rows.jsonl", labelled_rows(16))
+    config = classification_config(base, data, tmp_path / "run", num_train_epochs=1, eval_strategy="no")
+    del config["data"]["validation"]
+    luthier.train(config)
+    assert export(str(tmp_path / "run"), tmp_path / "out").largest_logit_difference < 1e-5
+    answers = pipeline("text-classification", model=str(tmp_path / "out"), top_k=None)
+    texts = ["what is the quick fox", "brown"]
+    alone, together = (
+        [{label["label"]: label["score"] for label in found} for found in answers(texts, batch_size=size)]
+        for size in (1, 2)
+    )
+    assert together[0] == pytest.approx(alone[0], abs=1e-6) and together[1] == pytest.approx(alone[1], abs=1e-6)
+    # and so does the adapter in plain peft, told what stands in head.json
+    head = json.loads((tmp_path / "run" / "final" / "head.json").read_text())
+    told = {"num_labels": head["num_labels"], "pad_token_id": head["pad_token_id"]}
+    tuned = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run" / "final", **told).eval()
+    rows = AutoTokenizer.from_pretrained(tmp_path / "out")(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.allclose(tuned(**rows).logits, answers.model(**rows).logits, atol=1e-6)
 
 
 def test_adapter_loads_in_plain_peft(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:

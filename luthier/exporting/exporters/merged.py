@@ -29,7 +29,7 @@ class Merged:
         import torch
 
         from luthier.model import loading
-        from luthier.model.heads import saved_head
+        from luthier.model.heads import look_past_padding, saved_head
         from luthier.model.inspection import check_folder
         from luthier.model.merging import check_mergeable, largest_difference, merge, sample_logits
         from luthier.model.quiet import quiet_bars, quiet_offload
@@ -48,6 +48,7 @@ class Merged:
         model = loading.load(
             source, torch.float32, plain=True, placement=request.placement, trust_remote_code=trust
         ).eval()
+        look_past_padding(model, source.adapter)
         before = sample_logits(model, tokens)
         merged = merge(model)
         if request.placement is None:
@@ -78,10 +79,13 @@ def _as_trained(source: ModelSource, trust_remote_code: bool) -> Any:
 
     from luthier.foundation.devices import choose_device
     from luthier.model import loading
+    from luthier.model.heads import look_past_padding
 
     device = choose_device()
     loading.check_quantization(source, device, training=False)
-    return loading.load(source, torch.float32, device=device, trust_remote_code=trust_remote_code).eval()
+    model = loading.load(source, torch.float32, device=device, trust_remote_code=trust_remote_code).eval()
+    look_past_padding(model, source.adapter)
+    return model
 
 
 def _keep_stop_tokens(merged: object, source: object) -> None:
