@@ -46,7 +46,8 @@ def load_prompts(entries: Sequence[DataEntry], seed: int = 0) -> list[Prompt]:
 
 
 def prompt_of(record: Record, row: int) -> Prompt:
-    """A conversation up to its last answer; of a pair of answers the question, of a text the text itself."""
+    """A conversation up to its last answer; of a pair of answers the question that both follow, with the first turn of the
+    better one, which a model is to write; of a text the text itself."""
     if isinstance(record, Document):
         return Prompt(Request(row, text=record.text), None, record.origin)
     if isinstance(record, Labelled):
@@ -54,7 +55,7 @@ def prompt_of(record: Record, row: int) -> Prompt:
         label = record.label if isinstance(record.label, str) else json.dumps(record.label, ensure_ascii=False)
         return Prompt(Request(row, (Message("user", text),)), label, record.origin)
     if isinstance(record, Pair):
-        return Prompt(Request(row, record.prompt, record.tools), _said(record.chosen[-1]), record.origin)
+        return Prompt(Request(row, record.prompt, record.tools), _said(record.chosen[0]), record.origin)
     return _before_the_answer(record, row)
 
 

@@ -24,6 +24,11 @@ from luthier.model.loading import tokenizer_at
 
 ASKED = [{"role": "user", "content": "a"}]
 ANSWERED = [{"role": "assistant", "content": "b"}]
+CALLED = [
+    {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"up": "a"}}}]},
+    {"role": "tool", "content": "found"},
+    {"role": "assistant", "content": "b"},
+]
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "formats").glob("*.jsonl"))
 SHORT = GenerationSettings(max_new_tokens=6)
 
@@ -136,6 +141,8 @@ def test_a_prompt_that_is_too_long_gets_a_row_with_the_reason(tiny_llama: Path, 
         ({"prompt": ASKED, "completion": ANSWERED, "label": True}, {"messages": ASKED}, "b"),
         ({"prompt": ASKED, "label": True}, {"messages": ASKED}, None),
         ({"prompt": ASKED, "chosen": ANSWERED, "rejected": [{"role": "assistant", "content": "c"}]}, {"messages": ASKED}, "b"),
+        ({"prompt": ASKED, "chosen": [*ANSWERED, {"role": "user", "content": "d"}, {"role": "assistant", "content": "e"}], "rejected": [{"role": "assistant", "content": "c"}]}, {"messages": ASKED}, "b"),
+        ({"prompt": ASKED, "chosen": CALLED, "rejected": [{"role": "assistant", "content": "c"}]}, {"messages": ASKED}, '[{"name": "look", "arguments": {"up": "a"}}]'),
         ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "c"}}, {"messages": ASKED}, "b"),
         ({"messages": ASKED, "completion": "of no format that has messages"}, {"messages": ASKED}, None),
         ({"instruction": "say", "instances": [{"input": "it", "output": "it"}]}, {"messages": [{"role": "user", "content": "say\nit"}]}, "it"),
