@@ -94,12 +94,19 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
 def _greater_is_better(config: RunConfig) -> bool | None:
     """The direction of metric_for_best_model: the one set, else the metric's own; None leaves it to transformers."""
     training = config.training
-    name = training.metric_for_best_model.removeprefix("eval_")
-    if training.greater_is_better is not None or name not in evaluation_metrics(config):
+    metric = _metric_of(config, training.metric_for_best_model.removeprefix("eval_"))
+    if training.greater_is_better is not None or metric is None:
         return training.greater_is_better
-    owner = next((o.name for o in training.answer_metrics() if name in given_by(o)), name)  # type: ignore[attr-defined]
+    owner = next((o.name for o in training.answer_metrics() if metric in given_by(o)), metric)  # type: ignore[attr-defined]
     better: bool = METRICS.load(owner).GREATER_IS_BETTER
     return better
+
+
+def _metric_of(config: RunConfig, name: str) -> str | None:
+    """Which of `evaluation_metrics` a name in an evaluation's line is of: under data.evaluate_each a set's stands before it."""
+    apart = config.data.evaluate_each
+    fit = [metric for metric in evaluation_metrics(config) if name == metric or (apart and name.endswith(f"_{metric}"))]
+    return max(fit, key=len, default=None)  # my_label_macro_f1 ends with macro_f1 too
 
 
 def evaluation_metrics(config: RunConfig) -> tuple[str, ...]:

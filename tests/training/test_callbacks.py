@@ -13,7 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 import luthier
+from luthier.config.loading import load
 from luthier.foundation.errors import ConfigError, MissingExtraError
+from luthier.training.callbacks import training_arguments
 from tests.tiny import config_for
 from tests.training.whole_runs import traces
 
@@ -234,6 +236,45 @@ def test_a_metric_that_no_evaluation_gives(tiny_llama: Path, rows: Path, tmp_pat
     config["data"]["validation"] = 6
     with pytest.raises(ConfigError, match="an evaluation gives: eval_loss"):
         luthier.train(config)
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"),
+    [
+        ("loss", False),
+        ("eval_dev_loss", False),
+        ("eval_edit_distance", False),
+        ("dev_edit_distance", False),
+        ("eval_a_set_edit_distance", False),
+        ("dev_bleu-4", True),
+        ("eval_dev_label_macro_f1", True),
+    ],
+)
+def test_the_direction_of_a_metric_is_its_own_on_each_set(
+    metric: str, better: bool, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    answers = {
+        "predict_with_generate": True,
+        "metrics": ["edit_distance", "bleu4", "label_macro_f1"],
+    }
+    config = config_for(
+        tiny_llama, rows, tmp_path / "run", eval_strategy="epoch", metric_for_best_model=metric, **answers
+    )
+    config["data"] |= {
+        "validation": [str(tmp_path / "dev.jsonl"), str(tmp_path / "a_set.jsonl")],
+        "evaluate_each": True,
+    }
+    assert training_arguments(load(config)).greater_is_better is better
+    config["training"]["greater_is_better"] = not better
+    assert training_arguments(load(config)).greater_is_better is not better
+
+
+def test_the_direction_of_a_stage_s_metric_is_its_own_on_each_set(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "epoch", "metric_for_best_model": "eval_dev_mean_squared_error"}
+    config = config_for(tiny_llama, rows, tmp_path / "run", **settings)
+    config["stage"] = "regression"
+    config["data"] |= {"validation": [str(tmp_path / "dev.jsonl")], "evaluate_each": True}
+    assert training_arguments(load(config)).greater_is_better is False
 
 
 def test_tensorboard(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
