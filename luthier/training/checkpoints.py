@@ -84,6 +84,7 @@ class Checkpoints:
                 ):  # the same step, saved before an interruption: it goes only when this one can take its place
                     path.rename(aside)
         except Exception as error:
+            _put_back(path, aside)
             if not is_disk_full(error):
                 raise
             kept = [known.name for known in self.paths()]
@@ -94,12 +95,13 @@ class Checkpoints:
                 "training.save_total_limit keeps fewer checkpoints.",
             ) from error
         fault = find_fault(path)
-        shutil.rmtree(aside, ignore_errors=True)
         if fault:
+            _put_back(path, aside)
             raise CheckpointError(
                 f"the checkpoint {path} does not read back as it was written: {fault}.",
                 "Check the disk; older checkpoints were kept.",
             )
+        shutil.rmtree(aside, ignore_errors=True)
         self._prune(path, best)
         return path
 
@@ -136,7 +138,8 @@ class Checkpoints:
         if self.folder.exists():
             for aside in self.folder.glob(f".step-*{REPLACED}"):
                 path = aside.with_name(aside.name[1 : -len(REPLACED)])
-                shutil.rmtree(aside) if path.exists() else aside.rename(path)
+                # of a process killed before it had read back what it wrote, or before that had taken its place
+                _put_back(path, aside) if find_fault(path) else shutil.rmtree(aside)
             for leftover in {
                 re.sub(r"^\.(step-\d+)\.building-.*$", r"\1", p.name) for p in self.folder.glob(".step-*")
             }:
@@ -153,6 +156,13 @@ class Checkpoints:
                 "Start anew with --overwrite, or restore the files.",
             )
         return None
+
+
+def _put_back(path: Path, aside: Path) -> None:
+    """Give its place back to the checkpoint of a step that another was to replace, if there is one."""
+    if aside.exists():
+        shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
