@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,20 @@ class Located:
 
     Args:
         named: what rows are said to come from, where the files are a cache's own; None: each file itself.
+        other_splits: files named for another split than training's (test.jsonl), in a folder or pattern that takes them too.
     """
 
     entry: DataEntry
     files: tuple[Path, ...]
     named: str | None = None
+    other_splits: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
-        """What reports call it."""
-        return self.entry.path + (f" ({self.entry.split})" if self.entry.split else "")
+        """What reports call it; files that are named for another split than training's are named too."""
+        about = [self.entry.split] if self.entry.split else []
+        about += [f"with {_listed(self.other_splits)}"] if self.other_splits else []
+        return self.entry.path + (f" ({', '.join(about)})" if about else "")
 
 
 def locate(entry: DataEntry) -> Located:
@@ -75,9 +79,13 @@ def locate(entry: DataEntry) -> Located:
             f"{entry.path} has no splits, so there is no {split!r} in it.",
             f"A slice alone is written split: '[:70%]'; found {entry.split!r}.",
         )
-    if chosen and split is not None:
-        _refuse_other_splits(path, files)
-    return Located(entry, files)
+    others = _named_for_other_splits(path, files)
+    if others and chosen and split is not None:
+        raise DataError(
+            f"{path} has no splits, and its files are named for several ({_listed(others)}): split: train would take them all.",
+            "Name the files that are meant, with a path or a pattern; without a split all are taken, whatever their names.",
+        )
+    return Located(entry, files, other_splits=others)
 
 
 def local_files(entries: Iterable[DataEntry]) -> list[Path]:
@@ -163,20 +171,19 @@ def _saved_split(folder: Path, split: str | None) -> Path:
     return folder / split
 
 
-def _refuse_other_splits(path: Path, files: Iterable[Path]) -> None:
-    """Raise `DataError` where the files of a folder or a pattern are named for several splits, of which one is asked for."""
+def _named_for_other_splits(path: Path, files: Iterable[Path]) -> tuple[str, ...]:
+    """Of the files of a folder or a pattern those whose names speak of another split than training's."""
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-    others = [
+    return tuple(
         name
         for file in files
         if file != path and OTHER_SPLITS & set(re.split("[^a-z]+", (name := str(file.relative_to(base))).lower()))
-    ]
-    if others:
-        shown = ", ".join(others[:SHOWN_NAMES]) + (", ..." if len(others) > SHOWN_NAMES else "")
-        raise DataError(
-            f"{path} has no splits, and its files are named for several ({shown}): split: train would take them all.",
-            "Name the files that are meant, with a path or a pattern; without a split all are taken, whatever their names.",
-        )
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
 
 
 def _type_of(path: Path) -> str:

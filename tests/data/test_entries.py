@@ -15,6 +15,7 @@ from luthier.config.data_section import DataConfig, DataEntry
 from luthier.config.split_slices import SplitSlice
 from luthier.data import hub_sets
 from luthier.data.entries import KINDS, load_entry
+from luthier.data.locating import locate
 from luthier.data.records import Conversation, Document, Labelled, LabelledConversation, Pair, Record
 from luthier.data.stream_sources import open_entry
 from luthier.foundation.errors import DataError
@@ -120,6 +121,17 @@ def test_a_split_of_files_that_hold_others_too_is_refused(write, tmp_path: Path)
     assert len(taken(registry)) == 5 and len(list(open_entry(DataEntry(path=registry)).rows())) == 5
     with pytest.raises(DataError, match=r"named for several"):
         taken(registry, split="train")
+
+
+def test_files_named_for_another_split_are_told_where_all_are_taken(write, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name in ("train.jsonl", "test.jsonl", "dev.jsonl"):
+        write(f"rows/{name}", ROWS[:1])
+    assert locate(DataEntry(path=str(folder))).shown == f"{folder} (with dev.jsonl, test.jsonl)"
+    assert locate(DataEntry(path=f"{folder}/t*", split="[:2]")).shown == f"{folder}/t* ([:2], with test.jsonl)"
+    for path in (folder / "test.jsonl", f"{folder}/train*"):
+        assert locate(DataEntry(path=str(path))).shown == str(path)
 
 
 def test_slices_of_saved_sets(tmp_path: Path) -> None:
