@@ -16,7 +16,7 @@ from luthier.data.packing import pack
 from luthier.evaluation.benchmarks import LETTERS, Question, Subject, encoded, load_benchmark
 from luthier.evaluation.matching import PROMPT_HASH, hash_of
 from luthier.evaluation.measuring import Measured
-from luthier.evaluation.opening import find_speaker, open_weights
+from luthier.evaluation.opening import find_speaker, open_weights, text_to_continue
 from luthier.evaluation.results import Evaluated, rows_path
 from luthier.evaluation.statistics import Drawing, Statistics
 from luthier.foundation.files import need_new
@@ -60,10 +60,7 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
     )
     longest = known_positions(read.config)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused).eval()
-
-    def tokenize(text: str) -> list[int]:
-        return list(tokenizer(text)["input_ids"])
-
+    tokenize = text_to_continue(tokenizer)
     rows: list[dict[str, Any]] = []
     fewer = 0
     with progress_bar("asking", sum(len(subject.questions) for subject in subjects), unit="rows") as bar:

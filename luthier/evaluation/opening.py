@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,21 @@ def open_words(
         except DataError:
             return tokenizer, None
     return tokenizer, Renderer(tokenizer, template)
+
+
+def text_to_continue(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """A function that gives the ids of a text to be continued: with what the tokenizer puts before a text by itself (BOS),
+    and without what some put behind it (EOS, SEP), after which a model begins something else."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    own = list(tokenizer("a")["input_ids"])
+    starts = [place for place in range(len(own)) if bare and own[place : place + len(bare)] == bare]
+    behind = len(own) - starts[0] - len(bare) if starts else 0
+
+    def ids(text: str) -> list[int]:
+        found = list(tokenizer(text)["input_ids"])
+        return found[: len(found) - behind]
+
+    return ids
 
 
 def read_in(source: ModelSource, wish: str = "auto", *, trust_remote_code: bool = False) -> Any:

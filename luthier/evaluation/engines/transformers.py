@@ -18,6 +18,7 @@ from luthier.evaluation.opening import (
     open_words,
     read_in,
     stop_tokens,
+    text_to_continue,
 )
 from luthier.foundation.errors import DataError
 from luthier.foundation.files import read_json
@@ -128,9 +129,10 @@ class TransformersEngine:
         rendered: list[Any] = []
         places: list[int] = []
         problems: list[str] = []
+        continued = text_to_continue(self.tokenizer)
         for place, request in enumerate(requests):
             if request.text is not None:
-                ids[place] = self.tokenizer(request.text)["input_ids"]
+                ids[place] = continued(request.text)
                 if not ids[place]:
                     problems.append(f"row {request.row + 1}: the text is empty, so there is nothing to continue")
                 continue
