@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import luthier
 from luthier.data.batch import Batch
 from luthier.data.packing import pack
 from luthier.scoring import segmented
@@ -20,7 +23,7 @@ from luthier.scoring.scorer import Scorer
 from luthier.scoring.segmented import makes_code_for_each_shape, rounded
 from tests.scoring.test_routes import forests, gradients, random_examples, relative
 from tests.scoring.test_segmented import rows_of
-from tests.tiny import tiny_model
+from tests.tiny import config_for, tiny_model
 
 
 @given(st.integers(1, 100_000))
@@ -103,3 +106,17 @@ def test_a_planners_rows_are_not_filled_up() -> None:
     with FakeTensorMode():
         assert not makes_code_for_each_shape(nn.Linear(3, 3, dtype=torch.bfloat16))  # type: ignore[arg-type]
     assert not makes_code_for_each_shape(nn.Linear(3, 3, dtype=torch.bfloat16, device="meta"))  # type: ignore[arg-type]
+
+
+def test_states_from_a_trunk_are_filled_up_too(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = []
+    for fills in (True, False):
+        monkeypatch.setattr(segmented, "makes_code_for_each_shape", lambda model, fills=fills: fills)
+        config = config_for(tiny_llama, rows, tmp_path / str(fills), max_steps=-1, num_train_epochs=2, logging_steps=1)
+        luthier.train({**config, "method": {"name": "freeze", "trainable_layers": 1}})
+        assert "are computed once" in capsys.readouterr().err
+        lines = (tmp_path / str(fills) / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
