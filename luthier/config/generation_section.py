@@ -31,7 +31,9 @@ class GenerationSettings(Section):
         0.0, ge=0, le=1, description="Draw from tokens at least this probable, as a share of the likeliest one's."
     )
     seed: int = Field(0, ge=0, description="Seed of the sampling; every row draws numbers of its own from it.")
-    num_return_sequences: int = Field(1, ge=1, description="Answers to each prompt.")
+    num_return_sequences: int = Field(
+        1, ge=1, description="Answers to each prompt; beam search gives as many as it has beams at most."
+    )
     num_beams: int = Field(1, ge=1, description="Beam search over this many; 1: none.")
     length_penalty: float = Field(
         1.0,
@@ -57,7 +59,12 @@ class GenerationSettings(Section):
         idle = [] if self.num_beams > 1 else self._changed(OF_BEAMS)
         if idle:
             problems.append(f"{' and '.join(idle)} would have no effect without beams: set num_beams to 2 or more")
-        if self.num_return_sequences > 1 and not self.do_sample and self.num_beams < self.num_return_sequences:
+        if 1 < self.num_beams < self.num_return_sequences:
+            problems.append(
+                f"num_return_sequences is {self.num_return_sequences}, but beam search over {self.num_beams} gives "
+                f"{self.num_beams} answers at most: set as many beams, or do_sample without beams"
+            )
+        if self.num_return_sequences > 1 and self.num_beams == 1 and not self.do_sample:
             problems.append(
                 f"num_return_sequences is {self.num_return_sequences}, but without do_sample all of them would be the same: "
                 "set do_sample, or as many beams"

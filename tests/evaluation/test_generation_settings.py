@@ -65,3 +65,14 @@ def test_a_setting_changes_the_answers(name: str) -> None:
 def test_a_setting_that_would_have_no_effect_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"would have no effect|would be the same"):
         GenerationSettings(**given)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_beam_search_gives_no_more_answers_than_beams(do_sample: bool) -> None:
+    """Said before weights are read, where transformers would refuse it after."""
+    found = answers(num_beams=3, num_return_sequences=3, do_sample=do_sample)
+    assert [number for row, number, _, _ in found if row == 0] == [0, 1, 2]
+    with pytest.raises(
+        ValidationError, match="num_return_sequences is 4, but beam search over 3 gives 3 answers at most"
+    ):
+        GenerationSettings(num_beams=3, num_return_sequences=4, do_sample=do_sample)
