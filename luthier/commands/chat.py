@@ -101,11 +101,7 @@ def chat(
     from luthier.config.generation_section import GenerationSettings
     from luthier.model.placement import parse
 
-    if temperature == 0 and top_p < 1:
-        raise UserError(
-            f"--top-p {top_p:g} acts on sampling, and at --temperature 0 the likeliest token is taken.",
-            "Give a temperature too, or leave --top-p out.",
-        )
+    _refuse_idle(temperature, top_p, seed)
     sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "seed": seed} if temperature > 0 else {}
     given = {"max_new_tokens": max_new_tokens, **sampled}
     settings: GenerationSettings = checked(GenerationSettings, given, "the generation")
@@ -129,6 +125,17 @@ def chat(
     answer = talker.answer(messages, _write)
     print(flush=True)
     return ChatResult(prompt, answer, None)
+
+
+def _refuse_idle(temperature: float, top_p: float, seed: int) -> None:
+    """Raise UserError where an option acts on sampling and nothing is drawn."""
+    idle = [f"--top-p {top_p:g}"] if top_p < 1 else []
+    idle += [f"--seed {seed}"] if seed else []
+    if temperature == 0 and idle:
+        raise UserError(
+            f"{' and '.join(idle)} would act on sampling, and at --temperature 0 the likeliest token is taken.",
+            f"Give a temperature too, or leave {'them' if len(idle) > 1 else 'it'} out.",
+        )
 
 
 def open_talker(

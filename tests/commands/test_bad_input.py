@@ -240,7 +240,9 @@ def test_nothing_is_loaded_by_pickle(tmp_path: Path, rows: Path, capsys: pytest.
     ("given", "told"),
     [
         (["--temperature", "0.7", "--top-p", "0"], r"top_p: .*greater than 0"),
-        (["--top-p", "0.9"], r"--top-p 0.9 acts on sampling, and at --temperature 0"),
+        (["--top-p", "0.9"], r"--top-p 0.9 would act on sampling, and at --temperature 0 .* or leave it out"),
+        (["--seed", "7"], r"--seed 7 would act on sampling, and at --temperature 0 .* or leave it out"),
+        (["--seed", "7", "--top-p", "0.9"], r"--top-p 0.9 and --seed 7 would act on sampling, .* or leave them out"),
     ],
 )
 def test_sampling_that_can_not_be(
