@@ -137,7 +137,7 @@ def _train(
     from luthier.commands.assembly import assemble
     from luthier.training.callbacks import make_callbacks
     from luthier.training.checkpoints import Checkpoints
-    from luthier.training.exhaustion import memory_explained
+    from luthier.training.exhaustion import disk_explained, memory_explained
     from luthier.training.interruption import ended_early
     from luthier.training.saving import restore
 
@@ -151,7 +151,8 @@ def _train(
     bounded(setup, taken["batches"])
     config = setup.config
     noted = _end_noted(folder) if engine.rank == 0 else nullcontext()
-    with noted, ended_early(), memory_explained(config, checkpoints.folder, again):
+    out_of_room = disk_explained(folder, checkpoints.folder, again)
+    with noted, ended_early(), memory_explained(config, checkpoints.folder, again), out_of_room:
         checkpoint = checkpoints.at(taken["step"]) if taken["step"] is not None else None
         run = assemble(
             setup,
@@ -309,19 +310,18 @@ def _leave_behind(
     """The files of a finished run."""
     from luthier.commands.predictions import write_predictions
     from luthier.foundation.files import write_json
+    from luthier.training.exhaustion import disk_explained
     from luthier.training.metrics_log import plot_losses
 
-    _write_final(run, folder, setup)
-    shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
-    if any(found is not None and (found.outcomes_EC is not None or found.answers) for found in held.values()):
-        write_predictions(folder / "predictions.jsonl", setup, held)
-    write_json(folder / "trainer_state.json", run.bridge.export())
-    plot_losses(
-        run.metrics.read(),
-        folder / "loss.png",
-        f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}",
-    )
-    run_folder.write_end(folder, "finished", result.as_dict())
+    title = f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}"
+    with disk_explained(folder, run.checkpoints.folder, run.resume_command):  # here: the other ranks are told of it
+        _write_final(run, folder, setup)
+        shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
+        if any(found is not None and (found.outcomes_EC is not None or found.answers) for found in held.values()):
+            write_predictions(folder / "predictions.jsonl", setup, held)
+        write_json(folder / "trainer_state.json", run.bridge.export())
+        plot_losses(run.metrics.read(), folder / "loss.png", title)
+        run_folder.write_end(folder, "finished", result.as_dict())
 
 
 def _write_final(run: Fit, folder: Path, setup: Setup) -> None:
@@ -383,12 +383,10 @@ def _end_noted(folder: Path) -> Iterator[None]:
     """run.json says how a run ended, whatever the end."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
-        run_folder.write_end(folder, "interrupted", {})
-        raise
     except BaseException as error:
+        asked = isinstance(error, Interrupted | KeyboardInterrupt)
         try:
-            run_folder.write_end(folder, "failed", {"error": str(error)})
+            run_folder.write_end(folder, "interrupted" if asked else "failed", {} if asked else {"error": str(error)})
         except OSError as second:  # a full disk: the error that matters is the first
             say(f"run.json could not be written: {second}")
         raise

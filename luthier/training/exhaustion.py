@@ -1,4 +1,4 @@
-"""Out of memory: what was kept, and which settings to change."""
+"""Out of memory, or of room on the disk: what was kept, and what to change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import LuthierError, TrainingError
+from luthier.foundation.errors import CheckpointError, LuthierError, TrainingError
+from luthier.foundation.files import free_bytes, human_bytes, is_disk_full
 from luthier.scoring.trunk import MAKING
 
 
@@ -43,9 +44,38 @@ def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) 
         advice.append(f"data.cutoff_length={max(2, config.data.cutoff_length // 2)}")
         if config.method.name == "full":
             advice.append("method=lora")
-        kept = sorted(checkpoints.glob("step-*"))
+        kept = _kept(checkpoints)
         raise TrainingError(
-            f"memory ran out: {(text.splitlines() or ['MemoryError'])[0][:200]}"
-            + (f" {kept[-1].name} is whole and kept." if kept else " No checkpoint had been written yet."),
+            f"memory ran out: {(text.splitlines() or ['MemoryError'])[0][:200]} "
+            + (f"{kept} is whole and kept." if kept else "No checkpoint had been written yet."),
             f"Try, one after another: {'; '.join(advice)}." + (f" Then go on with: {resume_command}" if kept else ""),
         ) from error
+
+
+@contextmanager
+def disk_explained(folder: Path, checkpoints: Path, resume_command: str) -> Iterator[None]:
+    """A full disk, whatever was being written, says what was kept and how to go on.
+
+    Args:
+        folder: the run's. checkpoints: the folder in it.
+
+    Raises:
+        CheckpointError: inside, the disk or the quota was used up.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LuthierError) or not is_disk_full(error):
+            raise
+        named = error.filename if isinstance(error, OSError) else None
+        place, kept = Path(named) if isinstance(named, str) else folder, _kept(checkpoints)
+        raise CheckpointError(
+            f"the disk is full: the run could not write to {place} ({human_bytes(free_bytes(place))} free). "
+            + (f"{kept} is whole and kept." if kept else "No checkpoint had been written yet."),
+            f"Make room, then go on with: {resume_command}; training.save_total_limit keeps fewer checkpoints.",
+        ) from error
+
+
+def _kept(checkpoints: Path) -> str | None:
+    """The name of the newest checkpoint; one that has its name is whole."""
+    return max((path.name for path in checkpoints.glob("step-*")), default=None)
