@@ -373,7 +373,8 @@ def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:
     state = sum(path.stat().st_size for path in beside if path.is_file()) + 2**18  # and JSON files
     weights = 4 * (setup.count.total if setup.method.saves == "model" else setup.count.trainable)
     one = weights + state_bytes(training.optim, setup.trained) + state
-    kept = training.checkpoints_at_once(setup.schedule.total_steps, setup.schedule.total_epochs)
+    epochs = setup.schedule.total_epochs if setup.schedule.steps_per_epoch is not None else 0  # a stream's nobody knows
+    kept = training.checkpoints_at_once(setup.schedule.total_steps, epochs)
     missing = max(1, kept - len(checkpoints.paths()))  # an interrupted run writes one in any case
     need_space(folder, missing * one + weights + state)
 

@@ -260,21 +260,25 @@ class TrainingConfig(Section):
 
     def checkpoints_at_once(self, steps: int, epochs: int) -> int:
         """The most checkpoints that a run has on the disk at one time: an old one goes when the next is whole, and the best
-        stays besides.
+        stays besides, also where final/ takes the last.
 
         Args:
-            steps: of the run; 0 where nobody knows. epochs: those it begins.
+            steps: of the run; 0 where nobody knows. epochs: those it begins; 0 where nobody knows, as of a stream.
         """
-        limit = math.inf if self.save_total_limit is None else self.save_total_limit + 1 + self.load_best_model_at_end
         if self.save_strategy == "no":
             return 0
+        best_besides = self.eval_strategy != "no"
+        limit = math.inf if self.save_total_limit is None else self.save_total_limit + 1 + best_besides
+        saves = 0
         if self.save_strategy == "epoch":
-            return int(min(limit, epochs, steps or epochs))
-        if not steps:
-            return 1 if self.save_total_limit is None else int(limit)
-        # a best one is saved at any evaluation, and the last step saves whatever its number
-        every = self.eval_interval() if self.load_best_model_at_end else self.save_steps
-        return int(min(limit, math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))))
+            saves = min(epochs, steps or epochs)
+        elif steps:
+            # a best one is saved at any evaluation, and the last step saves whatever its number
+            every = self.eval_interval() if self.load_best_model_at_end else self.save_steps
+            saves = math.ceil(steps / (every if every >= 1 else math.ceil(steps * every)))
+        if saves:
+            return int(min(limit, saves))
+        return 1 if self.save_total_limit is None else int(min(limit, steps or limit))
 
     def _saves_on_evaluations(self) -> bool:
         every, kept = self.eval_interval(), self.save_steps

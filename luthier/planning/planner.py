@@ -389,7 +389,9 @@ def _disk(config: RunConfig, model: TracedModel, batches: Batches, trunk: int) -
     """Checkpoints, the final model and the trunk."""
     training = config.training
     checkpoint = model.saved_bytes + model.optimizer_bytes
-    whole = batches.steps_per_epoch
-    epochs = math.ceil(batches.steps / whole) if whole else math.ceil(training.num_train_epochs)
+    if batches.steps_per_epoch:
+        epochs = math.ceil(batches.steps / batches.steps_per_epoch)
+    else:  # nobody knows those that max_steps ends, of a stream or of rows that are not at hand
+        epochs = 0 if batches.steps else math.ceil(training.num_train_epochs)
     kept = training.checkpoints_at_once(batches.steps, epochs)
     return Disk(checkpoint, trunk, kept * checkpoint + model.saved_bytes + trunk)

@@ -202,7 +202,10 @@ def find_fault(folder: Path) -> str:
 
 
 def need_space(folder: Path, needed: int, free: Callable[[Path], int] = free_bytes) -> None:
-    """Refuse a run whose first checkpoint does not fit on the disk.
+    """Refuse a run whose checkpoints and final model do not fit on the disk.
+
+    Args:
+        needed: bytes of all that it has there at one time.
 
     Raises:
         CheckpointError: with both numbers.
@@ -210,6 +213,8 @@ def need_space(folder: Path, needed: int, free: Callable[[Path], int] = free_byt
     available = free(folder)
     if available < needed:
         raise CheckpointError(
-            f"a checkpoint of this run takes about {human_bytes(needed)}, but only {human_bytes(available)} are free at {folder}.",
-            "Choose another output_dir, make room, or train fewer weights (method: lora).",
+            f"this run's checkpoints and final model take about {human_bytes(needed)}, but only {human_bytes(available)} are "
+            f"free at {folder}.",
+            "Choose another output_dir, make room, keep fewer checkpoints (training.save_total_limit), or train fewer "
+            "weights (method: lora).",
         )

@@ -11,7 +11,10 @@ import pytest
 from luthier.commands.plan import plan
 from luthier.commands.train import train
 from luthier.config.training_section import TrainingConfig
+from luthier.training import checkpoints
 from tests.tiny import config_for
+
+BEST = {"load_best_model_at_end": True}
 
 
 def test_several_devices_warm_up_in_their_own_number_of_steps(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
@@ -42,14 +45,19 @@ def test_several_devices_warm_up_in_their_own_number_of_steps(tiny_llama: Path, 
         ({"save_strategy": "epoch"}, 0, 3, 3),
         ({"save_strategy": "epoch"}, 2, 5, 2),
         ({"save_strategy": "epoch", "save_total_limit": 1}, 12, 3, 2),
-        # the best besides
+        # the best besides, whether final/ takes it or not
+        (BEST | {"save_strategy": "epoch", "save_total_limit": 1, "eval_strategy": "epoch"}, 50, 5, 3),
+        (BEST | {"save_strategy": "steps", "save_steps": 6, "eval_strategy": "steps", "eval_steps": 2}, 12, 2, 6),
         ({"save_strategy": "epoch", "save_total_limit": 1, "eval_strategy": "epoch"}, 50, 5, 3),
-        ({"save_strategy": "steps", "save_steps": 6, "eval_strategy": "steps", "eval_steps": 2}, 12, 2, 6),
+        ({"save_strategy": "steps", "save_steps": 6, "eval_strategy": "steps", "eval_steps": 2}, 12, 2, 2),
+        # a stream's epochs are not known
+        ({"save_strategy": "epoch"}, 12, 0, 1),
+        ({"save_strategy": "epoch", "save_total_limit": 2}, 12, 0, 3),
+        ({"save_strategy": "epoch", "save_total_limit": 2}, 2, 0, 2),
     ],
 )
 def test_checkpoints_at_one_time(settings: dict[str, Any], steps: int, epochs: int, expected: int) -> None:
-    best = "eval_strategy" in settings
-    given = {"save_total_limit": None, **settings, "load_best_model_at_end": best}
+    given = {"save_total_limit": None, **settings}
     assert TrainingConfig.model_validate(given).checkpoints_at_once(steps, epochs) == expected
 
 
@@ -72,3 +80,40 @@ def test_the_disk_holds_what_a_run_writes(
     assert [json.loads((path / "manifest.json").read_text())["step"] for path in checkpoints] == saved_after
     weights = (checkpoints[0] / "adapter_model.safetensors").stat().st_size
     assert disk.total == pytest.approx(len(saved_after) * disk.checkpoint + weights, rel=0.05)
+
+
+def test_the_best_checkpoint_takes_room_though_final_takes_the_last(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is the best, for the loss falls and a greater one is said to be better."""
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "greater_is_better": True, "save_total_limit": 1}
+    config = config_for(tiny_llama, rows, tmp_path / "run", **settings)
+    config["data"]["validation"] = 4
+    standing, find_fault = [], checkpoints.find_fault
+
+    def counted(path: Path) -> str:
+        standing.append(len(list(path.parent.glob("step-*"))))
+        return find_fault(path)
+
+    monkeypatch.setattr(checkpoints, "find_fault", counted)
+    train(config)
+    assert max(standing) == TrainingConfig.model_validate(config["training"]).checkpoints_at_once(12, 3) == 3
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000012"]
+
+
+def test_a_stream_needs_no_room_for_a_checkpoint_of_every_step(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, planned, kept = [], [], []
+    monkeypatch.setattr(checkpoints, "need_space", lambda folder, size: needed.append(size))
+    for strategy in ("epoch", "no"):  # which writes one if it is interrupted
+        out = tmp_path / strategy
+        config = config_for(tiny_llama, rows, out, save_strategy=strategy, save_total_limit=None, max_steps=3)
+        config["data"]["streaming"] = True
+        planned.append(plan(config, hardware="1x24GB").plan.disk)
+        train(config)
+        kept.append(len(list((out / "checkpoints").glob("step-*"))))
+    assert kept == [1, 0]
+    assert planned[0].total == planned[1].total + planned[0].checkpoint
+    assert needed[0] == needed[1]

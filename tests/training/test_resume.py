@@ -377,8 +377,10 @@ def test_a_real_full_disk(
 def test_too_little_disk_is_refused_before_training(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     from luthier.training.checkpoints import need_space
 
-    with pytest.raises(CheckpointError, match=r"takes about 2.0 GiB, but only 1.0 MiB are free"):
+    said = r"this run's checkpoints and final model take about 2.0 GiB, but only 1.0 MiB are free"
+    with pytest.raises(CheckpointError, match=said) as refused:
         need_space(tmp_path, 2 * 1024**3, free=lambda path: 1024**2)
+    assert "training.save_total_limit" in refused.value.remedy
 
 
 class PoisonAtFive(TrainerCallback):
