@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.commands.predict import engine_name, entry_of, on_server, open_engine, predict
+from luthier.commands.predict import engine_name, entry_of, on_server, open_engine, predict, refuse_bare_texts
 from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.metric_choice import check_references
@@ -169,6 +169,8 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
 
     source = loading.find(model)
     head = saved_head(source.adapter, source.base)
+    if head is None and asked.generate:
+        refuse_bare_texts(model, [record for part in sources.records for record in part], say)
     if head is None and (asked.generate or not answers_with_labels(model, sources.records)):
         return None
     idle = [name for name, given in _of_answers(asked).items() if given]

@@ -16,10 +16,11 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.config.plugins import GENERATION_ENGINES
 from luthier.config.schema import ModelConfig
 from luthier.data.locating import local_files
+from luthier.data.records import Labelled, Record
 from luthier.evaluation.engine import Answer, Engine, Opening
 from luthier.evaluation.journal import Journal, open_journal
-from luthier.evaluation.prompts import Prompt, load_prompts
-from luthier.foundation.errors import UserError
+from luthier.evaluation.prompts import Prompt, load_records, prompts_of
+from luthier.foundation.errors import ConfigError, UserError
 from luthier.foundation.files import need_apart, need_place
 from luthier.foundation.progress import progress_bar, say
 
@@ -89,7 +90,10 @@ def predict(
         raise UserError(f"{out} is there already.", "Name another file with --out, or start anew with --overwrite.")
     entries = [entry if isinstance(entry, DataEntry) else entry_of(entry) for entry in data]
     need_apart(out, "--out", local_files(entries))
-    prompts = load_prompts(entries)
+    records = load_records(entries)
+    if not isinstance(engine, (str, Mapping)) or not on_server(engine):
+        refuse_bare_texts(model, records, say)
+    prompts = prompts_of(records)
     answerer = open_engine(engine, model, template, placement, trust_remote_code, say)
     answerer.check(settings)
     started = time.monotonic()
@@ -103,6 +107,31 @@ def predict(
         for sample in line.get("samples", [line]):
             reasons[sample["finish_reason"]] = reasons.get(sample["finish_reason"], 0) + 1
     return PredictResult(str(out), len(prompts), resumed, reasons, tokens, round(time.monotonic() - started, 3))
+
+
+def refuse_bare_texts(model: str | ModelConfig, records: Sequence[Record], say: Callable[[str], None] = say) -> None:
+    """Raise UserError where labelled texts would go bare to a model whose run learnt to answer its own question about them."""
+    labelled = next((record for record in records if isinstance(record, Labelled)), None)
+    if labelled is None:
+        return
+    from luthier.commands.reading import answers_with_labels  # with torch
+
+    named = model if isinstance(model, ModelConfig) else ModelConfig(name=model)
+    try:
+        learnt = answers_with_labels(named, [[labelled]])
+    except ConfigError:
+        raise
+    except UserError as error:  # the question of a stage that is not luthier's is not known here
+        say(f"{error.problem} The texts are asked as they are.")
+        return
+    if learnt:
+        raise UserError(
+            f"{named.name} learnt to answer a question about each text (stage.prompt of its run), and would be asked the bare "
+            f"texts, {labelled.origin} the first.",
+            f"`luthier evaluate {named.name} --data {labelled.origin.path} --out labels.json` asks it and writes each row's "
+            "label. Texts that are questions already are asked as they are with --data '{path: FILE, format: alpaca, "
+            "columns: {instruction: text, output: label}}'.",
+        )
 
 
 def open_engine(

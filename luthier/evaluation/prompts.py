@@ -28,8 +28,8 @@ class Prompt:
     origin: Origin
 
 
-def load_prompts(entries: Sequence[DataEntry], seed: int = 0) -> list[Prompt]:
-    """The rows of some entries as prompts, numbered from 0 in the files' order.
+def load_records(entries: Sequence[DataEntry], seed: int = 0) -> list[Record]:
+    """The rows of some entries that are to be answered, in the files' order; they may lack the last answer.
 
     Args:
         seed: of samples and of system prompts drawn from a list.
@@ -42,6 +42,11 @@ def load_prompts(entries: Sequence[DataEntry], seed: int = 0) -> list[Prompt]:
     records = [record for part in loaded for record in part.records]
     if not records:
         raise DataError("there is no row to predict.", "Name a file that has some.")
+    return records
+
+
+def prompts_of(records: Sequence[Record]) -> list[Prompt]:
+    """Rows as prompts, numbered from 0."""
     return [prompt_of(record, row) for row, record in enumerate(records)]
 
 

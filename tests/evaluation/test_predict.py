@@ -18,7 +18,7 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.data.entries import load_entry
 from luthier.data.records import Message
 from luthier.data.rendering import Renderer
-from luthier.evaluation.prompts import load_prompts, prompt_of
+from luthier.evaluation.prompts import load_records, prompt_of, prompts_of
 from luthier.foundation.errors import UserError
 from luthier.model.loading import tokenizer_at
 
@@ -169,7 +169,7 @@ def test_every_kind_of_record_has_a_prompt(
 def test_rows_that_bring_their_answers_are_read_as_in_training(path: Path) -> None:
     entry = DataEntry(path=str(path))
     records = load_entry(entry, "test", 0, 0, None).records
-    assert load_prompts([entry]) == [prompt_of(record, row) for row, record in enumerate(records)]
+    assert prompts_of(load_records([entry])) == [prompt_of(record, row) for row, record in enumerate(records)]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_answers_in_columns_of_other_names_are_found(
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row))
-    prompt = load_prompts([DataEntry(path=str(rows), columns=columns)])[0]
+    prompt = prompt_of(load_records([DataEntry(path=str(rows), columns=columns)])[0], 0)
     assert (prompt.request.messages, prompt.label) == ((Message("user", "a"),), "b")
 
 
