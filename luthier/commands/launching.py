@@ -137,19 +137,22 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command_line(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
+def command_line(
+    source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str], *, trust_remote_code: bool = False
+) -> str:
     """The command that starts the same run, without secrets."""
     if source is not None and not isinstance(source, (str, Path)):
-        return "luthier.train(config)"
+        return "luthier.train(config)"  # which trusts no code
     shown = [setting for setting in overrides if not setting.startswith("model.token=")]
     if any("token" in setting for setting in shown):  # inside model={...}
         shown = [setting for setting in shown if not setting.startswith("model=")] + ["model=..."]
     launcher = ["torchrun", "...", "-m", "luthier.cli"] if is_launched() else ["luthier"]
     ours = os.environ.get(PROCESSES)
-    processes = ["--nproc-per-node", ours] if ours is not None else []
-    if processes:
+    flags = ["--nproc-per-node", ours] if ours is not None else []
+    if flags:
         launcher = ["luthier"]
-    return shlex.join([*launcher, "train", *([str(source)] if source is not None else []), *shown, *processes])
+    flags += ["--trust-remote-code"] if trust_remote_code else []
+    return shlex.join([*launcher, "train", *([str(source)] if source is not None else []), *shown, *flags])
 
 
 def resuming(command: str) -> str:

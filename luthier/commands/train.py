@@ -81,7 +81,7 @@ def train(
     """
     config = refusals.read(source, overrides)
     folder = Path(config.output_dir)
-    command = command_line(source, overrides)
+    command = command_line(source, overrides, trust_remote_code=trust_remote_code)
     run_folder.check_claim(folder, resume=resume, overwrite=overwrite, resume_command=resuming(command))
     refusals.check(config)
 

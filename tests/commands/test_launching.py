@@ -1,15 +1,19 @@
-"""What the launcher of several processes hands on to them: signals, and flags."""
+"""What the launcher of several processes hands on to them, signals and flags; and the command that goes on with a run."""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from luthier import cli
 from luthier.commands import launching
+from luthier.commands.launching import command_line, resuming
+from tests.tiny import config_for
 
 
 class Child:
@@ -63,3 +67,25 @@ def test_every_flag_reaches_the_processes(monkeypatch: pytest.MonkeyPatch) -> No
         ["train", "model=m", "--debug"],
         ["train", "c.yaml"],
     ]
+
+
+def test_the_command_that_goes_on_trusts_the_models_code_as_the_first_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    for trust, flag in {True: " --trust-remote-code", False: ""}.items():
+        command = command_line("c.yaml", ["training.seed=3"], trust_remote_code=trust)
+        assert resuming(command) == f"luthier train c.yaml training.seed=3{flag} --resume"
+    monkeypatch.setenv(launching.PROCESSES, "2")
+    command = command_line("c.yaml", [], trust_remote_code=True)
+    assert resuming(command) == "luthier train c.yaml --nproc-per-node 2 --trust-remote-code --resume"
+
+
+def test_a_run_notes_and_names_it_with_the_flag(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(config_for(tiny_llama, rows, tmp_path / "run", max_steps=1)))
+    assert cli.main(["train", str(file), "--trust-remote-code"]) == 0
+    noted = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert noted["command"] == f"luthier train {file} --trust-remote-code"
+    capsys.readouterr()
+    assert cli.main(["train", str(file), "--trust-remote-code"]) == 2
+    assert f"go on with `luthier train {file} --trust-remote-code --resume`" in capsys.readouterr().err
