@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import __version__
 from luthier.config.files import read_file
@@ -20,17 +21,21 @@ from luthier.config.schema import RunConfig
 from luthier.foundation.errors import UserError
 from luthier.foundation.files import read_json, unwritable, write_json, write_text
 
+if TYPE_CHECKING:
+    from luthier.training.checkpoints import Checkpoint
+
 FORMAT_VERSION = 1
 # both ways to say it: the same words reach who types a command and who calls `luthier.train`
 RESUME, OVERWRITE = "--resume (resume=True in Python)", "--overwrite (overwrite=True in Python)"
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+TRAINER_STATE = "trainer_state.json"  # as in a checkpoint, after the run's last step
 # what `train` writes, and what --overwrite removes: nothing else in the folder is touched
 FILES = (
     RUN_FILE,
     CONFIG_FILE,
     "metrics.jsonl",
-    "trainer_state.json",
+    TRAINER_STATE,
     "loss.png",
     "rejected.jsonl",
     "predictions.jsonl",
@@ -76,11 +81,9 @@ def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: 
             "Choose another output_dir: a run writes files of these names.",
         )
     learnt = [name for name in LEARNT if (folder / name).exists()]
-    if resume and (folder / "final").exists() and not any((folder / "checkpoints").glob("step-*")):
-        raise UserError(
-            f"output_dir {str(folder)!r} holds a finished run without checkpoints, so there is nothing to go on from.",
-            f"Choose another output_dir, or start anew with {OVERWRITE}, which removes it.",
-        )
+    alone = (folder / "final").exists() and not any((folder / "checkpoints").glob("step-*"))
+    if resume and alone and read_json(folder / RUN_FILE).get("status") != "finished":
+        raise nothing_to_go_on_from(folder, "the run that left it did not finish")
     if learnt and not (resume or overwrite):
         in_python = "resume=True" in resume_command
         going_on = f"`{resume_command}`" + ("" if in_python else " (resume=True in Python)")
@@ -88,6 +91,14 @@ def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: 
             f"output_dir {str(folder)!r} holds another run ({', '.join(learnt)}).",
             f"Choose another output_dir, go on with {going_on}, or start anew with {OVERWRITE}, which removes it.",
         )
+
+
+def nothing_to_go_on_from(folder: Path, why: str) -> UserError:
+    """The error for a folder with a model and no checkpoint; `why` it can't be taken for a run that has nothing left to do."""
+    return UserError(
+        f"output_dir {str(folder)!r} holds a model without checkpoints, so there is nothing to go on from: {why}.",
+        f"Choose another output_dir, or start anew with {OVERWRITE}, which removes it.",
+    )
 
 
 def check_not_inside(folder: Path, parts: Sequence[Path]) -> None:
@@ -255,15 +266,43 @@ def check_same_run(
     return changes
 
 
-def finished_results(folder: Path, step: int) -> dict[str, Any] | None:
-    """What run.json says a run gave that finished after `step`, if its final/ is whole; else None."""
-    from luthier.training.checkpoints import find_fault
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that came to its end.
 
-    facts = read_json(folder / RUN_FILE)
-    results: dict[str, Any] = facts.get("results") or {}
-    if facts.get("status") != "finished" or results.get("steps") != step or find_fault(folder / "final"):
+    Args:
+        results: what run.json says it gave.
+        end: its state after the last step, read as a checkpoint's is, with final/'s manifest.
+    """
+
+    results: dict[str, Any]
+    end: Checkpoint
+
+
+def finished(folder: Path, newest: Checkpoint | None, checkpoints: Sequence[Path]) -> Finished | None:
+    """How the run in a folder finished: run.json says that it did, final/ is whole and of the last step. None: it has
+    something left to do.
+
+    Args:
+        newest: its newest checkpoint that verifies: it may be of an earlier step, where saves are seldom.
+        checkpoints: all there are, oldest first: where one was passed over as damaged, it is left to be written anew.
+
+    Raises:
+        UserError: run.json or trainer_state.json is broken.
+    """
+    from luthier.model.hub import MANIFEST
+    from luthier.training.checkpoints import Checkpoint, find_fault
+
+    facts = read_json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
+    final, steps = folder / "final", (facts.get("results") or {}).get("steps", -1)
+    passed_over = newest is not None and newest.path != checkpoints[-1]
+    if facts.get("status") != "finished" or passed_over or (newest is not None and newest.step > steps):
         return None
-    return results
+    if not (folder / TRAINER_STATE).exists() or find_fault(final):
+        return None
+    read_json(folder / TRAINER_STATE)  # a broken one is told as such
+    manifest = read_json(final / MANIFEST)
+    return Finished(facts["results"], Checkpoint(folder, steps, manifest)) if manifest.get("step") == steps else None
 
 
 def differences(before: Any, after: Any, place: str = "") -> list[str]:

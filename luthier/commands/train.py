@@ -188,7 +188,7 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
         folder, resume=claim.resume, overwrite=claim.overwrite, resume_command=resuming(claim.command)
     )
     checkpoint = checkpoints.newest(say) if claim.resume else None
-    finished = _go_on_from(setup, claim, checkpoint, checkpoints.fingerprints, hardware)
+    finished = _go_on_from(setup, claim, checkpoint, checkpoints, hardware)
     if finished is not None:
         return {"step": None, "finished": asdict(finished)}
     check_space(setup, folder, checkpoints)
@@ -204,38 +204,42 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
 
 
 def _go_on_from(
-    setup: Setup,
-    claim: Claim,
-    checkpoint: Checkpoint | None,
-    fingerprints: dict[str, str],
-    hardware: dict[str, Any],
+    setup: Setup, claim: Claim, checkpoint: Checkpoint | None, checkpoints: Checkpoints, hardware: dict[str, Any]
 ) -> TrainResult | None:
     """Check what the run goes on from, or removes; the results of a run that is finished already.
 
     Raises:
-        UserError: the checkpoint is of another run, or past this one's end; or the model would be removed.
+        UserError: the checkpoint is of another run, or past this one's end; there is none, and a model that would be lost.
     """
     from luthier.training.saving import TRAINER_STATE, check_steps, ending_of
 
-    folder = claim.folder
-    if checkpoint is None:
+    folder, total = claim.folder, setup.schedule.total_steps
+    done = run_folder.finished(folder, checkpoint, checkpoints.paths()) if claim.resume else None
+    known = checkpoint or (done.end if done is not None else None)
+    if known is None:
+        if claim.resume and (folder / "final").exists():
+            raise run_folder.nothing_to_go_on_from(folder, "its files are not as the run left them")
         run_folder.check_not_inside(folder, [setup.source.base, *(part.folder for part in setup.source.adapters)])
         if claim.resume:
             say("There is no checkpoint to go on from: the run starts at the beginning.")
         return None
-    if checkpoint.step > setup.schedule.total_steps:
-        raise UserError(
-            f"{checkpoint.path.name} is past the end of this config, which has {setup.schedule.total_steps} steps.",
-            "Raise training.max_steps or num_train_epochs, or start anew with --overwrite.",
-        )
-    check_steps(checkpoint, setup.schedule)
-    saved = checkpoint.manifest["fingerprints"]
-    changes = run_folder.check_same_run(folder, setup.config, fingerprints, saved, hardware, say)
-    results = run_folder.finished_results(folder, checkpoint.step)
-    if changes or results is None or ending_of(checkpoint, setup.config.training).by_time:
-        return None
-    say(f"{folder} is finished: nothing is left to do.")
-    return TrainResult(**results, history=checkpoint.read_json(TRAINER_STATE)["log_history"])
+    if checkpoint is not None:
+        if checkpoint.step > total:
+            raise UserError(
+                f"{checkpoint.path.name} is past the end of this config, which has {total} steps.",
+                "Raise training.max_steps or num_train_epochs, or start anew with --overwrite.",
+            )
+        check_steps(checkpoint, setup.schedule)
+    saved, tell = known.manifest["fingerprints"], say if checkpoint is not None else lambda change: None
+    changes = run_folder.check_same_run(folder, setup.config, checkpoints.fingerprints, saved, hardware, tell)
+    by_time = done is not None and ending_of(done.end, setup.config.training).by_time
+    if done is not None and not changes and not by_time:
+        say(f"{folder} is finished: nothing is left to do.")
+        return TrainResult(**done.results, history=done.end.read_json(TRAINER_STATE)["log_history"])
+    if checkpoint is None:
+        why = f"the config changed: {'; '.join(changes)}" if changes else "its time was up before the last step"
+        raise run_folder.nothing_to_go_on_from(folder, why)
+    return None
 
 
 def identity(setup: Setup, engine: Engine) -> tuple[dict[str, str], dict[str, Any]]:
@@ -319,7 +323,7 @@ def _leave_behind(
         shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
         if any(found is not None and (found.outcomes_EC is not None or found.answers) for found in held.values()):
             write_predictions(folder / "predictions.jsonl", setup, held)
-        write_json(folder / "trainer_state.json", run.bridge.export())
+        write_json(folder / run_folder.TRAINER_STATE, run.bridge.export())
         plot_losses(run.metrics.read(), folder / "loss.png", title)
         run_folder.write_end(folder, "finished", result.as_dict())
 

@@ -338,8 +338,8 @@ def test_a_resumed_run_keeps_the_reference_it_began_with(tiny_llama: Path, pairs
 
     whole = dpo_config(tiny_llama, pairs, tmp_path / "whole", max_steps=6, save_strategy="steps", save_steps=3)
     luthier.train(whole)
-    shutil.rmtree(tmp_path / "references")
-    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step-00000006")
+    for gone in ("references", "whole/final", "whole/checkpoints/step-00000006"):
+        shutil.rmtree(tmp_path / gone)
     again = {**whole, "training": {**whole["training"]}}
     before = losses(tmp_path / "whole")
     luthier.train(again, resume=True)
