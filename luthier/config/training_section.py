@@ -156,7 +156,7 @@ class TrainingConfig(Section):
     )
     metric_for_best_model: str = Field("loss", description="A key of the evaluation's line, with or without eval_.")
     greater_is_better: bool | None = Field(
-        None, description="Direction of that metric; unset: false for losses, else true."
+        None, description="Direction of that metric; unset: the metric's own; of one from elsewhere, false for losses."
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without improvement."
