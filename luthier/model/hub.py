@@ -14,7 +14,8 @@ from luthier.foundation.errors import HubError
 CHECKSUMS = "checksum.sha256"
 MANIFEST = "manifest.json"  # of a checkpoint or an export of ours
 # what config, tokenizer and chat template are read from; code of the model's own runs with --trust-remote-code alone
-BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+ITS_OWN_CODE = ("*.tiktoken", "*.py")
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", *ITS_OWN_CODE)
 # what a causal language model is loaded from; other frameworks' weights and pickles stay where they are
 WANTED = ("*.safetensors", *BESIDE_WEIGHTS, "*.md", "LICENSE*", "NOTICE*")
 UNWANTED = (

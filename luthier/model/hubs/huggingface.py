@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from luthier.config.sections import PluginOptions
 from luthier.foundation.errors import HubError
-from luthier.model.hub import FetchRequest, Hub, check_endpoint, wanted_files
+from luthier.model.hub import ITS_OWN_CODE, FetchRequest, Hub, check_endpoint, wanted_files
 from luthier.model.hubs import _huggingface_errors as errors
 from luthier.model.hubs import _huggingface_resume as resume
 
@@ -114,23 +114,32 @@ class HuggingFace:
 
     def _cached_commit(self, request: FetchRequest, commit: str) -> Path | None:
         """A snapshot that is wholly in the cache."""
-        from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        allow, ignore = wanted_files(request)
         try:
-            return Path(
-                snapshot_download(
-                    request.name,
-                    revision=commit,
-                    cache_dir=request.cache_dir,
-                    local_files_only=True,
-                    allow_patterns=allow,
-                    ignore_patterns=ignore,
-                )
-            )
+            return self._cached(request, commit)
         except LocalEntryNotFoundError:
             return None
+
+    def _cached(self, request: FetchRequest, revision: str | None, without: tuple[str, ...] = ()) -> Path:
+        """A snapshot that is in the cache with all files that are wanted of it, but for some patterns.
+
+        Raises:
+            LocalEntryNotFoundError: it is not there, or not wholly.
+        """
+        from huggingface_hub import snapshot_download
+
+        allow, ignore = wanted_files(request)
+        return Path(
+            snapshot_download(
+                request.name,
+                revision=revision,
+                cache_dir=request.cache_dir,
+                local_files_only=True,
+                allow_patterns=[pattern for pattern in allow if pattern not in without],
+                ignore_patterns=ignore,
+            )
+        )
 
     def _download(self, api: HfApi, request: FetchRequest, commit: str) -> Path:
         from huggingface_hub import snapshot_download
@@ -163,23 +172,15 @@ class HuggingFace:
 
     def _from_cache(self, request: FetchRequest, cause: Exception | None, endpoint: str) -> Path:
         """What the cache has of a model when the hub can't be asked; said aloud if a hub was wanted."""
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
         if request.to is not None:  # the client would take any folder with something in it for the model
             raise errors.unreachable(cause, request, endpoint) from cause
-        allow, ignore = wanted_files(request)
         try:
-            folder = Path(
-                snapshot_download(
-                    request.name,
-                    revision=request.revision,
-                    cache_dir=request.cache_dir,
-                    local_files_only=True,
-                    allow_patterns=allow,
-                    ignore_patterns=ignore,
-                )
-            )
+            try:
+                folder = self._cached(request, request.revision)
+            except IncompleteSnapshotError:  # from when a model's own code was not fetched; most models need none
+                folder = self._cached(request, request.revision, without=ITS_OWN_CODE)
         except (LocalEntryNotFoundError, HFValidationError) as error:
             raise errors.unreachable(cause, request, endpoint) from (cause or error)
         if cause is not None:

@@ -11,7 +11,9 @@ import transformers.dynamic_module_utils
 
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import ModelError
+from luthier.model import hub as module
 from luthier.model.finding import find
+from luthier.model.hub import ITS_OWN_CODE, WANTED
 from luthier.model.loading import config_of, skeleton
 from tests.model.hubs.stand_in_hub import Repository, StandInHub
 from tests.tiny import tiny_tokenizer
@@ -48,3 +50,19 @@ def test_code_is_fetched_and_run_with_the_flag_alone(
     assert not (tmp_path / "ran").exists()
     model = skeleton(config_of(source, trust_remote_code=True), trust_remote_code=True)
     assert type(model).__name__ == "MyModel" and (tmp_path / "ran").exists()
+
+
+def test_a_snapshot_from_before_code_was_fetched_serves_without_the_hub(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = hub.repositories["tiny/model"].files
+    hub.repositories["tiny/own"] = Repository({**files, "modeling_mine.py": b"raise SystemExit"})
+    model = ModelConfig(name="tiny/own", endpoint=hub.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "WANTED", tuple(name for name in WANTED if name not in ITS_OWN_CODE))
+        before = find(model).base
+    assert not (before / "modeling_mine.py").exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        assert find(model).base == before
+    assert (find(model).base / "modeling_mine.py").is_file()  # completed when the hub answers
