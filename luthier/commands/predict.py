@@ -129,7 +129,7 @@ def refuse_bare_texts(model: str | ModelConfig, records: Sequence[Record], say: 
             f"{named.name} learnt to answer a question about each text (stage.prompt of its run), and would be asked the bare "
             f"texts, {labelled.origin} the first.",
             f"`luthier evaluate {named.name} --data {labelled.origin.path} --out labels.json` asks it and writes each row's "
-            "label. Texts that are questions already are asked as they are with --data '{path: FILE, format: alpaca, "
+            "label to labels.rows.jsonl. Texts that are questions already are asked as they are with --data '{path: FILE, format: alpaca, "
             "columns: {instruction: text, output: label}}'.",
         )
 

@@ -182,6 +182,8 @@ def _stage_of_run(model: ModelConfig) -> dict[str, Any] | None:
     module, which would run as it is imported.
     """
     place = Path(model.name)
+    if not place.exists():  # a hub's model, whatever stands in the folder that the command runs in
+        return None
     for folder in (place, *place.parents[:2]):
         if (folder / "run.json").is_file() and (folder / "config.yaml").is_file():
             found = read_file(folder / "config.yaml").get("stage")

@@ -12,7 +12,10 @@ import yaml
 
 from luthier.commands.evaluate import Asked, evaluate
 from luthier.commands.predict import predict
+from luthier.commands.reading import answers_with_labels
 from luthier.config.generation_section import GenerationSettings
+from luthier.config.model_section import ModelConfig
+from luthier.data.records import Labelled, Origin
 from luthier.foundation.errors import ConfigError, UserError
 from tests.classify import labelled_rows, write_json_lines
 
@@ -61,3 +64,12 @@ def test_other_models_are_asked_the_texts(tiny_llama: Path, data: Path, tmp_path
         predict(
             run_with({**STAGE, "prompt": 3}, tiny_llama, tmp_path / "bad"), [str(data)], tmp_path / "b.jsonl", SHORT
         )
+
+
+def test_a_hubs_model_is_not_of_the_run_whose_folder_the_command_stands_in(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(run_with(STAGE, tiny_llama, tmp_path / "run")).parent)
+    rows = [(Labelled("x", "a", Origin("rows.jsonl", 1)),)]
+    asks = [answers_with_labels(ModelConfig(name=name), rows) for name in ("final", "smollm2-135m", "owner/name")]
+    assert asks == [True, False, False]
