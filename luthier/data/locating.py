@@ -49,7 +49,8 @@ class Located:
     def shown(self) -> str:
         """What reports call it; files that are named for another split than training's are named too."""
         about = [self.entry.split] if self.entry.split else []
-        about += [f"with {_listed(self.other_splits)}"] if self.other_splits else []
+        # names alone: what is shown is also read as a path
+        about += [f"with {_listed([Path(name).name for name in self.other_splits])}"] if self.other_splits else []
         return self.entry.path + (f" ({', '.join(about)})" if about else "")
 
 
@@ -80,10 +81,12 @@ def locate(entry: DataEntry) -> Located:
             f"A slice alone is written split: '[:70%]'; found {entry.split!r}.",
         )
     others = _named_for_other_splits(path, files)
+    others = others if len(others) < len(files) else ()  # else they are what is meant
     if others and chosen and split is not None:
         raise DataError(
             f"{path} has no splits, and its files are named for several ({_listed(others)}): split: train would take them all.",
-            "Name the files that are meant, with a path or a pattern; without a split all are taken, whatever their names.",
+            "Name the files that are meant, with a path or a pattern; without a split all are taken, whatever their names (a "
+            "slice of them is split: '[:500]').",
         )
     return Located(entry, files, other_splits=others)
 

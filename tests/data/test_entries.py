@@ -129,8 +129,9 @@ def test_files_named_for_another_split_are_told_where_all_are_taken(write, tmp_p
     for name in ("train.jsonl", "test.jsonl", "dev.jsonl"):
         write(f"rows/{name}", ROWS[:1])
     assert locate(DataEntry(path=str(folder))).shown == f"{folder} (with dev.jsonl, test.jsonl)"
+    assert taken(f"{folder}/test*", split="train[:1]") == [1]  # named by the pattern itself
     assert locate(DataEntry(path=f"{folder}/t*", split="[:2]")).shown == f"{folder}/t* ([:2], with test.jsonl)"
-    for path in (folder / "test.jsonl", f"{folder}/train*"):
+    for path in (folder / "test.jsonl", f"{folder}/train*", f"{folder}/dev*"):
         assert locate(DataEntry(path=str(path))).shown == str(path)
 
 
