@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.scoring.forest_parts import Parts
+from luthier.scoring.fused.casting import summed_in
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -38,7 +39,7 @@ class ForestAttention(torch.autograd.Function):
     ) -> Tensor:
         _, heads, asked, width = query.shape
         output_UHD = query.new_empty((1, asked, heads, width))
-        sum_UH = query.new_empty((1, asked, heads), dtype=_summed_in(query))
+        sum_UH = query.new_empty((1, asked, heads), dtype=summed_in(query))
         _fill(output_UHD, forward_parts.bare_rows, 0.0)
         _fill(sum_UH, forward_parts.bare_rows, -torch.inf)
         output, sums = output_UHD.transpose(1, 2), sum_UH.transpose(1, 2)
@@ -63,17 +64,18 @@ class ForestAttention(torch.autograd.Function):
         parts: Parts = ctx.parts
         # in memory as [1, T, H, D], like what the kernel gives
         into = [
-            torch.empty_like(whole.transpose(1, 2), dtype=_summed_in(whole), memory_format=torch.contiguous_format)
+            torch.empty_like(whole.transpose(1, 2), dtype=summed_in(whole), memory_format=torch.contiguous_format)
             for whole in (query, key, value)
         ]
         for whole, bare in zip(into, (parts.bare_rows, parts.bare_keys, parts.bare_keys), strict=True):
             _fill(whole, bare, 0.0)
         of_query, of_key, of_value = (whole.transpose(1, 2) for whole in into)
         for part in parts.parts:
+            # the kernel's backward is up to five times slower in 16 bits than in float32, casts included
             own_query, own_key, own_value = _backward(
-                *(part.of_queries(whole).to(_summed_in(whole)) for whole in (gradient, query)),
-                *(part.of_keys(whole).to(_summed_in(whole)) for whole in (key, value)),
-                part.of_queries(output).to(_summed_in(output)),
+                *(part.of_queries(whole).to(summed_in(whole)) for whole in (gradient, query)),
+                *(part.of_keys(whole).to(summed_in(whole)) for whole in (key, value)),
+                part.of_queries(output).to(summed_in(output)),
                 part.of_queries(sums),
                 0.0,
                 part.causal,
@@ -88,11 +90,6 @@ class ForestAttention(torch.autograd.Function):
                 part.add_to_keys(of_key, own_key)
                 part.add_to_keys(of_value, own_value)
         return *(whole.to(query.dtype) for whole in (of_query, of_key, of_value)), None, None, None
-
-
-def _summed_in(part: Tensor) -> torch.dtype:
-    """The kernel's backward is up to five times slower in 16 bits than in float32, casts included."""
-    return torch.promote_types(part.dtype, torch.float32)
 
 
 def _fill(whole: Tensor, rows: Tensor, value: float) -> None:

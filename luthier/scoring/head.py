@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from luthier.scoring.backbone import backbone_of
-from luthier.scoring.fused.casting import cast_for_product
+from luthier.scoring.fused.casting import cast_for_product, summed_in
 from luthier.scoring.fused.low_rank import has_hooks, product_dtype
 
 CACHE_BYTES = 1024 * 1024
@@ -143,7 +143,7 @@ class _FrozenLinearLogp(torch.autograd.Function):
         position_of_N: Tensor,
         chunk: int,
     ) -> Tensor:
-        logp_N = torch.empty(len(targets_N), dtype=_summed_in(hidden_UH), device=hidden_UH.device)
+        logp_N = torch.empty(len(targets_N), dtype=summed_in(hidden_UH), device=hidden_UH.device)
         expected_UH = torch.empty_like(hidden_UH) if ctx.needs_input_grad[0] else None
         order_N = position_of_N.argsort(stable=True)
         starts = range(0, hidden_UH.shape[0], chunk)
@@ -186,7 +186,7 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The logits of targets [M], log sum exp of every row [C], and sum_v p_v W[v] [C, H], some columns after the others."""
     rows = hidden_CH.shape[0]
-    top_C1 = hidden_CH.new_full((rows, 1), float("-inf"), dtype=_summed_in(hidden_CH))
+    top_C1 = hidden_CH.new_full((rows, 1), float("-inf"), dtype=summed_in(hidden_CH))
     sum_C1 = torch.zeros_like(top_C1)
     expected_CH = torch.zeros_like(hidden_CH, dtype=top_C1.dtype) if with_expected else None
     of_targets_M = top_C1.new_empty(len(targets_M))
@@ -212,13 +212,8 @@ def _read(
     return of_targets_M, (top_C1 + sum_C1.log())[:, 0], expected_CH
 
 
-def _summed_in(hidden_CH: Tensor) -> torch.dtype:
-    """Sums of 16-bit products are kept in float32, of others in their own precision."""
-    return torch.promote_types(hidden_CH.dtype, torch.float32)
-
-
 def _is_plain(hidden_CH: Tensor, weight_VH: Tensor) -> bool:
-    alike = weight_VH.dtype == hidden_CH.dtype == _summed_in(hidden_CH)
+    alike = weight_VH.dtype == hidden_CH.dtype == summed_in(hidden_CH)
     return alike and not torch.is_autocast_enabled(hidden_CH.device.type)
 
 

@@ -113,8 +113,8 @@ def _filled_up(batch: Batch, rows_U: Tensor) -> tuple[Batch, Tensor]:
 
 
 def rounded(count: int) -> int:
-    """The next of eight numbers from one power of two to the next, all multiples of 16: a ninth more at most, a twentieth on
-    average."""
+    """The next of eight numbers from one power of two to the next, a ninth more at most and a twentieth on average; below 128
+    the next multiple of 16."""
     step = max(16, 1 << max(0, count.bit_length() - 4))
     return -(-count // step) * step
 

@@ -1,4 +1,4 @@
-"""Weights in the precision of a product, for the moment that it takes."""
+"""Precisions: weights in that of a product, for the moment that it takes, and that in which sums are kept."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def cast_for_product(weight: Tensor, dtype: torch.dtype) -> Tensor:
         with torch.inference_mode(False):
             piece = _memory.pieces[dtype] = torch.empty(weight.numel(), dtype=dtype)
     return piece[: weight.numel()].view(weight.shape).copy_(weight.detach())
+
+
+def summed_in(values: Tensor) -> torch.dtype:
+    """Sums of 16-bit values are kept in float32, of others in their own precision."""
+    return torch.promote_types(values.dtype, torch.float32)

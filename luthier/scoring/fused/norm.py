@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.fused.casting import summed_in
+
 
 class RootMeanSquareNorm(torch.autograd.Function):
     """The norm of rows [T, H]; keeps x and one number a row for backward, where module by module keeps three [T, H]."""
@@ -50,4 +52,4 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
 def _wide(x: Tensor) -> Tensor:
     """In the precision in which rows are summed up."""
-    return x.float() if x.dtype.itemsize == 2 else x
+    return x.to(summed_in(x))
