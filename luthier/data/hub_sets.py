@@ -18,6 +18,7 @@ from typing import Any
 from luthier.data.modelscope_sets import PREFIX as MODELSCOPE
 from luthier.data.modelscope_sets import preferred, snapshot
 from luthier.data.records import Origin, RawRow
+from luthier.data.sources._arrow_rows import rows_of
 from luthier.foundation.errors import DataError
 
 PREFIX = "huggingface:"
@@ -119,7 +120,9 @@ def stream_hub_set(name: str, subset: str | None, split: str, folder: str | None
     count = splits[split].num_examples if split in splits else None
 
     def rows() -> Iterator[RawRow]:
-        return (RawRow(values, Origin(named, number)) for number, values in enumerate(loaded, 1))
+        # as tables of a row each, for where the library knows no types beforehand (a JSON array) it parses no JSON columns
+        values = (row for table in loaded.with_format("arrow") for row in rows_of(table))
+        return (RawRow(row, Origin(named, number)) for number, row in enumerate(values, 1))
 
     return OpenedSet(named, {"hub": name, "commit": commit, "folder": folder}, count, rows)
 

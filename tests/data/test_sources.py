@@ -70,6 +70,39 @@ def test_parquet_and_arrow(tmp_path: Path) -> None:
         assert lines(tmp_path / name) == [1, 2]
 
 
+MIXED = {
+    "a number among texts": [{"output": '你好\n"7"'}, {"output": 42}, {"output": None}, {"output": "no {JSON"}],
+    "texts and lists of parts": [
+        {"messages": [{"role": "user", "content": "é"}, {"role": "user", "content": [{"type": "text", "text": "é"}]}]}
+    ],
+    "turns with different keys": [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "tool_calls": [{"arguments": {"n": None}}]},
+            ]
+        }
+    ],
+    "objects in objects": [
+        {"tools": [{"name": "f", "parameters": {"properties": {"city": {"type": "string"}}}}]},
+        {"tools": [{"name": "g", "parameters": {"properties": {"limit": {"enum": [1, 2]}}}}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("rows", MIXED.values(), ids=MIXED)
+def test_columns_that_datasets_keeps_as_json_text(write, tmp_path: Path, rows: list[dict]) -> None:
+    import datasets
+
+    path = write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert "Json" in str(loaded.features)
+    loaded.to_parquet(tmp_path / "a.parquet")
+    loaded.save_to_disk(tmp_path / "saved")
+    for other in (Path(loaded.cache_files[0]["filename"]), tmp_path / "a.parquet", tmp_path / "saved"):
+        assert values(other) == values(path) == rows
+
+
 def test_text_is_a_document_per_line_or_per_block(write) -> None:
     assert values(write("a.txt", "one\r\ntwo\n\n\n")) == [{"text": "one"}, {"text": "two"}]
     blocks = write("b.txt", "\n\none\n  more\n\n\ntwo\n \nthree")

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import luthier
-from luthier.config.data_section import DataConfig
+from luthier.config.data_section import DataConfig, DataEntry
 from luthier.data.encoding import ChosenEncoder
 from luthier.data.preparing import choose_encoder
+from luthier.data.stream_sources import open_entry
 from luthier.data.streamed import Place, Streamed
 from luthier.data.training_stream import TrainingStream, open_stream
 from luthier.foundation.errors import ConfigError, DataError
@@ -135,12 +136,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, rows: Path) -> dict[str, Any]:
 
     from luthier.data import hub_sets
 
-    asked: dict[str, Any] = {"count": None}
+    asked: dict[str, Any] = {"count": None, "rows": rows}
     load = datasets.load_dataset
 
     def local(name: str, subset: str | None, *, split: str, data_dir: Any, streaming: bool, revision: str) -> Any:
         asked.update(name=name, subset=subset, split=split, streaming=streaming, revision=revision)
-        found = load("json", data_files={split: str(rows)}, split=split, streaming=True)
+        found = load("json", data_files={split: str(asked["rows"])}, split=split, streaming=True)
         if asked["count"] is not None:
             found.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=asked["count"])})
         return found
@@ -161,6 +162,15 @@ def test_a_hubs_set_streams(hub: dict[str, Any], chosen: ChosenEncoder) -> None:
     assert stream.facts()[0]["commit"] == "c0ffee"
     origin = next(item.example for item in stream.examples(0, Place()) if item.example is not None).origin
     assert str(origin) == "owner/name (en, test), row 4"
+
+
+@pytest.mark.parametrize("array", [True, False], ids=["JSON", "JSONL"])
+def test_a_hubs_set_streams_columns_that_differ_in_kind(hub: dict[str, Any], tmp_path: Path, array: bool) -> None:
+    texts = [json.dumps({"instruction": "q", "output": output}) for output in ('é "a"\n', 42, "b")]
+    hub["rows"] = tmp_path / "rows.json"
+    hub["rows"].write_text(f"[{', '.join(texts)}]" if array else "\n".join(texts))
+    found = open_entry(DataEntry(path="owner/name")).rows()
+    assert [row.values["output"] for row in found] == ['é "a"\n', 42, "b"]
 
 
 def test_a_percentage_of_a_hubs_set_needs_the_size_that_the_hub_tells(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from luthier.config.sections import PluginOptions
 from luthier.data.records import Origin, RawRow
+from luthier.data.sources._arrow_rows import rows_of
 from luthier.foundation.errors import DataError
 
 SUFFIXES = (".arrow", ".feather")
@@ -37,7 +38,7 @@ def build(options: Options, path: Path) -> Iterator[RawRow]:
     try:
         with pyarrow.memory_map(str(path)) as stream:
             for batch in _batches(stream):
-                for values in batch.to_pylist():
+                for values in rows_of(batch):
                     row += 1
                     yield RawRow(values, Origin(str(path), row))
     except (pyarrow.ArrowException, OSError, EOFError) as error:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from luthier.config.sections import PluginOptions
 from luthier.data.records import Origin, RawRow
+from luthier.data.sources._arrow_rows import rows_of
 from luthier.foundation.errors import DataError
 
 SUFFIXES = (".parquet", ".pq")
@@ -33,7 +34,7 @@ def build(options: Options, path: Path) -> Iterator[RawRow]:
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             for batch in table.iter_batches():
-                for values in batch.to_pylist():
+                for values in rows_of(batch):
                     row += 1
                     yield RawRow(values, Origin(str(path), row))
     except (pyarrow.ArrowException, OSError, EOFError) as error:
