@@ -70,6 +70,27 @@ def test_parquet_and_arrow(tmp_path: Path) -> None:
         assert lines(tmp_path / name) == [1, 2]
 
 
+def test_nulls_that_arrow_puts_into_objects_are_left_out(tmp_path: Path) -> None:
+    calls = [{"name": "weather", "arguments": {"city": "Paris"}}, {"name": "search", "arguments": {"limit": 3}}]
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    properties = [{"city": {"type": "string"}}, {"limit": {"type": "integer", "enum": [1, None]}}]
+    rows = [
+        {"messages": turns, "tools": [{"name": "f", "parameters": {"properties": found}} for found in properties]},
+        {"messages": turns[:2], "tools": None},
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    assert table.to_pylist()[0]["messages"][1]["tool_calls"][0]["arguments"] == {"city": "Paris", "limit": None}
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert values(tmp_path / "a.parquet") == values(tmp_path / "a.arrow") == rows
+
+
 MIXED = {
     "a number among texts": [{"output": '你好\n"7"'}, {"output": 42}, {"output": None}, {"output": "no {JSON"}],
     "texts and lists of parts": [

@@ -14,6 +14,9 @@ def rows_of(table: Any) -> Iterator[dict[str, Any]]:
 
     Columns of Arrow's type JSON hold JSON text, at any depth; the rows have what it says. `datasets` makes a column one
     where its values differ in kind from row to row, or its objects in their keys.
+
+    Objects inside a column are without their nulls: in Arrow all have one type, so what one of them lacks and another
+    has is a null in it, and an argument of one function would be learnt as a null of every other's call.
     """
     changes = {field.name: change for field in table.schema if (change := _change(field.type)) is not None}
     for row in table.to_pylist():
@@ -30,7 +33,7 @@ def _change(kind: Any) -> Change | None:
         return _parsed
     if pyarrow.types.is_struct(kind):
         changes = {field.name: change for field in kind if (change := _change(field.type)) is not None}
-        return (lambda value: _in_object(value, changes)) if changes else None
+        return lambda value: None if value is None else _object(value, changes)
     change = _change(kind.value_type) if _is_list(kind) else None
     return None if change is None else lambda value: None if value is None else [change(item) for item in value]
 
@@ -42,10 +45,9 @@ def _is_list(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _in_object(value: dict[str, Any] | None, changes: dict[str, Change]) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    return {name: changes[name](item) if name in changes else item for name, item in value.items()}
+def _object(value: dict[str, Any], changes: dict[str, Change]) -> dict[str, Any]:
+    given = ((name, item) for name, item in value.items() if item is not None)
+    return {name: changes[name](item) if name in changes else item for name, item in given}
 
 
 def _parsed(text: str | None) -> Any:
