@@ -69,6 +69,20 @@ class TokenizedExample:
         return self.tokens < self.untruncated_length
 
 
+@dataclass(frozen=True, slots=True)
+class RecordLength:
+    """How long a record is, and what became of it.
+
+    Args:
+        tokens: of its longest sequence, before anything is cut; data.cutoff_length goes by it.
+        examples: how many were made of it; 0: it was too long, and left out.
+    """
+
+    origin: Origin
+    tokens: int
+    examples: int = 1
+
+
 @dataclass(slots=True)
 class Encoded:
     """What an encoder makes of records.
@@ -76,16 +90,21 @@ class Encoded:
     Args:
         examples: those to use, zero-target ones included.
         rejected: records that can't be rendered.
-        dropped: origins of examples left out because they are too long.
+        lengths: of all other records, those left out too.
         unfinished: examples whose last answer lost its stop token to truncation.
         findings: what was found odd, and how often.
     """
 
     examples: list[TokenizedExample] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    dropped: list[Origin] = field(default_factory=list)
+    lengths: list[RecordLength] = field(default_factory=list)
     unfinished: int = 0
     findings: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def dropped(self) -> list[Origin]:
+        """Origins of records left out because they are too long."""
+        return [record.origin for record in self.lengths if not record.examples]
 
 
 class Examples(Sequence[TokenizedExample]):

@@ -76,7 +76,8 @@ class SplitReport:
         zero_target: examples left out because nothing in them is trained.
         dropped: examples left out as too long.
         unrendered: rows that the chat template refused.
-        longest: tokens of the longest example before truncation.
+        longest: tokens of the longest row (of a pair: of its longer answer with the prompt) before truncation, also of
+            rows left out.
         unfinished: examples whose last answer lost its stop token.
         findings: what was found odd, by kind.
     """
@@ -111,7 +112,7 @@ class SplitReport:
             zero_target=len(encoded.examples) - len(used),
             dropped=len(encoded.dropped),
             unrendered=len(encoded.rejected),
-            longest=max((example.untruncated_length for example in encoded.examples), default=0),
+            longest=max((record.tokens for record in encoded.lengths), default=0),
             unfinished=encoded.unfinished,
             findings=Counter(encoded.findings),
         )

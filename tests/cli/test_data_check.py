@@ -228,10 +228,38 @@ def test_a_pair_that_is_cut_tells_the_tokens_of_both_answers(folder: Path, capsy
 
 
 def test_rows_that_are_too_long_never_stop_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever becomes of them, they are among the lengths: who chooses a cutoff goes by these."""
     path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, {'instruction': 'x', 'output': 'word ' * 500}])}"
+    lengths = checked(capsys, path)["splits"]["train"]["lengths"]
+    assert lengths["longest"] > 1024
     for mode in ("error", "drop"):
         value = checked(capsys, path, f"data.over_length={mode}")
-        assert value["splits"]["train"]["dropped_rows"] == value["findings"]["over_length"]["rows"] == 1
+        train, found = value["splits"]["train"], value["findings"]["over_length"]
+        assert train["dropped_rows"] == found["rows"] == 1
+        assert train["lengths"] == lengths and train["longest_tokens"] == lengths["longest"]
+        assert found["examples"][0]["detail"] == f"{lengths['longest']} tokens: left out"
+
+
+def test_a_row_that_is_split_is_too_long_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its parts fit, but it does not; and it is one row."""
+    turns = [{"role": role, "content": "word " * 60} for _ in range(4) for role in ("user", "assistant")]
+    short = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    path = f"data.train={lines(folder / 'm.jsonl', [{'messages': turns}, {'messages': short}])}"
+    options = ("data.cutoff_length=800", "data.over_length=split", "--fail-on", "over_length")
+    value = checked(capsys, path, *options, status=3)
+    train, found = value["splits"]["train"], value["findings"]["over_length"]
+    whole = train["lengths"]["longest"]
+    assert whole > 800 and train["truncated_rows"] == 0 and train["examples"] > 2
+    assert sum(bar["rows"] for bar in train["lengths"]["histogram"]) == 2
+    assert [hit["row"] for hit in found["examples"]] == [1]
+    assert found["examples"][0]["detail"] == f"{whole} tokens: split into {train['examples'] - 1} examples"
+
+
+def test_the_length_of_a_pair_is_what_the_cutoff_goes_by(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"data.train={lines(folder / 'a.jsonl', [{**PAIR, 'chosen': 'word ' * 60, 'rejected': 'word ' * 50}])}"
+    longest = checked(capsys, "stage=dpo", path)["splits"]["train"]["lengths"]["longest"]
+    for cutoff, status in ((longest, 0), (longest - 1, 3)):
+        checked(capsys, "stage=dpo", path, f"data.cutoff_length={cutoff}", "--fail-on", "over_length", status=status)
 
 
 def test_the_template_may_refuse_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,6 +120,7 @@ def test_encoders(name: str, byte_tokenizer) -> None:
         0 < example.tokens <= 64 and bool(example.targets) is trains for example in encoded.examples
     )
     assert encoded == encode([RECORDS[module.RECORD]] * 3)
+    assert [(record.examples, record.tokens > 0) for record in encoded.lengths] == [(1, True)] * 3
 
 
 @pytest.mark.parametrize("name", template_names())

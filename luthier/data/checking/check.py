@@ -18,7 +18,7 @@ from luthier.data.detection import FormatError
 from luthier.data.entries import LoadedEntry, load_entry
 from luthier.data.examples import Encoded, TokenizedExample
 from luthier.data.locating import locate
-from luthier.data.piece_tokens import TEXTS_AT_ONCE, TextTokenizer, control_pattern
+from luthier.data.piece_tokens import control_pattern
 from luthier.data.preparing import (
     SPLITS,
     ChosenEncoder,
@@ -163,36 +163,25 @@ def _encode(checked: Checked, split: str, records: Sequence[Record], chosen: Cho
             part = records[start : start + size]
             encoded = chosen.encode(part)
             parts.append(SplitReport.of(len(part), encoded, learns_labels=not chosen.trains_tokens)[0])
-            counts += [example.untruncated_length for example in encoded.examples]
+            counts += [record.tokens for record in encoded.lengths]
             checked.report.rejected.extend(encoded.rejected)
-            checked.hits.extend(_encoding_hits(split, encoded, chosen, data))
+            checked.hits.extend(_encoding_hits(split, encoded, chosen))
             refused = {item.origin for item in encoded.rejected}
             checked.rows.extend(texts_of(record, split) for record in part if record.origin not in refused)
             bar.advance(len(part))
-    if chosen.record is Document:
-        counts = _document_lengths(checked.tokenizer, records)
     checked.report.splits[split] = SplitCheck(
         SplitReport.joined(parts), Lengths.of(counts), data.cutoff_length, chosen.trains_tokens
     )
 
 
-def _document_lengths(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[int]:
-    """Tokens of each document, which an encoder's blocks no longer tell."""
-    ids_of = TextTokenizer(tokenizer)
-    texts = [record.text for record in records if isinstance(record, Document)]
-    return [
-        len(ids)
-        for start in range(0, len(texts), TEXTS_AT_ONCE)
-        for ids in ids_of(texts[start : start + TEXTS_AT_ONCE])
-    ]
-
-
-def _encoding_hits(split: str, encoded: Encoded, chosen: ChosenEncoder, data: DataConfig) -> Iterator[Hit]:
+def _encoding_hits(split: str, encoded: Encoded, chosen: ChosenEncoder) -> Iterator[Hit]:
     """What tokenizing finds: `rejected`, `over_length`, `no_stop_token` and `untrained`."""
     for item in encoded.rejected:
         yield Hit("rejected", split, item.origin, item.reason)
-    for origin in encoded.dropped:
-        yield Hit("over_length", split, origin, f"longer than {data.cutoff_length} tokens: left out")
+    for record in encoded.lengths:
+        if record.examples != 1:
+            became = f"split into {record.examples} examples" if record.examples else "left out"
+            yield Hit("over_length", split, record.origin, f"{record.tokens} tokens: {became}")
     stops = frozenset(chosen.renderer.stop_token_ids) if chosen.renderer is not None else frozenset()
     for example in encoded.examples:
         if example.truncated:

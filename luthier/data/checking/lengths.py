@@ -21,7 +21,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Token counts of a split's rows before anything is cut.
+    """Token counts of a split's rows before anything is cut or left out.
 
     Args:
         percentiles: by the percent of rows that are at most so long (nearest rank).

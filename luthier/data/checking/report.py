@@ -33,7 +33,8 @@ class SplitCheck:
 
     Args:
         summary: as training would report it.
-        lengths: of its rows in tokens, before anything is cut; None where no row is left.
+        lengths: of its rows in tokens (of a pair, of its longer answer with the prompt), before anything is cut, those
+            left out as too long too; None where no row could be tokenized.
         cutoff: data.cutoff_length.
         trains_tokens: whether the stage learns tokens, rather than labels or from the model's own answers.
     """

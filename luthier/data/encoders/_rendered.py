@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Generic
 
 from luthier.data.encoders._lengths import Cutter, LengthOptions, Rendered, Shortened, Talk, TurnLimits
-from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
+from luthier.data.examples import Encoded, RecordLength, TokenizedExample, TokenSequence
 from luthier.data.piece_tokens import Encoding, Piece
 from luthier.data.records import Message, Origin, Pair, Record, Rejected, RowError
 from luthier.foundation.errors import DataError
@@ -80,13 +80,14 @@ class RenderedEncoder(Generic[Talk]):
             longest = max(len(ids) for ids, _ in found)
             if longest <= self._fits:
                 encoded.examples.append(self._example(record, _whole(found), sum(len(ids) for ids, _ in found)))
+                encoded.lengths.append(RecordLength(record.origin, longest))
             elif self._options.over_length in ("drop", "error"):
                 too_long.append((record.origin, longest))
+                encoded.lengths.append(RecordLength(record.origin, longest, examples=0))
             else:
                 self._add_cut(encoded, record, found)
         if too_long and self._options.over_length == "error":
             raise _over_length(too_long, self._options.cutoff_length)
-        encoded.dropped += [origin for origin, _ in too_long]
         return encoded
 
     def _of_kind(self, records: Sequence[Record]) -> Iterator[Talk]:
@@ -106,7 +107,7 @@ class RenderedEncoder(Generic[Talk]):
 
     def _add_cut(self, encoded: Encoded, record: Talk, found: Sequence[Encoding]) -> None:
         """Add the examples that a cut makes of a record, and count what it did."""
-        length = sum(len(ids) for ids, _ in found)
+        lengths = [len(ids) for ids, _ in found]
         self._cutter.begin(record, found)
         try:
             parts = self._shortened(record)
@@ -115,12 +116,13 @@ class RenderedEncoder(Generic[Talk]):
             return
         learnable = any(weight > 0 for _, weights in found for weight in weights)
         if not learnable and not all(part.sequences for part in parts):
-            encoded.dropped.append(record.origin)
+            encoded.lengths.append(RecordLength(record.origin, max(lengths), examples=0))
             return
+        encoded.lengths.append(RecordLength(record.origin, max(lengths), len(parts)))
         made = []
         for part in parts:
             sequences = _trained_together(part.sequences or _context(found, self._options.cutoff_length))
-            made.append(self._example(record, sequences, length if len(parts) == 1 else part.length))
+            made.append(self._example(record, sequences, sum(lengths) if len(parts) == 1 else part.length))
             encoded.findings.update(part.how)
             encoded.unfinished += part.answer_cut and made[-1].targets > 0
         if learnable and not any(example.targets for example in made):

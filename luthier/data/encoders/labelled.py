@@ -15,8 +15,8 @@ from pydantic import Field
 
 from luthier.data.encoders._labels import as_number, class_numbers, label_names, names_of, only_class, rejected
 from luthier.data.encoders._lengths import LengthOptions
-from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
-from luthier.data.records import Labelled, Origin, Record, RowError
+from luthier.data.examples import Encoded, RecordLength, TokenizedExample, TokenSequence
+from luthier.data.records import Labelled, Record, RowError
 from luthier.foundation.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def build(
 
     def encode(records: Sequence[Record]) -> Encoded:
         encoded = Encoded()
-        longest = 0
         for record in records:
             assert isinstance(record, Labelled)
             try:
@@ -67,15 +66,15 @@ def build(
             ids, places = tokens_of(record)
             full = len(ids)
             if full > options.cutoff_length:
-                longest = max(longest, full)
                 if options.over_length in ("drop", "error"):
-                    encoded.dropped.append(record.origin)
+                    encoded.lengths.append(RecordLength(record.origin, full, examples=0))
                     continue
                 ids, places = tokens_of(record, options.cutoff_length)
             sequence = TokenSequence(tuple(ids), (0.0,) * len(ids))
+            encoded.lengths.append(RecordLength(record.origin, full))
             encoded.examples.append(TokenizedExample((sequence,), record.origin, full, {**label, **places}))
         if encoded.dropped and options.over_length == "error":
-            raise _over_length(encoded.dropped, longest, options.cutoff_length)
+            raise _over_length(encoded, options.cutoff_length)
         return encoded
 
     return encode
@@ -127,7 +126,8 @@ class _Tokens:
         return ids, {"second_text_at": float(types.index(1) if 1 in types else len(ids))}
 
 
-def _over_length(dropped: Sequence[Origin], longest: int, cutoff: int) -> DataError:
+def _over_length(encoded: Encoded, cutoff: int) -> DataError:
+    dropped, longest = encoded.dropped, max(record.tokens for record in encoded.lengths)
     return DataError(
         f"{len(dropped)} rows are longer than data.cutoff_length ({cutoff} tokens), and data.over_length is error; "
         f"the first is {dropped[0]}.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from luthier.config.sections import PluginOptions
-from luthier.data.examples import Encoded, TokenizedExample, TokenSequence
+from luthier.data.examples import Encoded, RecordLength, TokenizedExample, TokenSequence
 from luthier.data.piece_tokens import TEXTS_AT_ONCE, TextTokenizer, control_pattern
 from luthier.data.records import Document, Origin, Record
 from luthier.foundation.errors import ModelError
@@ -56,7 +56,7 @@ def build(
         spelled_out = sum(control.search(document.text) is not None for document in documents)
         if spelled_out:
             encoded.findings[CONTROL_TOKENS] = spelled_out
-        stream = _tokenized(documents, tokenizer, start)
+        stream = _measured(_tokenized(documents, tokenizer, start), encoded.lengths)
         for origin, parts in _blocks(stream, options.cutoff_length):
             if options.attend_across_documents:
                 parts = [[token for part in parts for token in part]]
@@ -87,6 +87,15 @@ def _tokenized(
         chunk = documents[first : first + TEXTS_AT_ONCE]
         for document, ids in zip(chunk, text_ids([document.text for document in chunk]), strict=True):
             yield document.origin, [*start, *ids, tokenizer.eos_token_id]
+
+
+def _measured(
+    stream: Iterable[tuple[Origin, list[int]]], lengths: list[RecordLength]
+) -> Iterator[tuple[Origin, list[int]]]:
+    """The same documents; as each passes, its length is added to `lengths`."""
+    for origin, ids in stream:
+        lengths.append(RecordLength(origin, len(ids)))
+        yield origin, ids
 
 
 def _blocks(stream: Iterable[tuple[Origin, list[int]]], size: int) -> Iterator[tuple[Origin, list[list[int]]]]:
