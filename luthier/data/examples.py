@@ -91,14 +91,14 @@ class Encoded:
         examples: those to use, zero-target ones included.
         rejected: records that can't be rendered.
         lengths: of all other records, those left out too.
-        unfinished: examples whose last answer lost its stop token to truncation.
+        unfinished: the row of each example in which a trained answer lost its end, the stop token, to truncation.
         findings: what was found odd, and how often.
     """
 
     examples: list[TokenizedExample] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     lengths: list[RecordLength] = field(default_factory=list)
-    unfinished: int = 0
+    unfinished: list[Origin] = field(default_factory=list)
     findings: Counter[str] = field(default_factory=Counter)
 
     @property

@@ -78,7 +78,7 @@ class SplitReport:
         unrendered: rows that the chat template refused.
         longest: tokens of the longest row (of a pair: of its longer answer with the prompt) before truncation, also of
             rows left out.
-        unfinished: examples whose last answer lost its stop token.
+        unfinished: examples in which a trained answer lost its stop token.
         findings: what was found odd, by kind.
     """
 
@@ -113,7 +113,7 @@ class SplitReport:
             dropped=len(encoded.dropped),
             unrendered=len(encoded.rejected),
             longest=max((record.tokens for record in encoded.lengths), default=0),
-            unfinished=encoded.unfinished,
+            unfinished=len(encoded.unfinished),
             findings=Counter(encoded.findings),
         )
         return report, used
@@ -128,7 +128,7 @@ class SplitReport:
 
     @property
     def ended(self) -> float:
-        """Share of the examples whose last answer keeps its stop token."""
+        """Share of the examples whose trained answers keep their stop tokens."""
         return (self.examples - self.unfinished) / self.examples if self.examples else 0.0
 
     def as_dict(self) -> dict[str, Any]:

@@ -255,6 +255,16 @@ def test_a_row_that_is_split_is_too_long_too(folder: Path, capsys: pytest.Captur
     assert found["examples"][0]["detail"] == f"{whole} tokens: split into {train['examples'] - 1} examples"
 
 
+def test_a_row_that_lost_whole_turns_keeps_its_stop_token(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all trained the sequence ends with the template's line break behind it."""
+    turns = [{"role": role, "content": "word " * 60} for _ in range(4) for role in ("user", "assistant")]
+    path = f"data.train={lines(folder / 'm.jsonl', [{'messages': turns}])}"
+    for train_on in ("assistant", "all"):
+        stage = f"stage={{name: sft, train_on: {train_on}}}"
+        value = checked(capsys, stage, path, "data.cutoff_length=800", "--fail-on", "no_stop_token")
+        assert value["splits"]["train"]["truncated_rows"] == 1 and value["splits"]["train"]["eos_coverage"] == 1.0
+
+
 def test_the_length_of_a_pair_is_what_the_cutoff_goes_by(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"data.train={lines(folder / 'a.jsonl', [{**PAIR, 'chosen': 'word ' * 60, 'rejected': 'word ' * 50}])}"
     longest = checked(capsys, "stage=dpo", path)["splits"]["train"]["lengths"]["longest"]

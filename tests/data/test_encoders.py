@@ -35,7 +35,7 @@ def test_lengths(byte_tokenizer) -> None:
     assert [example.tokens for example in cut.examples] == [cutoff, cutoff]
     assert [example.truncated for example in cut.examples] == [False, True]
     assert cut.examples[1].untruncated_length == full[1].tokens
-    assert cut.unfinished == 1 and not cut.dropped and cut.findings == {CUT_INSIDE: 1}
+    assert cut.unfinished == [origin(2)] and not cut.dropped and cut.findings == {CUT_INSIDE: 1}
     dropped = encode(byte_tokenizer, records, cutoff_length=cutoff, over_length="drop")
     assert [example.origin.row for example in dropped.examples] == [1] and dropped.dropped == [origin(2)]
     with pytest.raises(DataError) as caught:
@@ -53,7 +53,7 @@ def test_a_cut_inside_context_leaves_no_tail(byte_tokenizer) -> None:
     cut = encode(byte_tokenizer, [record], cutoff_length=first_end + 30)
     assert cut.examples[0].tokens == first_end and cut.examples[0].targets > 0
     # the first answer keeps its stop token, so the model still learns to stop here
-    assert cut.unfinished == 0 and cut.examples[0].truncated
+    assert not cut.unfinished and cut.examples[0].truncated
 
 
 def test_a_cut_before_the_first_answer_leaves_no_target(byte_tokenizer) -> None:

@@ -110,14 +110,14 @@ def test_one_turn_is_cut_in_proportion(byte_tokenizer, question, answer, cutoff,
     cut = text[:asked] if side == "truncate" else text[len(text) - asked :]
     stop = "<|im_end|>" if finished else ""
     assert texts(byte_tokenizer, encoded) == [f"{HEAD}{cut}{TAIL}⟦{'^' * answered}{stop}⟧"]
-    assert encoded.unfinished == (not finished) and encoded.findings == {CUT_INSIDE: 1}
+    assert bool(encoded.unfinished) is not finished and encoded.findings == {CUT_INSIDE: 1}
     assert encoded.examples[0].truncated and encoded.examples[0].untruncated_length == question + answer + 11
 
 
 def test_no_room_for_an_answer(byte_tokenizer) -> None:
     encoded = encode(byte_tokenizer, user("~" * 100), assistant("^" * 100), cutoff_length=10)
     assert encoded.findings == {CUT_BEFORE_ANSWER: 1} and encoded.examples[0].targets == 0
-    assert encoded.examples[0].tokens == 10 and encoded.unfinished == 0
+    assert encoded.examples[0].tokens == 10 and not encoded.unfinished
 
 
 SYSTEM = Message("system", "Be brief")
@@ -160,7 +160,7 @@ def test_whole_exchanges_go(template: str, tokens: str, request: pytest.FixtureR
             encoded = cut(cutoff, over_length)
             assert encoded.examples[0].sequences == whole(*kept).examples[0].sequences
             assert encoded.examples[0].untruncated_length == lengths[TALK]
-            assert encoded.findings == {TURNS_LEFT_OUT: 1} and encoded.unfinished == 0
+            assert encoded.findings == {TURNS_LEFT_OUT: 1} and not encoded.unfinished
     assert cut(lengths[first(2)] - 1, "truncate").examples[0].sequences == whole(*first(1)).examples[0].sequences
     assert cut(lengths[last(2)] - 1, "truncate_left").examples[0].sequences == whole(*last(1)).examples[0].sequences
     encoded = cut(max(lengths[first(2)], lengths[last(1)]), "split")
@@ -219,6 +219,22 @@ def test_train_on_all_counts_the_question_too(byte_tokenizer) -> None:
     assert texts(byte_tokenizer, cut) == [f"<|im_start|>⟦user\n{'~' * 16}{TAIL}^^<|im_end|>\n⟧"]
 
 
+@pytest.mark.parametrize(("cutoff", "end"), [(33, "<|im_end|>\n⟧"), (32, "<|im_end|>⟧"), (31, "^⟧")])
+def test_an_answer_is_unfinished_where_it_is_cut_itself(byte_tokenizer, cutoff: int, end: str) -> None:
+    """Source 10 + 1, answer 20 + 2: with all trained, the template's line break behind the stop token goes first."""
+    cut = encode(byte_tokenizer, user("~"), assistant("^" * 20), cutoff_length=cutoff, train_on="all")
+    assert texts(byte_tokenizer, cut)[0].endswith(end)
+    assert bool(cut.unfinished) == (cutoff == 31)
+
+
+def test_a_pair_cut_between_two_turns_of_an_answer_ends_with_a_whole_one(byte_tokenizer) -> None:
+    answer = (assistant("^^"), user("~" * 90), assistant("^^"))
+    record = Pair((user("~"),), answer, answer, ORIGIN)
+    build = pair.build(pair.Options(cutoff_length=60), byte_tokenizer, Renderer(byte_tokenizer, "chatml"))
+    cut = build([record])
+    assert texts(byte_tokenizer, cut) == [f"{HEAD}~{TAIL}⟦^^<|im_end|>⟧"] * 2 and not cut.unfinished
+
+
 def test_train_on_all_refuses_a_question_that_is_not_to_be_trained(byte_tokenizer) -> None:
     question = Message("user", "q", 0.0)
     assert texts(byte_tokenizer, encode(byte_tokenizer, question, assistant("a"))) == [f"{HEAD}q{TAIL}⟦a<|im_end|>⟧"]
@@ -254,7 +270,7 @@ def test_separate_limits_of_worked_examples(byte_tokenizer, talk, limits, expect
         stop = "<|im_end|>" if answered.endswith(".") else ""
         turns.append(f"{HEAD}{'~' * asked}{TAIL}⟦{'^' * int(answered.strip('.'))}{stop}⟧")
     assert texts(byte_tokenizer, encoded) == ["\n".join(turns)]
-    assert encoded.unfinished == any(not part.endswith(".") for part in expected[1::2])
+    assert bool(encoded.unfinished) == any(not part.endswith(".") for part in expected[1::2])
     assert encoded.examples[0].untruncated_length == sum(talk) + 6 * len(talk) - 1
     cut = any(before != int(str(after).strip(".")) for before, after in zip(talk, expected, strict=False))
     assert set(encoded.findings) == {TURNS_LEFT_OUT for _ in talk[len(expected) :]} | {CUT_INSIDE for _ in range(cut)}
@@ -407,7 +423,7 @@ def test_what_holds_for_every_cut(
         if example.targets and messages[0].role == "system":
             assert messages[0].content in text
     if CUT_INSIDE not in encoded.findings:
-        assert encoded.unfinished == 0
+        assert not encoded.unfinished
         assert all(e.sequences[0].input_ids[-1] in stops for e in encoded.examples if e.targets)
     elif not encoded.unfinished:
         assert any(example.truncated for example in encoded.examples)

@@ -16,7 +16,7 @@ from luthier.data.checking.report import CheckReport, SplitCheck
 from luthier.data.checking.rows import RowTexts, texts_of
 from luthier.data.detection import FormatError
 from luthier.data.entries import LoadedEntry, load_entry
-from luthier.data.examples import Encoded, TokenizedExample
+from luthier.data.examples import Encoded
 from luthier.data.locating import locate
 from luthier.data.piece_tokens import control_pattern
 from luthier.data.preparing import (
@@ -182,21 +182,17 @@ def _encoding_hits(split: str, encoded: Encoded, chosen: ChosenEncoder) -> Itera
         if record.examples != 1:
             became = f"split into {record.examples} examples" if record.examples else "left out"
             yield Hit("over_length", split, record.origin, f"{record.tokens} tokens: {became}")
-    stops = frozenset(chosen.renderer.stop_token_ids) if chosen.renderer is not None else frozenset()
+    unfinished = set(encoded.unfinished)
     for example in encoded.examples:
         if example.truncated:
             both = " (of both answers together)" if chosen.sequence_names else ""
             detail = f"{example.untruncated_length} tokens{both}, cut to {example.tokens}"
             yield Hit("over_length", split, example.origin, detail)
-            if stops and example.targets and not _ends(example, stops):
+            if example.origin in unfinished:
                 yield Hit("no_stop_token", split, example.origin, detail)
         if chosen.trains_tokens and not example.targets:
             cut = "all of its answer was cut away" if example.truncated else "no answer with a weight above 0"
             yield Hit("untrained", split, example.origin, cut)
-
-
-def _ends(example: TokenizedExample, stops: frozenset[int]) -> bool:
-    return all(sequence.input_ids[-1] in stops for sequence in example.sequences)
 
 
 def _look(checked: Checked, wanted_languages: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
         "emails": "e-mail addresses",
         "control_tokens": "special tokens spelled out in a text, which the tokenizer takes for the tokens",
         "over_length": "rows longer than data.cutoff_length, which are cut, split or left out",
-        "no_stop_token": "rows whose last answer lost its stop token when it was cut",
+        "no_stop_token": "rows of which a trained answer lost its stop token when it was cut",
         "untrained": "rows without a token to learn",
     }
 )

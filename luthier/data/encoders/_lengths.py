@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, model_validator
@@ -249,7 +250,22 @@ class Cutter(Generic[Talk]):
             _taken(ids, weights, turn.keep(sources, room, from_left=from_left))
             for turn, (ids, weights) in zip(turns, encodings, strict=True)
         )
-        return Shortened(sequences, 0, any(len(turn.answer) > room for turn in turns))
+        answer_cut = any(
+            len(turn.answer) > room and self._cuts_an_answer(rendered, turn.answer.start + room)
+            for rendered, turn in zip(self._render(record), turns, strict=True)
+        )
+        return Shortened(sequences, 0, answer_cut)
+
+    def _cuts_an_answer(self, rendered: Rendered, kept: int) -> bool:
+        """Whether the first `kept` tokens of a sequence end inside a trained answer.
+
+        They may as well end behind its stop token: in a tool's result, or in what a template writes between turns.
+        """
+        lengths = list(accumulate((len(piece.text) for piece in rendered.pieces), initial=0))
+        trained = [index for index in rendered.answers if rendered.pieces[index].trained]
+        places = [lengths[index + end] for index in trained for end in (0, 1)]
+        counted = [count.ended for count in self._renderer.count_tokens(rendered.pieces, places)]
+        return any(start < kept < end for start, end in zip(counted[::2], counted[1::2], strict=True))
 
     def _turn(self, rendered: Rendered, messages: Sequence[Message], length: int) -> TurnTokens:
         """A sequence of `length` tokens as one turn: all up to the first answer, and what follows."""

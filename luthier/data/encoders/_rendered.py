@@ -49,7 +49,6 @@ class RenderedEncoder(Generic[Talk]):
         self._render = render
         self._extras = extras
         self._limits = limits
-        self._stops = frozenset(renderer.stop_token_ids)
         self._cutter = Cutter(render, renderer, options.cutoff_length, learns_last=learns_last)
 
     def __call__(self, records: Sequence[Record]) -> Encoded:
@@ -124,7 +123,8 @@ class RenderedEncoder(Generic[Talk]):
             sequences = _trained_together(part.sequences or _context(found, self._options.cutoff_length))
             made.append(self._example(record, sequences, sum(lengths) if len(parts) == 1 else part.length))
             encoded.findings.update(part.how)
-            encoded.unfinished += part.answer_cut and made[-1].targets > 0
+            if part.answer_cut and made[-1].targets:
+                encoded.unfinished.append(record.origin)
         if learnable and not any(example.targets for example in made):
             encoded.findings[CUT_BEFORE_ANSWER] += 1
         encoded.examples += made
