@@ -169,6 +169,17 @@ def test_rows_rejected_for_want_of_an_answer_are_that_finding_too(
     assert [item["row"] for item in value["findings"]["no_answer"]["examples"]] == [2]
 
 
+def test_a_registrys_columns_tell_which_rejected_rows_have_an_answer(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered = {"file_name": "a.jsonl", "columns": {"prompt": "q", "response": "a"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"mine": registered}))
+    lines(folder / "a.jsonl", [{"q": "Why?", "a": "So."}, {"q": "", "a": "fine"}, {"q": "Why?", "a": None}])
+    findings = checked(capsys, "data.train=dataset_info.json#mine")["findings"]
+    assert findings["rejected"]["rows"] == 2
+    assert [item["row"] for item in findings["no_answer"]["examples"]] == [3]
+
+
 PAIR = {"instruction": "Why?", "input": "", "chosen": "So it is.", "rejected": "Because of that."}
 JUDGED = {"prompt": "Why?", "completion": "So it is.", "label": True}
 ROWS: dict[str, list[dict[str, Any]]] = {

@@ -115,8 +115,9 @@ def read_rows(data: DataConfig, seed: int, accepts: type) -> tuple[LoadedRecords
         if isinstance(asked, list):
             entries = [_entry(entry, name, index, seed, accepts) for index, entry in enumerate(asked)]
             loaded.add(name, entries)
-            for entry, found in zip(asked, entries, strict=True):
+            for found in entries:
                 hits += [Hit("rejected", name, item.origin, item.reason) for item in found.rejected]
+                entry = found.located.entry  # with the columns that a registry names
                 unanswered = [item for item in found.rejected if _unanswered(item, entry, found.report.format)]
                 hits += [Hit("no_answer", name, item.origin, item.reason) for item in unanswered]
     shares = {
