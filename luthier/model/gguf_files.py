@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from filelock import FileLock
@@ -10,9 +11,11 @@ from filelock import FileLock
 from luthier.foundation.errors import ModelError, UserError
 from luthier.foundation.files import free_bytes, home, human_bytes, sha256_of, whole_folder
 from luthier.foundation.progress import say
+from luthier.model.gguf_folder import JOIN_PARTS, Origin, convert
 from luthier.model.inspection import is_model_folder
 
 SUFFIX = ".gguf"
+PART = re.compile(r"-\d{5}-of-\d{5}$")  # how llama.cpp names the files of a model that it split
 DISK_PER_BYTE = 8  # four bits become thirty-two
 
 
@@ -28,6 +31,8 @@ def gguf_in(place: Path) -> Path | None:
         return None
     found = sorted(place.glob(f"*{SUFFIX}"))
     if len(found) > 1:
+        if len({PART.sub("", path.stem) for path in found}) == 1:
+            raise ModelError(f"{place} holds a model in {len(found)} GGUF files: {found[0].name} and on.", JOIN_PARTS)
         raise ModelError(
             f"{place} holds {len(found)} GGUF files: {', '.join(path.name for path in found[:6])}.",
             f"Name one, such as {found[0]}.",
@@ -54,8 +59,6 @@ def converted(gguf: Path, cache_dir: Path | None = None) -> Path:
             f"converting {gguf} needs up to {human_bytes(needed)} in {folder.parent}, {human_bytes(free)} are free.",
             "Make room, or point LUTHIER_HOME at another disk.",
         )
-    from luthier.model.gguf_folder import Origin, convert
-
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if is_model_folder(folder):  # another process was faster
             return folder

@@ -14,7 +14,7 @@ from typing import Any
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import sha256_of, write_json, write_text
 from luthier.model.hub import CHECKSUMS
-from luthier.model.quiet import quiet_bars
+from luthier.model.quiet import quiet_bars, quiet_loading
 
 # GGUF names the pre-tokenizer (tokenizer.ggml.pre) instead of describing it, and transformers' reader makes every
 # byte-level BPE into GPT-2's. These are the descriptions the models were trained with, as tokenizer.json spells them.
@@ -23,6 +23,10 @@ PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "gpt-2": BYTE_LEVEL,
     "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
 }
+JOIN_PARTS = (
+    "Join the parts with llama.cpp's `llama-gguf-split --merge FIRST_PART WHOLE.gguf` and name the whole file, or take the "
+    "model's safetensors folder instead."
+)
 # how a model card of a package's model begins, here and in packaged_folder
 FROM = re.compile(
     r"^(?:Converted|Taken) by luthier from `.*` in `(?P<package>\S+)` \(sha256 `(?P<sha256>[0-9a-f]+)`\)", re.M
@@ -46,21 +50,24 @@ def convert(gguf: Path, folder: Path, origin: Origin) -> None:
     The caller makes the folder appear whole (`files.whole_folder`).
 
     Raises:
-        ModelError: transformers can't read this GGUF, or its pre-tokenizer is one we have no description of.
+        ModelError: transformers can't read this GGUF, it lacks tensors, or its pre-tokenizer is one we have no description of.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     facts = read_facts(gguf)
     pre_tokenizer = _pre_tokenizer(gguf, facts)
-    with quiet_bars():  # three bars of a second each
+    with quiet_bars(), quiet_loading():  # three bars of a second each; what is missing is told by _check_complete
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            quantized = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            quantized, report = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
         except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise ModelError(
                 f"{gguf} can't be converted: {error}.", "Take the model's safetensors folder instead."
             ) from error
+        _check_complete(gguf, quantized, report)
         _write_weights(quantized, facts, folder)
     tokenizer.model_max_length = facts.context_length or tokenizer.model_max_length
     tokenizer.save_pretrained(folder)
@@ -91,7 +98,7 @@ def read_facts(gguf: Path) -> Facts:
     """Read a GGUF's metadata.
 
     Raises:
-        ModelError: not a GGUF file.
+        ModelError: not a GGUF file, or one part of several.
     """
     from gguf import GGUFReader
 
@@ -103,6 +110,9 @@ def read_facts(gguf: Path) -> Facts:
     def get(key: str, default: Any = None) -> Any:
         return fields[key].contents() if key in fields else default
 
+    parts = int(get("split.count", 0))
+    if parts > 1:  # transformers reads the one file, and knows nothing of the others
+        raise ModelError(f"{gguf} is part {int(get('split.no', 0)) + 1} of a model in {parts} files.", JOIN_PARTS)
     architecture = str(get("general.architecture"))
     epsilon = get(f"{architecture}.attention.layer_norm_rms_epsilon")
     return Facts(
@@ -116,6 +126,17 @@ def read_facts(gguf: Path) -> Facts:
         # stored as float32: 1e-5 comes out as 9.999999747378752e-06; the shortest decimal that gives the same float32 is meant
         norm_epsilon=None if epsilon is None else float(f"{epsilon:.6g}"),
     )
+
+
+def _check_complete(gguf: Path, model: Any, report: Any) -> None:
+    """Raise ModelError for tensors the file lacks: transformers fills them with random numbers and goes on."""
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ModelError(
+            f"{gguf} lacks {len(absent)} of {type(model).__name__}'s tensors: "
+            f"{', '.join(absent[:6])}{' ...' if len(absent) > 6 else ''}.",
+            "Fetch it again, or take the model's safetensors folder instead.",
+        )
 
 
 def _pre_tokenizer(gguf: Path, facts: Facts) -> dict[str, Any] | None:

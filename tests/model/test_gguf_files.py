@@ -34,12 +34,19 @@ def model() -> Any:
     return tiny_model("llama", hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=2)
 
 
-def write_gguf(path: Path, model: Any, pre_tokenizer: str = "smollm") -> Path:
-    """A tiny Llama as llama.cpp's converter writes it: float32, queries and keys with their halves interleaved."""
+def write_gguf(path: Path, model: Any, pre_tokenizer: str = "smollm", parts: int = 0, layers: int = 2) -> Path:
+    """A tiny Llama as llama.cpp's converter writes it: float32, queries and keys with their halves interleaved.
+
+    Args:
+        parts: files that its metadata say the model is in; 0: nothing said. layers: how many are written.
+    """
     config = model.config
     tokenizer = tiny_tokenizer()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
+    if parts:
+        writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_NO, 0)
+        writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, parts)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(config.num_hidden_layers)
@@ -71,7 +78,7 @@ def write_gguf(path: Path, model: Any, pre_tokenizer: str = "smollm") -> Path:
     put("token_embd.weight", model.model.embed_tokens.weight)
     put("output_norm.weight", model.model.norm.weight)
     put("output.weight", model.lm_head.weight)
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(model.model.layers[:layers]):
         attention, mlp = layer.self_attn, layer.mlp
         put(f"blk.{index}.attn_q.weight", attention.q_proj.weight, HEADS)
         put(f"blk.{index}.attn_k.weight", attention.k_proj.weight, GROUPS)
@@ -140,6 +147,25 @@ def test_a_file_that_would_be_tokenized_wrongly_is_refused(model: Any, tmp_path:
     with pytest.raises(ModelError, match="is no GGUF file"):
         resolve(ModelConfig(name=str(tmp_path / "broken.gguf")))
     assert not [path for path in (home / "models").iterdir() if path.is_dir()], "nothing half made is left"
+
+
+def test_a_file_that_lacks_tensors_is_refused(model: Any, tmp_path: Path, home: Path) -> None:
+    """transformers would fill what is missing with random numbers, and the folder that is kept would look whole."""
+    lacking = write_gguf(tmp_path / "lacking.gguf", model, layers=1)
+    with pytest.raises(ModelError, match=r"lacks 9 of LlamaForCausalLM's tensors: model\.layers\.1\."):
+        resolve(ModelConfig(name=str(lacking)))
+    (tmp_path / "parts").mkdir()
+    first = write_gguf(tmp_path / "parts" / "tiny-00001-of-00002.gguf", model, parts=2, layers=1)
+    with pytest.raises(ModelError, match=r"(?s)is part 1 of a model in 2 files.*--merge"):
+        resolve(ModelConfig(name=str(first)))
+    (first.parent / "tiny-00002-of-00002.gguf").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"(?s)holds a model in 2 GGUF files: .*--merge"):
+        resolve(ModelConfig(name=str(first.parent)))
+    assert not [path for path in (home / "models").iterdir() if path.is_dir()], "nothing half made is left"
+    whole = write_gguf(tmp_path / "whole.gguf", model, parts=1)
+    assert torch.allclose(
+        logits(loading.load(loading.find(ModelConfig(name=str(whole))), torch.float32)), logits(model), atol=1e-5
+    )
 
 
 def test_a_file_on_a_hub_is_fetched_alone(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
