@@ -248,8 +248,9 @@ def _one(model: PreTrainedModel, part: AdapterPart) -> Any:
     with quiet_peft():
         tuned: Any = PeftModel.from_pretrained(model, part.folder)
     for module in tuned.modules() if part.weight != 1 else ():
-        if isinstance(module, LoraLayer):
-            module.scale_layer(part.weight)
+        if isinstance(module, LoraLayer):  # whose scale_layer passes over embeddings
+            for name in set(module.active_adapters) & set(module.scaling):
+                module.scaling[name] *= part.weight
     return tuned
 
 

@@ -78,10 +78,15 @@ def logits(base: Path | str, adapters: list[Any] | None = None, combine: Any = "
 
 
 def update(folder: Path, name: str) -> Tensor:
-    """B A of one module, at the adapter's scale."""
+    """B A of one module, at the adapter's scale; transposed for an embedding, zero where the adapter is not on it."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "adapter_model.safetensors")
+    if f"base_model.model.{name}.lora_embedding_A" in tensors:
+        down, up = (tensors[f"base_model.model.{name}.lora_embedding_{factor}"] for factor in "AB")
+        return SCALE * (up @ down).T
+    if f"base_model.model.{name}.lora_A.weight" not in tensors:
+        return torch.zeros(())
     return SCALE * tensors[f"base_model.model.{name}.lora_B.weight"] @ tensors[f"base_model.model.{name}.lora_A.weight"]
 
 
@@ -90,7 +95,7 @@ def summed(base: Path, parts: list[tuple[Path, float]]) -> Tensor:
     model = loading.weights_at(base, torch.float32)
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
                 for folder, weight in parts:
                     module.weight += weight * update(folder, name)
         found: Tensor = model(input_ids=IDS).logits
@@ -100,13 +105,14 @@ def summed(base: Path, parts: list[tuple[Path, float]]) -> Tensor:
 # --- several ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["embed_tokens", "q_proj", "lm_head"]])
 @pytest.mark.parametrize(
     ("combine", "weights"), [("stack", (1, 1)), ("stack", (0.5, -2)), ("cat", (0.7, 0.3)), ("svd", (0.7, 0.3))]
 )
 def test_several_are_the_weighted_sum_of_their_updates(
-    combine: str, weights: tuple[float, float], base: Path, made: Maker
+    combine: str, weights: tuple[float, float], targets: Any, base: Path, made: Maker
 ) -> None:
-    parts = [(made(1), weights[0]), (made(2), weights[1])]
+    parts = [(made(seed, target_modules=targets), weight) for seed, weight in zip((1, 2), weights, strict=True)]
     entries = [{"path": str(folder), "weight": weight} for folder, weight in parts]
     how = {"name": "svd", "rank": 8} if combine == "svd" else combine  # the sum of both ranks: nothing is lost
     found = logits(base, entries, how)
