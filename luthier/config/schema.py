@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
 
 from luthier.config.data_section import DataConfig
 from luthier.config.generation_section import GenerationSettings
@@ -46,6 +46,17 @@ class RunConfig(Section):
     output_dir: Annotated[str, BeforeValidator(_named), AfterValidator(expand_user)] = Field(
         "runs/run", description="The run's folder."
     )
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _saved_within_an_epoch(cls, value: Any, info: ValidationInfo) -> Any:
+        """A stream may be one epoch long: unless asked for something else, it is saved every so many steps, not at its end.
+        The best of evaluations at epochs' ends is saved with them."""
+        data = info.data.get("data")  # missing where something is wrong with it
+        if not isinstance(value, dict) or "save_strategy" in value or data is None or not data.streaming:
+            return value
+        best_of_epochs = value.get("load_best_model_at_end") and value.get("eval_strategy") == "epoch"
+        return value if best_of_epochs else {**value, "save_strategy": "steps"}
 
     def training_problems(self) -> list[str]:
         """Where the sections don't fit each other; the verbs that only look at data do without."""

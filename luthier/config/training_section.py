@@ -148,7 +148,11 @@ class TrainingConfig(Section):
         description="With predict_with_generate: names of metrics of written answers, or mappings with their options "
         "(docs/evaluation.md); unset: rouge and bleu4.",
     )
-    save_strategy: Strategy = Field("epoch", description="When to write a checkpoint.")
+    save_strategy: Strategy = Field(
+        "epoch",
+        description="When to write a checkpoint. With data.streaming, whose only epoch may be the whole run, unset means "
+        "steps; but epoch where load_best_model_at_end takes the best of evaluations by epoch.",
+    )
     save_steps: StepCount = Field(500, description="Steps between checkpoints; below 1: a share of all steps.")
     save_total_limit: int | None = Field(2, ge=1, description="Checkpoints to keep, the best one besides; null: all.")
     load_best_model_at_end: bool = Field(

@@ -217,6 +217,29 @@ def test_a_bare_no_in_yaml_is_a_strategy() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "steps"),
+        ({"save_steps": 2000}, "steps"),
+        ({"save_strategy": "epoch"}, "epoch"),
+        ({"save_strategy": "no"}, "no"),
+        ({"eval_strategy": "epoch"}, "steps"),
+        ({"eval_strategy": "epoch", "load_best_model_at_end": True}, "epoch"),
+    ],
+)
+def test_a_stream_of_one_epoch_is_saved_before_its_end(settings: dict[str, Any], expected: str) -> None:
+    """A run of 20000 steps over a stream that was killed had no checkpoint: its first one was that of the epoch's end."""
+    training = {"max_steps": 20000, **settings}
+    data: dict[str, Any] = {"train": "a.jsonl", "validation": "held.jsonl"}
+    training = {"max_steps": 20000, "eval_strategy": "steps", **settings}
+    streamed = load({"model": "m", "data": {**data, "streaming": True}, "training": training})
+    assert streamed.training.save_strategy == expected
+    if "save_steps" not in settings:
+        in_memory = load({"model": "m", "data": data, "training": training})
+        assert in_memory.training.save_strategy == settings.get("save_strategy", "epoch")
+
+
+@pytest.mark.parametrize(
     ("short", "long"),
     [
         ({"model": "m"}, {"model": {"name": "m"}}),
