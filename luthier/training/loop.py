@@ -148,13 +148,13 @@ def train_step(run: Fit, step: Step) -> None:
         run.loss_steps += 1
     run.window.tokens += int(tokens)
     run.window.targets += int(targets)
-    run.last = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
+    run.window.learning_rate, run.window.grad_norm = learning_rate, norm if math.isfinite(norm) else None
     run.position.index += 1
     run.position.at_end, run.position.place = step.last, dict(step.after)
     state.global_step += 1
     state.epoch = run.position.epoch + run.schedule.epoch_share(run.position.index)
     bridge.fire("step_end")
-    run.report(state.global_step, {**run.last, "tokens": tokens})
+    run.report(state.global_step, {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate, "tokens": tokens})
 
 
 def _refuse_non_finite(run: Fit, step: Step, loss: float, norm: float) -> None:
@@ -223,8 +223,8 @@ def _log(run: Fit) -> None:
         "step": state.global_step,
         "epoch": state.epoch,
         "loss": window.loss_sum / window.steps if window.steps else None,
-        "learning_rate": run.last["learning_rate"],
-        "grad_norm": run.last["grad_norm"] if math.isfinite(run.last["grad_norm"]) else None,
+        "learning_rate": window.learning_rate,
+        "grad_norm": window.grad_norm,
         "tokens": window.tokens,
         "targets": window.targets,
         "seconds": round(window.seconds, 4),

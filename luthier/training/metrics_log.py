@@ -13,13 +13,16 @@ from luthier.foundation.files import write_text
 
 @dataclass(slots=True)
 class Window:
-    """What the steps since the last line added up to. `seconds` leaves out evaluation and saving."""
+    """What the steps since the last line added up to. `seconds` leaves out evaluation and saving; learning_rate and
+    grad_norm are the last step's, the norm None where it is not finite."""
 
     steps: int = 0
     loss_sum: float = 0.0
     tokens: int = 0
     targets: int = 0
     seconds: float = 0.0
+    learning_rate: float | None = None
+    grad_norm: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

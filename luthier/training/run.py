@@ -84,7 +84,6 @@ class Fit:
     position: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
     skipped: int = 0
-    last: dict[str, float] = field(default_factory=dict)
     loss_total: float = 0.0
     loss_steps: int = 0
     saved_at: tuple[int, bool] | None = None

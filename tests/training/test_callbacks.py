@@ -186,6 +186,25 @@ def test_an_epoch_that_a_callback_stopped_stays_stopped_on_resume(tiny_llama: Pa
     assert traces(tmp_path / "run") == whole
 
 
+class LogAtEpochsEnd(TrainerCallback):
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_log = True
+        return control
+
+
+def test_a_line_at_an_epochs_end_is_the_same_on_resume(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """Gone on with from the epoch's last step, the run writes the line before it makes a step itself."""
+    settings = {"max_steps": 12, "logging_steps": 5, "save_steps": 6, "save_total_limit": None}
+    config = config_for(tiny_llama, rows, tmp_path / "run", **settings, callbacks=[f"{__name__}.LogAtEpochsEnd"])
+    luthier.train(config)
+    whole = traces(tmp_path / "run")
+    assert [line["step"] for line in whole["lines"]] == [5, 6, 10, 12]
+    for path in (tmp_path / "run" / "checkpoints" / "step-00000012", tmp_path / "run" / "final"):
+        shutil.rmtree(path)
+    luthier.train(config, resume=True)
+    assert traces(tmp_path / "run") == whole
+
+
 class SaveAtThree(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_save = control.should_evaluate = control.should_log = state.global_step == 3
