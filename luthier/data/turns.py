@@ -13,6 +13,8 @@ from luthier.data.tool_calls import tool_calls, tool_definitions
 
 LARGEST_WEIGHT = 10_000  # sums of larger ones lose the smaller in float32
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+TRAINED = ("train", "training", "loss")  # whether a turn is: the first two axolotl's usual keys, the last ms-swift's
+OTHER_WEIGHTS = ("train_detail", "training_detail", "loss_scale", "loss_mask", "mask")  # theirs, of parts of a turn too
 TRAILING_USER = "last user turn without an answer removed"
 TRAILING_TOOL = "last tool turn without an answer removed"
 EMPTY_ANSWER = "empty answer (context only)"
@@ -225,18 +227,30 @@ def _content(value: Any, where: str) -> str:
 
 
 def _weight(value: Mapping[str, Any], role: Role, place: str) -> float:
-    """The turn's loss weight from `weight` (a number) or `train` (true or false); null means it is not given."""
-    weight, train = value.get("weight"), value.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise RowError(f"{place}.train is {shown(train)}; it must be true or false.")
+    """The turn's loss weight from `weight` (a number) or one of `TRAINED` (true or false); null means it is not given.
+
+    Raises:
+        RowError: another value, two that contradict each other, a question to be trained, weights that are not read.
+    """
+    unread = next((key for key in OTHER_WEIGHTS if value.get(key) not in (None, [])), None)
+    if unread is not None:
+        raise RowError(
+            f"{place} has {unread!r}, which is not read. A turn is trained as a whole or not at all: write weight (a "
+            "number) or train (true or false) in its place, or remove it."
+        )
+    said = {key: value[key] for key in ("weight", *TRAINED) if value.get(key) is not None}
+    weight = said.get("weight")
+    for key in TRAINED:
+        if key in said and not isinstance(said[key], bool):
+            raise RowError(f"{place}.{key} is {shown(said[key])}; it must be true or false.")
     if weight is not None and not (is_finite(weight) and 0 <= weight <= LARGEST_WEIGHT):
         raise RowError(f"{place}.weight is {shown(weight)}; it must be a number from 0 to {LARGEST_WEIGHT:,}.")
-    if weight is not None and train is not None and (weight > 0) != train:
-        raise RowError(f"{place} has weight {shown(weight)} and train {train!r}, which contradict each other.")
+    if len({bool(one) for one in said.values()}) > 1:
+        found = " and ".join(f"{key} {shown(one)}" for key, one in said.items())
+        raise RowError(f"{place} has {found}, which contradict each other.")
+    trained = all(said.values())
     if role != "assistant":
-        if weight or train:
+        if said and trained:
             raise RowError(f"{place} is of {role} and asks to be trained; only assistant turns are.")
-        return 1.0 if weight is None and train is None else 0.0
-    if weight is not None:
-        return float(weight)
-    return 1.0 if train is None or train else 0.0
+        return 0.0 if said else 1.0
+    return float(weight) if weight is not None else float(trained)

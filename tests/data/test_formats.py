@@ -64,6 +64,11 @@ def test_openai() -> None:
     assert turns({"messages": [USER, {**ANSWER, "weight": 0.25}]})[1] == ("assistant", "a", 0.25)
     assert turns({"messages": [USER, {**ANSWER, "train": False}]})[1] == ("assistant", "a", 0.0)
     assert turns({"messages": [USER, {**ANSWER, "train": True, "weight": None}]})[1] == ("assistant", "a", 1.0)
+    for key in ("training", "loss"):
+        again = [USER, {**ANSWER, key: False}, {**USER, key: False}, {**ANSWER, key: True}]
+        assert [weight for _, _, weight in turns({"messages": again})] == [1.0, 0.0, 0.0, 1.0]
+    assert turns({"messages": [USER, {**ANSWER, "loss": True, "weight": 0.5}]})[1] == ("assistant", "a", 0.5)
+    assert turns({"messages": [USER, {**ANSWER, "loss_scale": None, "train_detail": []}]})[1] == ("assistant", "a", 1.0)
     assert turns({"messages": [{"role": "developer", "content": "s"}, USER, ANSWER]})[0] == ("system", "s", 1.0)
     parts = [{"type": "text", "text": "q1 "}, {"type": "text", "text": "q2"}]
     assert turns({"messages": [{"role": "user", "content": parts}, ANSWER]})[0] == ("user", "q1 q2", 1.0)
@@ -191,6 +196,14 @@ BAD_ROWS = [
         "messages[1].train is 'yes'; it must be true or false",
     ),
     ({"messages": [USER, {**ANSWER, "train": False, "weight": 1}]}, "openai", "contradict each other"),
+    ({"messages": [USER, {**ANSWER, "loss": 0.5}]}, "openai", "messages[1].loss is 0.5; it must be true or false"),
+    ({"messages": [USER, {**ANSWER, "train": True, "loss": False}]}, "openai", "has train True and loss False, which"),
+    ({"messages": [USER, {**ANSWER, "loss_scale": 0.5}]}, "openai", "messages[1] has 'loss_scale', which is not read"),
+    (
+        {"conversations": [HUMAN, {**GPT, "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]}]},
+        "sharegpt",
+        "conversations[1] has 'train_detail', which is not read",
+    ),
     ({"messages": [{**USER, "train": True}, ANSWER]}, "openai", "is of user and asks to be trained"),
     (
         {"messages": [{"role": "system", "content": "s"}, USER, ANSWER], "system": "t"},

@@ -1,5 +1,5 @@
-"""OpenAI messages: a list of turns with role and content; an assistant turn may carry `weight` or `train`, and
-`tool_calls`, which turns of role `tool` answer."""
+"""OpenAI messages: a list of turns with role and content; an assistant turn may carry `weight` or `train` (or another
+name of it), and `tool_calls`, which turns of role `tool` answer."""
 
 from __future__ import annotations
 
