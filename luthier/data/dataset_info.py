@@ -38,7 +38,7 @@ FORMATS: Mapping[tuple[str, bool, bool], tuple[str, Mapping[str, str]]] = {
     ("alpaca", True, False): ("alpaca_pair", {**_ALPACA, **_PAIR}),
     ("sharegpt", True, False): ("sharegpt_pair", {"messages": "conversations", **_PAIR, **_COMMON}),
     ("openai", True, False): ("openai_pair", {"messages": "prompt", **_PAIR, **_COMMON}),
-    ("alpaca", False, True): ("kto", {"prompt": "prompt", "response": "completion", "kto_tag": "label", **_COMMON}),
+    ("alpaca", False, True): ("kto", {**_ALPACA, "prompt": "prompt", "response": "completion", "kto_tag": "label"}),
     ("sharegpt", False, True): ("kto", {"messages": "messages", "kto_tag": "label", **_COMMON}),
     ("openai", False, True): ("kto", {"messages": "messages", "kto_tag": "label", **_COMMON}),
 }

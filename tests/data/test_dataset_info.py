@@ -155,6 +155,18 @@ def test_rows_through_a_registry(write) -> None:
             ["p", "c"],
             {"messages", "system"},
         ),
+        (
+            {"instruction": "i", "input": "n", "output": "o", "turns": [["q", "a"]], "history": [], "label": False},
+            {"columns": {"prompt": "instruction", "query": "input", "response": "output", "history": "turns", "kto_tag": "label"}},
+            ["q", "a", "i\nn", "o"],
+            {"history"},
+        ),
+        (
+            {"instruction": "i", "input": "n", "output": "o", "history": [["q", "a"]], "label": False},
+            {"columns": {"query": "instruction", "response": "output", "kto_tag": "label"}},
+            ["i", "o"],
+            {"input", "history"},
+        ),
     ],
 )  # fmt: skip
 def test_columns_that_a_registry_does_not_name_are_not_read(

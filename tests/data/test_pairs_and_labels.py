@@ -115,6 +115,16 @@ def test_judged_answers(row: dict) -> None:
     assert convert(row) == ("kto", LabelledConversation((PROMPT[0], Message("assistant", "good")), True, ORIGIN))
 
 
+def test_a_judged_answer_beside_an_input_and_a_history() -> None:
+    row = {"prompt": "q", "input": "n", "history": [["a", "b"]], "completion": "good", "label": True}
+    columns = {"input": "input", "history": "history"}
+    contents = [[turn.content for turn in convert(row, columns=said)[1].messages] for said in ({}, columns)]
+    assert contents == [["q", "good"], ["a", "b", "q\nn", "good"]]
+    with pytest.raises(RowError, match="the field 'input' stands beside 'prompt', which is a list of turns"):
+        convert({**row, "prompt": [USER]}, columns=columns)
+    assert convert({**row, "prompt": [USER], "input": "", "history": []}, columns=columns)[0] == "kto"
+
+
 @pytest.mark.parametrize("label", [2, "yes", None, [True], 0.5])
 def test_labels_that_judge_nothing(label) -> None:
     with pytest.raises(RowError, match="it must be true or false"):

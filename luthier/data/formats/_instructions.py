@@ -27,10 +27,10 @@ class InstructionOptions(FormatOptions):
     REQUIRED: ClassVar[tuple[str, ...]] = ("instruction", "output")
 
 
-def question_of(row: RawRow, options: FormatOptions) -> str:
-    """The instruction and, after a line break, the input."""
-    instruction, given = text_of(row, options, "instruction"), text_of(row, options, "input")
-    return "\n".join(part for part in (instruction, given) if part)
+def question_of(row: RawRow, options: FormatOptions, part: str = "instruction") -> str:
+    """The instruction, which the format may call otherwise, and, after a line break, the input."""
+    instruction, given = text_of(row, options, part), text_of(row, options, "input")
+    return "\n".join(text for text in (instruction, given) if text)
 
 
 def answered(row: RawRow, options: FormatOptions) -> Conversation:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from luthier.data.columns import NOWHERE, fields_found, value_of
-from luthier.data.formats._preferences import answer_of, is_judgement, judgement, prompt_of
+from luthier.data.formats._instructions import history_of, question_of
+from luthier.data.formats._preferences import answer_of, is_judgement, judgement
 from luthier.data.layouts import OPENAI, SHAREGPT, Layout, TurnOptions
 from luthier.data.records import LabelledConversation, Message, RawRow, RowError
 from luthier.data.turns import AROUND, around, conversation, holds_turns, turns_of
@@ -22,6 +23,8 @@ class Options(TurnOptions):
         "prompt": "prompt",
         "completion": "completion",
         "label": "label",
+        "input": NOWHERE,  # LLaMA-Factory's, read where they are named: beside a prompt that is text
+        "history": NOWHERE,
         **AROUND,
     }
     REQUIRED: ClassVar[tuple[str, ...]] = ("label",)
@@ -84,6 +87,12 @@ def _turns(row: RawRow, options: Options, layout: Layout) -> list[Message]:
     if prompt is None:
         lacking = f"has no {name!r}" if column == NOWHERE else f"has neither {column!r} nor {name!r}"
         raise RowError(f"{lacking}; fields found: {fields_found(row.values)}.")
-    return prompt_of(prompt, name, layout) + answer_of(
-        value_of(row, options, "completion"), options.column("completion"), layout
-    )
+    answer = answer_of(value_of(row, options, "completion"), options.column("completion"), layout)
+    if not isinstance(prompt, list):
+        return [*history_of(row, options), Message("user", question_of(row, options, "prompt")), *answer]
+    for part in ("input", "history"):
+        if value_of(row, options, part):
+            raise RowError(
+                f"the field {options.column(part)!r} stands beside {name!r}, which is a list of turns; one must go."
+            )
+    return turns_of(prompt, name, layout) + answer
