@@ -18,7 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from luthier.commands.refusals import read
+from luthier.config.files import ConfigLoader
+from luthier.config.yaml_text import flow
 from luthier.foundation.errors import UserError
 from luthier.foundation.ranks import is_launched
 
@@ -143,9 +147,7 @@ def command_line(
     """The command that starts the same run, without secrets."""
     if source is not None and not isinstance(source, (str, Path)):
         return "luthier.train(config)"  # which trusts no code
-    shown = [setting for setting in overrides if not setting.startswith("model.token=")]
-    if any("token" in setting for setting in shown):  # inside model={...}
-        shown = [setting for setting in shown if not setting.startswith("model=")] + ["model=..."]
+    shown = [_without_token(setting) for setting in overrides if not setting.startswith("model.token=")]
     launcher = ["torchrun", "...", "-m", "luthier.cli"] if is_launched() else ["luthier"]
     ours = os.environ.get(PROCESSES)
     flags = ["--nproc-per-node", ours] if ours is not None else []
@@ -153,6 +155,15 @@ def command_line(
         launcher = ["luthier"]
     flags += ["--trust-remote-code"] if trust_remote_code else []
     return shlex.join([*launcher, "train", *([str(source)] if source is not None else []), *shown, *flags])
+
+
+def _without_token(setting: str) -> str:
+    """A setting as it was given, but a hub's token inside `model={...}`."""
+    key, _, text = setting.partition("=")
+    value = yaml.load(text, Loader=ConfigLoader) if key == "model" else None  # noqa: S506 - it is a SafeLoader
+    if not isinstance(value, dict) or "token" not in value:
+        return setting
+    return f"model={flow({name: item for name, item in value.items() if name != 'token'})}"
 
 
 def resuming(command: str) -> str:

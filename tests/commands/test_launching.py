@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_the_command_that_goes_on_trusts_the_models_code_as_the_first_did(monkey
     monkeypatch.setenv(launching.PROCESSES, "2")
     command = command_line("c.yaml", [], trust_remote_code=True)
     assert resuming(command) == "luthier train c.yaml --nproc-per-node 2 --trust-remote-code --resume"
+
+
+def test_the_command_leaves_out_a_token_and_nothing_else() -> None:
+    for kept in (
+        ["training.tokens_per_batch=auto"],
+        ["model=m", "data.train=tokens.jsonl", "output_dir=runs/new-tokens"],
+        ["model=smol-tokens", "training.seed=3"],
+        ["model={name: m, tokenizer: t, from_scratch: true}"],
+    ):
+        assert shlex.split(command_line("c.yaml", kept)) == ["luthier", "train", "c.yaml", *kept]
+    given = ["model={name: m, token: hf_SECRET, dtype: float32}", "model.token=hf_SECRET", "training.seed=3"]
+    shown = shlex.split(command_line(None, given))
+    assert shown == ["luthier", "train", "model={name: m, dtype: float32}", "training.seed=3"]
 
 
 def test_a_run_notes_and_names_it_with_the_flag(
