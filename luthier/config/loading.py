@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from luthier.config import plugins
+from luthier.config.adapters_section import AdapterEntry, CombineConfig
 from luthier.config.files import ConfigLoader, read_file
 from luthier.config.foreign_keys import TRANSFORMERS
 from luthier.config.generation_section import GenerationSettings
@@ -354,7 +355,8 @@ def sections() -> dict[str, type[BaseModel]]:
     for key, (registry, _) in CHOICES.items():
         for name in registry.names():
             found[f"{key}:{name}"] = registry.load(name).Options
-    return found
+    # last: a misplaced rank or path is told of the method's and the data's place first
+    return {**found, "model.adapters.0": AdapterEntry, "model.combine": CombineConfig}
 
 
 def all_keys() -> list[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import BaseModel
 
 from luthier.commands import config as command
 from luthier.config.documentation import json_schema, key_helps
-from luthier.config.loading import all_keys
+from luthier.config.loading import all_keys, sections
+from luthier.config.schema import RunConfig
+from luthier.config.sections import PluginOptions, Section, plain_types
 from luthier.foundation.errors import UserError
 
 
@@ -22,6 +25,15 @@ def test_the_listing_has_every_key() -> None:
     lines = command.listing().splitlines()
     listed = {line.split(":")[0] for line in lines if not line.startswith((" ", "#"))} - {""}
     assert listed == set(all_keys()) - {"stage.name", "method.name", "training.optim.name"}
+
+
+def test_every_section_is_listed() -> None:
+    def within(section: type[BaseModel]) -> set[type[BaseModel]]:
+        kinds = {kind for field in section.model_fields.values() for kind in plain_types(field.annotation)}
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        return {section}.union(*(within(kind) for kind in inner if not issubclass(kind, PluginOptions)))
+
+    assert within(RunConfig) <= set(sections().values())
 
 
 def test_types_in_words() -> None:
@@ -79,6 +91,9 @@ def test_every_reference_in_the_json_schema_resolves() -> None:
         ("data.train.0.system", "System prompt"),
         ("data.train.3.system", "System prompt"),
         ("data.train", "data.train.0.columns"),
+        ("model.combine", "magnitude_prune_svd"),
+        ("model.combine.density", "Share of the numbers"),
+        ("model.adapters.1.weight", "The update counts this many times"),
         (None, "output_dir"),
     ],
 )

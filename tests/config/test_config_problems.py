@@ -36,6 +36,12 @@ def with_data(**settings: Any) -> dict[str, Any]:
         (with_training(learning_rte=1), "training.learning_rte: unknown key; did you mean learning_rate"),
         (with_data(cutof_length=5), "data.cutof_length: unknown key; did you mean cutoff_length"),
         ({**GOOD, "cutoff_length": 5}, "cutoff_length: unknown key here; luthier has it as data.cutoff_length"),
+        ({**GOOD, "rank": 5}, "rank: unknown key here; luthier has it as method.rank"),
+        ({**GOOD, "path": "a"}, "path: unknown key here; luthier has it as data.train.0.path"),
+        (
+            {**GOOD, "model": {"name": "m", "density": 0.3}},
+            "model.density: unknown key here; luthier has it as model.combine.density",
+        ),
         ({**GOOD, "num_train_epoch": 5}, "did you mean training.num_train_epochs"),
         ({**GOOD, "learning-rate": 5}, "learning-rate: unknown key; did you mean training.learning_rate"),
         (
