@@ -110,20 +110,15 @@ def train(
     from luthier.commands.launching import launch, processes_for
 
     source, overrides = split_config(config, settings)
-    processes = processes_for(source, overrides, nproc_per_node)
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "trust_remote_code": trust_remote_code}
+    processes = processes_for(source, overrides, nproc_per_node, **how)
     if processes > 1:
-        flags = {
-            "--resume": resume,
-            "--overwrite": overwrite,
-            "--trust-remote-code": trust_remote_code,
-            "--json": as_json,
-            "--debug": context.obj,
-        }
-        given = [config or "", *(settings or ()), *(flag for flag, on in flags.items() if on)]
+        flags = {**how, "json": as_json, "debug": context.obj}
+        given = [config, *(settings or ()), *(f"--{name.replace('_', '-')}" for name, on in flags.items() if on)]
         raise typer.Exit(launch(["train", *filter(None, given)], processes))
     from luthier.commands.train import train as command
 
-    result = command(source, overrides, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    result = command(source, overrides, **how)
     report(result, as_json)
 
 

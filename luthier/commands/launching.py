@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from luthier.commands.refusals import read
+from luthier.commands import refusals, run_folder
 from luthier.config.files import ConfigLoader
 from luthier.config.yaml_text import flow
 from luthier.foundation.errors import UserError
@@ -32,28 +32,44 @@ SECONDS_TO_END = 30.0  # and before they are killed
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def processes_for(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str], asked: int | None) -> int:
+def processes_for(
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    asked: int | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> int:
     """How many processes a run is to have on this machine: those asked for, else one for each of several GPUs.
 
+    What can be refused is, before torch is imported to count them, which takes seconds, and before each would meet it.
+
     Raises:
-        UserError: a launcher started this process already; the config can't be read, or has an engine for one process.
+        UserError: a launcher started this process already; the config can't be read, names what is not there, or has an
+            engine for one process; its folder is in use.
     """
     if is_launched():
         if asked is not None:
             raise UserError("--nproc-per-node was given to a process that a launcher started.", "Leave it to torchrun.")
         return 1
-    training = read(source, overrides).training  # before torch is imported, which takes seconds
-    if asked is None and (training.use_cpu or training.engine == "single"):
-        return 1
-    if asked is None:
-        import torch
-
-        return max(1, torch.cuda.device_count())
-    if asked > 1 and training.engine == "single":
+    config = refusals.read(source, overrides)
+    training = config.training
+    if asked is not None and asked > 1 and training.engine == "single":
         raise UserError(
             f"--nproc-per-node is {asked}, but training.engine is single.", "Set training.engine to auto or ddp."
         )
-    return asked
+    if asked == 1 or (asked is None and (training.use_cpu or training.engine == "single")):
+        return 1
+    command = command_line(source, overrides, trust_remote_code=trust_remote_code, processes=asked)
+    folder = Path(config.output_dir)
+    run_folder.check_claim(folder, resume=resume, overwrite=overwrite, resume_command=resuming(command))
+    refusals.check(config, may_fetch=False)
+    if asked is not None:
+        return asked
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -142,14 +158,19 @@ def _free_port() -> int:
 
 
 def command_line(
-    source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str], *, trust_remote_code: bool = False
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    *,
+    trust_remote_code: bool = False,
+    processes: int | None = None,
 ) -> str:
-    """The command that starts the same run, without secrets."""
+    """The command that starts the same run, without secrets; `processes`: as many as were asked for, None: as the
+    launcher says."""
     if source is not None and not isinstance(source, (str, Path)):
         return "luthier.train(config)"  # which trusts no code
     shown = [_without_token(setting) for setting in overrides if not setting.startswith("model.token=")]
     launcher = ["torchrun", "...", "-m", "luthier.cli"] if is_launched() else ["luthier"]
-    ours = os.environ.get(PROCESSES)
+    ours = str(processes) if processes is not None else os.environ.get(PROCESSES)
     flags = ["--nproc-per-node", ours] if ours is not None else []
     if flags:
         launcher = ["luthier"]

@@ -55,8 +55,11 @@ def read(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]
         raise ConfigError([*error.problems, *more.lines()], error.where) from None
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, *, may_fetch: bool = True) -> None:
     """Refuse a config whose model, files, template, schedule, callbacks or optimizer can't be used.
+
+    Args:
+        may_fetch: whether a model of a hub's is fetched, where nothing else is wrong, to be looked at.
 
     Raises:
         ConfigError: several problems. UserError: the only one.
@@ -80,7 +83,7 @@ def check(config: RunConfig) -> None:
     package = training.optim.package
     if package is not None and find_spec(package) is None:
         problems.append(MissingExtraError(package, "optimizers", f"training.optim: {training.optim.name}"))
-    problems[:0] = _not_found(config, may_fetch=not problems)
+    problems[:0] = _not_found(config, may_fetch=may_fetch and not problems)
     if len(problems) == 1:
         raise problems[0]
     if problems:

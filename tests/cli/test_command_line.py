@@ -143,7 +143,7 @@ def test_an_error_has_its_json_too(
 
 def test_a_setting_may_stand_where_the_config_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = stand_in(monkeypatch, "train")
-    monkeypatch.setattr("luthier.commands.launching.processes_for", lambda *_: 1)  # it reads the config
+    monkeypatch.setattr("luthier.commands.launching.processes_for", lambda *_, **__: 1)  # it reads the config
     cli.main(["train", "model=m", "data.train=a.jsonl", "--resume"])
     assert recorder.args == (None, ["model=m", "data.train=a.jsonl"])
     assert recorder.kwargs == {"resume": True, "overwrite": False, "trust_remote_code": False}

@@ -167,20 +167,42 @@ def test_what_can_be_refused_before_weights_are_read_is(
     assert "weights were read" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "plan"])
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--nproc-per-node", "2"], ["plan"]])
 def test_what_is_not_there_is_said_before_torch_is_imported(
-    verb: str, tiny_llama: Path, rows: Path, tmp_path: Path
+    arguments: list[str], tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:
     """In the half second that the checks take, not after the libraries' imports."""
-    config = config_for(tiny_llama, rows, tmp_path / "run")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    program = "import sys; from luthier.cli import main; print(main(sys.argv[1:]), {'torch', 'transformers'} & {*sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", program, verb, str(tmp_path / "config.json"), "data.train=no/such.jsonl"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = status_and_imports([*arguments, config_file(tiny_llama, rows, tmp_path), "data.train=no/such.jsonl"])
     assert "'no/such.jsonl' does not exist" in done.stderr
     assert done.stdout == "2 set()\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--nproc-per-node", "2"]])
+def test_a_used_folder_is_said_before_torch_is_imported(
+    flags: list[str], tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("metrics.jsonl", "run.json"):
+        (tmp_path / "run" / name).write_text("{}\n")
+    file = config_file(tiny_llama, rows, tmp_path)
+    done = status_and_imports(["train", file, "--trust-remote-code", *flags])
+    going_on = " ".join(["luthier", "train", file, *flags, "--trust-remote-code", "--resume"])
+    assert f"go on with `{going_on}` (resume=True in Python)" in done.stderr
+    assert done.stdout == "2 set()\n"
+
+
+def config_file(model: Path, rows: Path, folder: Path) -> str:
+    """A config that may use GPUs, as people's do: `train` counts them."""
+    config = config_for(model, rows, folder / "run")
+    del config["training"]["use_cpu"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder / "config.json")
+
+
+def status_and_imports(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """`luthier ARGUMENTS`, which prints its status and which of torch and transformers it imported."""
+    program = "import sys; from luthier.cli import main; print(main(sys.argv[1:]), {'torch', 'transformers'} & {*sys.modules})"
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
 
 
 def test_a_used_folder(tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_the_end_of_the_terminal_is_passed_on_but_under_nohup(monkeypatch: pytes
 
 def test_every_flag_reaches_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Sequence[str]] = []
-    monkeypatch.setattr(launching, "processes_for", lambda *_: 2)
+    monkeypatch.setattr(launching, "processes_for", lambda *_, **__: 2)
     monkeypatch.setattr(launching, "launch", lambda arguments, processes: given.append(arguments) or 5)
     flags = ["--resume", "--overwrite", "--trust-remote-code", "--json", "--debug"]
     assert cli.main(["train", "c.yaml", "training.seed=3", *flags]) == 5

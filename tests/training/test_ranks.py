@@ -171,9 +171,10 @@ def test_what_the_first_rank_refuses_ends_the_others_without_a_word(two: tuple[P
 
 def test_what_all_ranks_refuse_is_told_once(tiny_llama: Path, tmp_path: Path) -> None:
     config = settings(tiny_llama, tmp_path)
-    config["data"]["train"] = str(tmp_path / "nothing.jsonl")
+    (tmp_path / "odd.jsonl").write_text('{"frage": "a", "antwort": "b"}\n')  # which is met when rows are read
+    config["data"]["train"] = str(tmp_path / "odd.jsonl")
     done = start(config, tmp_path)
-    assert done.stderr.count("nothing.jsonl") == 1
+    assert done.stderr.count("error: ") == done.stderr.count("odd.jsonl") == 1
     assert done.returncode == 2
 
 
