@@ -182,7 +182,7 @@ def test_pure_bf16(method: str, tiny_llama: Path, rows: Path, tmp_path: Path) ->
     assert {value.dtype for value in load_file(weights).values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+@pytest.mark.parametrize("modules", [["lm_head"], ["model.embed_tokens"], ["lm_head", "embed_tokens"]])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_new_tokens_beside_modules_to_save(kind: str, modules: list[str], rows: Path, tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base", kind, template=None)

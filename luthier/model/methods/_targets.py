@@ -146,6 +146,17 @@ def named(full: str, name: str) -> bool:
     return full == name or full.endswith(f".{name}")
 
 
+def exact_names(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """Names by which peft finds the modules that `names` mean here, and no others: it takes whatever ends so, be it
+    within a part (with `norm` each `input_layernorm` too). Where that would be more, they are full names."""
+    modules = dict(model.named_modules())
+    found: list[str] = []
+    for name in names:
+        meant = [full for full in modules if named(full, name)]
+        found += [name] if meant == [full for full in modules if full.endswith(name)] else meant
+    return list(dict.fromkeys(found))
+
+
 def fits(module: nn.Module, embeddings: bool) -> bool:
     """Whether an update can stand beside a module."""
     from torch import nn

@@ -25,7 +25,15 @@ from luthier.foundation.files import write_json
 from luthier.model.inspection import MENDING
 from luthier.model.method import Apply, trainable_to_float32
 from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
-from luthier.model.methods._targets import ALL_LINEAR, TargetModules, check_rank, check_targets, has_conv1d, named
+from luthier.model.methods._targets import (
+    ALL_LINEAR,
+    TargetModules,
+    check_rank,
+    check_targets,
+    exact_names,
+    has_conv1d,
+    named,
+)
 from luthier.model.quantization import is_quantized, quantized_layers
 
 if TYPE_CHECKING:
@@ -67,7 +75,8 @@ class Options(MethodOptions):
         "less; 1: every layer has the same.",
     )
     modules_to_save: list[str] = Field(
-        default_factory=list, description="Further modules that learn whole, such as lm_head."
+        default_factory=list,
+        description="Further modules that learn whole, such as lm_head: names, or their last parts.",
     )
 
     recommended_learning_rate: ClassVar[float] = 2e-4
@@ -194,7 +203,7 @@ class Lora(PeftMethod):
             use_rslora=own.use_rslora,
             use_dora=own.use_dora,
             init_lora_weights=True if bare else own.init,
-            modules_to_save=list(own.modules_to_save) or None,  # peft changes the list it is given
+            modules_to_save=exact_names(model, own.modules_to_save) or None,
             trainable_token_indices=self._token_rows(model, how),
             # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
             ensure_weight_tying=self._learns_a_tied_end(model),
@@ -232,6 +241,11 @@ class Lora(PeftMethod):
                 tensors[name] = torch.cat([known, rows[len(known) :]])
         set_peft_model_state_dict(model, tensors)
 
+    @property
+    def _whole(self) -> set[str]:
+        """Last parts of the names of what learns whole."""
+        return {name.split(".")[-1] for name in self.options.modules_to_save}
+
     def _check_rank(self, model: PreTrainedModel) -> None:
         own = self.options
         targets = own.target_modules
@@ -253,7 +267,7 @@ class Lora(PeftMethod):
         tied = model.config.get_text_config().tie_word_embeddings
         modules = [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()])
         names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
-        whole = set(self.options.modules_to_save)  # those learn every row anyway
+        whole = self._whole  # those learn every row anyway
         if tied and whole & {names[id(model.get_output_embeddings())], names[id(modules[0])]}:
             return None
         return {
@@ -272,7 +286,7 @@ class Lora(PeftMethod):
             return False
         ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
         own = {name.split(".")[-1] for name, module in model.named_modules() if id(module) in ends}
-        chosen = own & {name.split(".")[-1] for name in self.options.modules_to_save}
+        chosen = own & self._whole
         if chosen and not chosen & set(EMBEDDING_LAYER_NAMES):
             known = sorted((own - chosen) & set(EMBEDDING_LAYER_NAMES))
             raise ModelError(
@@ -290,7 +304,7 @@ class Lora(PeftMethod):
         if head is None or getattr(head, "bias", None) is None:
             return
         names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
-        name, whole = names[id(head)], set(self.options.modules_to_save)
+        name, whole = names[id(head)], self._whole
         tied = model.config.get_text_config().tie_word_embeddings
         if tied and (how.new_token_ids or whole & {name, names[id(model.get_input_embeddings())]}):
             raise ModelError(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
 from pydantic import ValidationError
 from transformers import TrainerState
 
@@ -122,6 +123,27 @@ def test_lora_is_pefts_own(options: dict, peft: dict) -> None:
     own, reference = ours.state_dict(), theirs.state_dict()
     assert own.keys() == reference.keys()
     assert all(torch.equal(own[name], value) for name, value in reference.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("llama", "norm", {"model.norm"}),
+        ("llama", "layers.1.mlp", {"model.layers.1.mlp"}),
+        ("llama", "input_layernorm", {f"model.layers.{index}.input_layernorm" for index in range(3)}),
+        ("gpt2", "attn", {f"transformer.h.{index}.attn" for index in range(3)}),
+    ],
+)
+def test_modules_learn_whole_by_parts_of_their_names(kind: str, name: str, expected: set[str], tmp_path: Path) -> None:
+    """peft takes any ending of a name: input_layernorm for norm, c_attn for attn. What is saved says the same to it."""
+    method = lora.build(
+        lora.Options(modules_to_save=[name], target_modules=[{"llama": "q_proj", "gpt2": "c_fc"}[kind]])
+    )
+    made: Any = method.apply(tiny_model(kind), HOW)
+    method.save(made, tmp_path)
+    for model in (made, PeftModel.from_pretrained(tiny_model(kind), tmp_path)):
+        inner = model.get_base_model()
+        assert {full for full, part in inner.named_modules() if isinstance(part, ModulesToSaveWrapper)} == expected
 
 
 def test_lora_finds_conv1d_of_gpt2() -> None:
