@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from luthier.foundation.errors import ModelError
 from luthier.model.heads import save_with_adapter
 from luthier.model.method import METHOD_STATE, Apply, Method, refuse_new_tokens, trainable_to_float32
+from luthier.model.methods._experts import asked_updates, compare_updates
 from luthier.model.plain_peft import without_bitsandbytes
 from luthier.model.quantization import has_quantized
 from luthier.model.quiet import quiet_peft
@@ -58,6 +59,8 @@ class PeftMethod(Method):
         self.check_model(model)
         if how.head is not None:
             save_with_adapter(config, model)
+        targets: Any = getattr(self.options, "target_modules", [])
+        asked = asked_updates(model, targets)
         torch.manual_seed(how.seed)
         try:
             with quiet_peft():
@@ -67,6 +70,8 @@ class PeftMethod(Method):
                 f"peft can't put {self.options.name} on {type(model).__name__} so: {error}",
                 "Change the method's settings.",
             ) from error
+        if asked and how.adapter is None:
+            compare_updates(tuned, asked, targets)
         self.start(tuned)
         tuned.peft_config["default"].base_model_name_or_path = how.base_name
         tuned.peft_config["default"].revision = how.revision

@@ -64,7 +64,7 @@ def check_targets(
     if problems:
         raise ModelError(
             f"{'; '.join(problems)}, which matches no module of {type(model).__name__} that an update can stand beside.",
-            f"Its linear modules are: {', '.join(sorted(linear_kinds(model)))}; all-linear takes them all.",
+            f"Its linear modules are: {', '.join(sorted(linear_kinds(model)))}; all-linear means them all.",
         )
 
 
@@ -82,7 +82,7 @@ def check_rank(
     """
     widths: dict[str, int] = {}
     for full, module in model.named_modules():
-        if _is_target(model, full, module, targets):
+        if is_target(model, full, module, targets):
             kind, width = full.split(".")[-1], min(widths_of(module))
             widths[kind] = min(width, widths.get(kind, width))
     narrow = sorted(kind for kind, width in widths.items() if width < rank)
@@ -110,7 +110,8 @@ def widths_of(module: Any) -> tuple[int, int]:
     return getattr(module, names[0]), getattr(module, names[1])
 
 
-def _is_target(model: PreTrainedModel, full: str, module: nn.Module, targets: str | list[str]) -> bool:
+def is_target(model: PreTrainedModel, full: str, module: nn.Module, targets: str | list[str]) -> bool:
+    """Whether targets mean a module of a bare model."""
     if not fits(module, embeddings=True):
         return False
     if targets == ALL_LINEAR:

@@ -24,6 +24,7 @@ from luthier.foundation.errors import ModelError
 from luthier.foundation.files import write_json
 from luthier.model.inspection import MENDING
 from luthier.model.method import Apply, trainable_to_float32
+from luthier.model.methods._experts import exact_targets
 from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
 from luthier.model.methods._targets import (
     ALL_LINEAR,
@@ -53,7 +54,8 @@ class Options(MethodOptions):
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
     target_modules: TargetModules = Field(
         ALL_LINEAR,
-        description="Modules that get an update: all-linear (the head excepted), names, or a regular expression.",
+        description="Modules that get an update: all-linear (the head excepted), names, or a regular expression. A "
+        "mixture of experts takes some otherwise, and a run says which get none: see docs/methods.md.",
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank).")
     use_dora: bool = Field(False, description="Learn magnitude and direction apart.")
@@ -199,7 +201,7 @@ class Lora(PeftMethod):
             lora_alpha=own.alpha,  # type: ignore[arg-type, unused-ignore]
             lora_dropout=own.dropout,
             bias=own.bias,
-            target_modules=own.target_modules,
+            target_modules=exact_targets(model, own.target_modules),
             use_rslora=own.use_rslora,
             use_dora=own.use_dora,
             init_lora_weights=True if bare else own.init,

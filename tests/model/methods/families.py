@@ -63,6 +63,38 @@ def family_model(kind: str) -> PreTrainedModel:
             transformers.MixtralForCausalLM,
             {**grouped, "num_local_experts": 4, "num_experts_per_tok": 2},
         ),
+        # the first layer is dense, the second has a shared expert
+        "deepseek": (
+            transformers.DeepseekV3Config,
+            transformers.DeepseekV3ForCausalLM,
+            {
+                **grouped,
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 24,
+                "first_k_dense_replace": 1,
+                "n_routed_experts": 4,
+                "n_shared_experts": 1,
+                "num_experts_per_tok": 2,
+                "n_group": 1,
+                "topk_group": 1,
+                "q_lora_rank": None,
+                "kv_lora_rank": 16,
+                "qk_rope_head_dim": 4,
+                "qk_nope_head_dim": 4,
+                "v_head_dim": 8,
+            },
+        ),
+        "qwen2_moe": (
+            transformers.Qwen2MoeConfig,
+            transformers.Qwen2MoeForCausalLM,
+            {
+                **grouped,
+                "moe_intermediate_size": 24,
+                "shared_expert_intermediate_size": 24,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+            },
+        ),
         "glm": (transformers.GlmConfig, transformers.GlmForCausalLM, {**grouped, "head_dim": 8}),
         "baichuan": (transformers.LlamaConfig, PackedLlama, {**grouped, "num_key_value_heads": 4}),
         "bloom": (
