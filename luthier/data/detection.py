@@ -42,6 +42,10 @@ class ChosenFormat:
     convert: Callable[[RawRow], Record]
     convert_all: Callable[[RawRow], Sequence[Record]]
 
+    def unused(self, rows: Sequence[RawRow]) -> tuple[str, ...]:
+        """The columns of rows that the format does not read."""
+        return tuple(sorted(fields_of(rows) - self.options.used()))
+
 
 def source_of(path: Path) -> ModuleType:
     """The file type that knows a path's suffix.
@@ -62,10 +66,14 @@ def source_of(path: Path) -> ModuleType:
     return known[suffix]
 
 
-def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None = None) -> ChosenFormat:
+def choose_format(
+    entry: DataEntry, rows: Sequence[RawRow], accepts: type | None = None, *, more_follow: bool = False
+) -> ChosenFormat:
     """The format an entry names, or the one its first rows are in.
 
     Args:
+        more_follow: these are not all rows, so a column that none of them has may begin later; one that a format can't
+            do without may not.
         accepts: the kind of record that is wanted; it decides between plain text and what else a column of text may
             belong to (text with a label), never between answers and judged answers.
 
@@ -73,13 +81,15 @@ def choose_format(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None
         FormatError: no format matches (fields and a mapping are named), or several do.
         DataError: settings that fit no row: unknown columns, tags without effect.
     """
-    fields = {str(field) for row in rows for field in row.values}
-    absent = {part: column for part, column in entry.columns.items() if column is not None and column not in fields}
+    absent = absent_columns(entry, rows)
+    if more_follow:
+        absent = {part: column for part, column in absent.items() if _needed(entry, part)}
     if absent:
         part, column = next(iter(absent.items()))
+        have_it = f"none of the first {len(rows):,} rows has" if more_follow else "no row has"
         raise DataError(
-            f"{entry.path}: columns.{part} names the column {column!r}, which no row has.",
-            f"Fields found: {fields_found(sorted(fields))}.",
+            f"{entry.path}: columns.{part} names the column {column!r}, which {have_it}.",
+            f"Fields found: {fields_found(sorted(fields_of(rows)))}.",
         )
     sample = sample_of(rows)
     if entry.format != "auto":
@@ -112,6 +122,23 @@ def matches(entry: DataEntry, rows: Sequence[RawRow]) -> bool:
         for module in modules
         if hasattr(module, "detect")
     )
+
+
+def fields_of(rows: Sequence[RawRow]) -> set[str]:
+    """The fields that rows have."""
+    return {str(field) for row in rows for field in row.values}
+
+
+def absent_columns(entry: DataEntry, rows: Sequence[RawRow]) -> dict[str, str]:
+    """The parts whose columns an entry names but no row has, each with its column."""
+    fields = fields_of(rows)
+    return {part: column for part, column in entry.columns.items() if column is not None and column not in fields}
+
+
+def _needed(entry: DataEntry, part: str) -> bool:
+    """Whether the entry's format can't do without a part, or one that its columns may be meant for."""
+    kinds = [_named(name).Options for name in (FORMATS.names() if entry.format == "auto" else [entry.format])]
+    return any(part in kind.REQUIRED for kind in kinds if set(entry.columns) <= set(kind.PARTS))
 
 
 def sample_of(rows: Sequence[RawRow]) -> dict[str, Any]:

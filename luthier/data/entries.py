@@ -80,13 +80,12 @@ def load_entry(
     converts = [choice.convert_all for choice in chosen]
     systems = [derive_seed(seed, "system", split, index, row) % len(converts) for row in taken]
     records, rejected = convert_rows([(rows[row], converts[which]) for row, which in zip(taken, systems, strict=True)])
-    unused = {str(field) for row in rows for field in row.values} - chosen[0].options.used()
     report = SourceReport(
         path=located.shown,
         split=split,
         format=chosen[0].name,
         reason=chosen[0].reason,
-        unused=tuple(sorted(unused)),
+        unused=chosen[0].unused(rows),
         read=len(rows),
         sampled=len(taken),
         kept=len(taken) - len(rejected),
@@ -112,10 +111,13 @@ def _taken(entry: DataEntry, count: int, seed: int, split: str, index: int) -> S
     return [rows[place] for place in sorted(picked)]
 
 
-def formats_of(entry: DataEntry, rows: Sequence[RawRow], accepts: type | None) -> list[ChosenFormat]:
-    """The entry's format, once for each system prompt that a row may be given."""
+def formats_of(
+    entry: DataEntry, rows: Sequence[RawRow], accepts: type | None, *, more_follow: bool = False
+) -> list[ChosenFormat]:
+    """The entry's format, once for each system prompt that a row may be given; see `choose_format`."""
     systems = entry.system if isinstance(entry.system, list) else [entry.system]
-    chosen = [choose_format(entry.model_copy(update={"system": system}), rows, accepts) for system in systems]
+    told = [entry.model_copy(update={"system": system}) for system in systems]
+    chosen = [choose_format(one, rows, accepts, more_follow=more_follow) for one in told]
     if entry.tags and getattr(chosen[0].options, "tags", {}) != entry.tags:
         raise DataError(
             f"{entry.path}: tags is {entry.tags}, which has no effect on the format {chosen[0].name}.",

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from typing import Any
 
 from luthier.config.data_section import DataConfig, DataEntry
+from luthier.data.detection import absent_columns
 from luthier.data.encoding import ChosenEncoder, EncodedRecords
 from luthier.data.entries import Convert, convert_rows, formats_of, wrong_kind
 from luthier.data.examples import TokenizedExample
@@ -41,7 +42,11 @@ class TrainingStream:
 
     def remarks(self) -> list[str]:
         """What a person should know before training."""
-        return [f"{entry.stream.shown}: streamed, format {entry.format} ({entry.reason})" for entry in self.entries]
+        return [
+            remark
+            for entry in self.entries
+            for remark in (f"{entry.stream.shown}: streamed, format {entry.format} ({entry.reason})", *entry.remarks)
+        ]
 
     def first_records(self, rows: int) -> list[Record]:
         """What the first rows became; those that can't be used are left out, or refused, as data.invalid_rows says."""
@@ -141,7 +146,11 @@ def _news(found: EncodedRecords, rejected: Sequence[Rejected]) -> News | None:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An entry of data.train, its format found out from its first rows."""
+    """An entry of data.train, its format found out from its first rows.
+
+    Args:
+        remarks: what else a person should know of these rows, one sentence each.
+    """
 
     entry: DataEntry
     stream: RowStream
@@ -150,6 +159,7 @@ class _Entry:
     format: str
     reason: str
     converts: tuple[Convert, ...]
+    remarks: tuple[str, ...]
 
     @classmethod
     def open(cls, entry: DataEntry, place: int, seed: int, accepts: type) -> _Entry:
@@ -157,11 +167,19 @@ class _Entry:
         first = list(islice(stream.rows(), SAMPLED_ROWS))
         if not first:
             raise DataError(f"{stream.shown} holds no rows.", "Was the file written completely?")
-        chosen = formats_of(stream.entry, first, accepts)
+        more_follow = len(first) == SAMPLED_ROWS
+        chosen = formats_of(stream.entry, first, accepts, more_follow=more_follow)
         if chosen[0].record is not accepts:
             raise wrong_kind(entry, chosen[0], accepts)
         converts = tuple(choice.convert_all for choice in chosen)
-        return cls(stream.entry, stream, place, seed, chosen[0].name, chosen[0].reason, converts)
+        remarks = [
+            f"{stream.shown}: none of the first {len(first):,} rows has the column {column!r}, which columns.{part} names"
+            for part, column in absent_columns(stream.entry, first).items()
+        ]
+        if unused := chosen[0].unused(first):
+            known_from = f" (of those in the first {len(first):,} rows)" if more_follow else ""
+            remarks.append(f"{stream.shown}: columns not used: {', '.join(unused)}{known_from}")
+        return cls(stream.entry, stream, place, seed, chosen[0].name, chosen[0].reason, converts, tuple(remarks))
 
     def rows(self) -> Iterator[tuple[RawRow, Convert]]:
         """The entry's rows; each gets its system prompt by its own number, as without streaming."""

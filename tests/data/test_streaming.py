@@ -106,6 +106,41 @@ def test_only_what_is_needed_is_read(chosen: ChosenEncoder, tmp_path: Path) -> N
         list(stream.examples(0, Place()))
 
 
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+LATE = [{"q": f"q{row}", "a": "a", "id": row} for row in range(1000)] + [{"q": "late", "a": "a", "sys": "Be brief."}]
+
+
+@pytest.mark.parametrize("format_name", ["auto", "alpaca"])
+def test_an_optional_column_may_begin_later(chosen: ChosenEncoder, tmp_path: Path, format_name: str) -> None:
+    columns = {"instruction": "q", "output": "a", "system": "sys"}
+    train = {"path": written(tmp_path / "a.jsonl", LATE), "columns": columns, "format": format_name}
+    stream = stream_of(chosen, train, shuffle=False)
+    assert [remark.partition(".jsonl: ")[2] for remark in stream.remarks()[1:]] == [
+        "none of the first 1,000 rows has the column 'sys', which columns.system names",
+        "columns not used: id (of those in the first 1,000 rows)",
+    ]
+    assert stream.first_records(1001)[-1].messages[0].content == "Be brief."  # type: ignore[union-attr]
+
+
+def test_a_column_that_no_row_has_is_refused_where_that_is_known_or_it_is_needed(
+    chosen: ChosenEncoder, tmp_path: Path
+) -> None:
+    columns = {"instruction": "q", "output": "a", "system": "sys"}
+    few, many = written(tmp_path / "few.jsonl", LATE[:999]), written(tmp_path / "many.jsonl", LATE)
+    with pytest.raises(DataError, match="names the column 'sys', which no row has"):
+        stream_of(chosen, {"path": few, "columns": columns})
+    with pytest.raises(
+        DataError, match=r"columns\.output names the column 'b', which none of the first 1,000 rows has"
+    ):
+        stream_of(chosen, {"path": many, "columns": {**columns, "output": "b"}})
+    remarks = stream_of(chosen, {"path": few, "columns": {"instruction": "q", "output": "a"}}).remarks()
+    assert remarks[1:] == [f"{few}: columns not used: id"]
+
+
 def test_what_a_stream_cannot_do_is_refused(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     config = config_for(tiny_llama, rows, tmp_path / "run", dataloader_num_workers=2, max_steps=-1)
     config["data"] |= {"streaming": True, "validation": 0.1, "train": {"path": str(rows), "max_samples": 5}}
