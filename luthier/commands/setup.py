@@ -20,7 +20,7 @@ from luthier.model import loading
 from luthier.model.adapters import AdapterPart, check_shapes
 from luthier.model.base_settings import BaseSettings
 from luthier.model.config_changes import known_positions, with_factor
-from luthier.model.continuing import continued_options
+from luthier.model.continuing import check_vocabulary, continued_options
 from luthier.model.finding import is_base_quantized, trained_on
 from luthier.model.heads import SequenceHead, load_head, saved_head, train_head
 from luthier.model.merging import check_mergeable
@@ -244,7 +244,10 @@ def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str]
     finding = probe(model.config, type(model), need_segments=wish != "padded")
     finding.choose(wish)
     _check_positions(setup, model, say)
+    own_rows = model.get_input_embeddings().weight.shape[0]
     fit_model(model, setup.tokenizer, setup.repaired)
+    if setup.config.model.continue_adapter:
+        check_vocabulary(model, setup.source.adapters[-1], own_rows)
     found = saved_head(setup.source.adapter, setup.source.base)
     bare = model if found == setup.head else loading.skeleton(setup.model_config, trust_remote_code=trust_remote_code)
     check_shapes(bare, setup.source.adapters)

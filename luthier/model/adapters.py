@@ -14,6 +14,7 @@ from luthier.config.adapters_section import PRUNED, STACK, CombineConfig
 from luthier.config.plugins import METHODS
 from luthier.foundation.errors import ModelError
 from luthier.foundation.files import read_json
+from luthier.model.embeddings import set_rows
 from luthier.model.heads import head_shapes, load_head
 from luthier.model.inspection import (
     ADAPTER_CONFIG,
@@ -31,9 +32,6 @@ from luthier.model.quiet import quiet_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# other tools write the base's embedding and head into an adapter: they are the base's, whatever their names say
-EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight", ".wte.weight", ".word_embeddings.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,8 @@ def check_shapes(model: PreTrainedModel, parts: Sequence[AdapterPart]) -> None:
             expected = _expected(model, part)
         if expected is None:
             continue
-        saved = {name: shape for name, shape in saved.items() if name in expected or not name.endswith(EMBEDDINGS)}
+        rows = held_rows(model, part) or 0
+        expected = {**{name: (rows, width) for name, width in _vocabulary(model).items() if name in saved}, **expected}
         wrong = sorted(name for name in {*saved, *expected} if saved.get(name) != expected.get(name))
         if wrong:
             name = wrong[0]
@@ -190,11 +189,38 @@ def check_shapes(model: PreTrainedModel, parts: Sequence[AdapterPart]) -> None:
             )
 
 
+def _vocabulary(model: PreTrainedModel) -> dict[str, int]:
+    """Names that the base's embedding and head have in an adapter, with their width: where other tools train beside them,
+    or gave them more rows, they write the whole of them, and peft takes them from there."""
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    return {
+        f"base_model.model.{path}{inner}.weight": module.weight.shape[1]
+        for path, module in model.named_modules()
+        if any(module is end for end in ends)
+        for inner in ("", ".base_layer", ".original_module", ".modules_to_save")
+    }
+
+
+def held_rows(model: PreTrainedModel, part: AdapterPart) -> int | None:
+    """How many rows the embedding has that an adapter holds; None where it holds none."""
+    (file,) = weight_files(part.folder)
+    header = header_of(file)
+    return max((header[name]["shape"][0] for name in _vocabulary(model) if name in header), default=None)
+
+
+def _fit_rows(model: PreTrainedModel, part: AdapterPart) -> None:
+    """Give a model as many rows as the embedding has that an adapter holds: often a multiple of 64."""
+    rows = held_rows(model, part)
+    if rows not in (None, model.get_input_embeddings().weight.shape[0]):
+        set_rows(model, rows)
+
+
 def _expected(skeleton: PreTrainedModel, part: AdapterPart) -> Mapping[str, tuple[int, ...]] | None:
     """Names and shapes that an adapter of these settings has on a model; None where its own config does not say."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
     model = copy.deepcopy(skeleton)
+    _fit_rows(model, part)
     settings = part.settings
     if OWN_METHOD in settings:
         shapes: dict[str, tuple[int, ...]] = _own(part).shapes(model, part.folder)
@@ -245,6 +271,7 @@ def _one(model: PreTrainedModel, part: AdapterPart) -> Any:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
+    _fit_rows(model, part)
     with quiet_peft():
         tuned: Any = PeftModel.from_pretrained(model, part.folder)
     for module in tuned.modules() if part.weight != 1 else ():
@@ -270,6 +297,14 @@ def _combined(model: PreTrainedModel, parts: Sequence[AdapterPart], combine: Com
     import torch
     from peft import PeftModel
 
+    rows = {part.folder: held_rows(model, part) for part in parts}
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"{folder}: {count or 'none'}" for folder, count in rows.items())
+        raise ModelError(
+            f"combine: {combine.name} needs adapters of one vocabulary, and the embeddings that these hold have other numbers of rows: {counts}.",
+            "Stack them instead (combine: stack).",
+        )
+    _fit_rows(model, parts[0])
     names = [f"part{index}" for index in range(len(parts))]
     settings: dict[str, Any] = {
         "svd_rank": combine.rank,

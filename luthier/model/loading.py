@@ -13,6 +13,7 @@ from luthier.foundation.devices import fast_precisions
 from luthier.foundation.errors import ModelError
 from luthier.model.adapters import check_shapes, put_on
 from luthier.model.config_changes import changed, check_shapes_kept, sized_for
+from luthier.model.embeddings import set_rows
 from luthier.model.finding import ModelSource, base_of_run, find
 from luthier.model.heads import HEAD_WEIGHTS, SequenceHead, head_modules, saved_head, with_head
 from luthier.model.inspection import MENDING, header_of, weight_files
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [  # with what is found before anything is loaded
     "ModelSource",
     "base_of_run",
-    "both_embeddings",
     "check_quantization",
     "choose_dtype",
     "config_at",
@@ -275,13 +275,9 @@ def _kind(head: SequenceHead | None) -> Any:
 def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Give a model rows for tokens it never saw, as many as its tokenizer has; True if any were added.
 
-    New rows start as the mean of the old ones: a neutral token, the same on every run.
-
     Raises:
         ModelError: the model's modules lie on several devices, where none can be exchanged.
     """
-    import torch
-
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) <= rows:
         return False
@@ -291,17 +287,8 @@ def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             "several devices can't be given more.",
             "Leave out --device-map, or name a --template whose tokens the model has.",
         )
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with torch.no_grad():
-        for weight in both_embeddings(model):
-            weight[rows:] = weight[:rows].mean(dim=0)
+    set_rows(model, len(tokenizer))
     return True
-
-
-def both_embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The weights of embedding and head, once if they are tied; a model for classification has no head over words."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    return list({id(module.weight): module.weight for module in modules if module is not None}.values())
 
 
 def load(

@@ -36,6 +36,7 @@ class Adapter:
         import torch
 
         from luthier.model import loading
+        from luthier.model.adapters import held_rows
         from luthier.model.merging import largest_difference, sample_logits
 
         source = request.source
@@ -64,7 +65,8 @@ class Adapter:
         if combined:
             tuned.peft_config["default"].base_model_name_or_path = source.base_name
             tuned.peft_config["default"].revision = source.revision
-            tuned.save_pretrained(request.building, save_embedding_layers=False)
+            held = any(held_rows(tuned.get_base_model(), part) is not None for part in source.adapters)
+            tuned.save_pretrained(request.building, save_embedding_layers=held)
             (request.building / "README.md").unlink(missing_ok=True)  # peft's empty model card
         before = sample_logits(tuned, tokens)
         del tuned

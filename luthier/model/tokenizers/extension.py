@@ -14,7 +14,7 @@ from luthier.foundation.files import whole_folder
 from luthier.foundation.registry import nearest
 from luthier.foundation.seeding import derive_seed
 from luthier.model import loading
-from luthier.model.loading import both_embeddings
+from luthier.model.embeddings import both_embeddings
 from luthier.model.quiet import quiet_bars
 
 if TYPE_CHECKING:

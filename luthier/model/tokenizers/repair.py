@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.model.loading import both_embeddings, grow_embeddings
+from luthier.model.embeddings import both_embeddings
+from luthier.model.loading import grow_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -381,6 +381,67 @@ def test_a_finished_prompt_without_its_network_can_not_go_on(
         luthier.train(continuing(name, base, folder, tmp_path / "run"))
 
 
+# --- of other tools ---------------------------------------------------------------------------------------------------
+
+
+def of_peft(base: Path, folder: Path, rows: int = 0, **settings: Any) -> Tensor:
+    """Writes an adapter with its embedding, as plain peft does, on a model whose vocabulary was given `rows`; its logits."""
+    model: Any = loading.weights_at(base, torch.float32)
+    if rows:
+        torch.manual_seed(3)
+        model.resize_token_embeddings(rows)
+    tuned: Any = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **settings))
+    tuned.base_model.model.name_or_path = tuned.peft_config["default"].base_model_name_or_path = str(base)
+    tuned.save_pretrained(folder, save_embedding_layers=True)
+    with torch.no_grad():
+        found: Tensor = tuned.eval()(input_ids=IDS).logits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [(how, "llama") for how in ("targets", "more rows", "fewer rows", "rows that learn")] + [("more rows", "qwen2")],
+)
+def test_one_of_another_tool_holds_the_embedding(how: str, kind: str, tmp_path: Path) -> None:
+    """Beside an update of it, and where the vocabulary was resized: to a multiple of 64, or down to the tokenizer's size."""
+    own = len(tiny_tokenizer())
+    base = tiny_folder(tmp_path / "base", kind)
+    tiny_model(kind, vocab_size=own + 8).save_pretrained(base)
+    ends = ["embed_tokens", "lm_head"]
+    settings: dict[str, Any] = {"target_modules": ["q_proj", *(ends if how == "targets" else [])]}
+    if how == "rows that learn":
+        settings["modules_to_save"] = ends
+    rows = {"targets": 0, "fewer rows": own + 1}.get(how, own + 72)
+    expected = of_peft(base, tmp_path / "adapter", rows, **settings)
+    assert torch.equal(logits(tmp_path / "adapter"), expected)
+    export(str(tmp_path / "adapter"), tmp_path / "merged")
+    assert torch.allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
+
+
+def test_those_with_an_embedding_are_combined(base: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "other"):
+        of_peft(base, tmp_path / name, 316 if name == "other" else 320, target_modules=["q_proj"])
+    given = {"adapters": [str(tmp_path / "one"), str(tmp_path / "two")], "combine": "cat"}
+    assert export(str(base), tmp_path / "both", format="adapter", **given).largest_logit_difference < 1e-5
+    assert torch.allclose(logits(tmp_path / "both"), logits(base, given["adapters"], "cat"), atol=1e-5)
+    with pytest.raises(ModelError, match=r"one vocabulary.*one: 320, .*other: 316"):
+        logits(base, [str(tmp_path / "one"), str(tmp_path / "other")], "cat")
+    stacked = logits(base, [str(tmp_path / "one"), str(tmp_path / "other")])
+    assert stacked.shape[-1] == 316
+
+
+def test_one_with_more_rows_is_trained_on_and_not_further(base: Path, tmp_path: Path) -> None:
+    """Merged, its rows stay; gone on with, they would be lost, and that is said before weights are read."""
+    expected = of_peft(base, tmp_path / "adapter", 320, target_modules=["q_proj"])
+    config = continuing("lora", base, tmp_path / "adapter", tmp_path / "run")
+    with pytest.raises(ModelError, match="holds an embedding of 320 rows beside its update; its base has"):
+        luthier.train(config)
+    config["model"]["continue_adapter"] = False
+    config["training"]["learning_rate"] = 1e-30
+    luthier.train(config)
+    assert torch.allclose(logits(tmp_path / "run"), expected, atol=1e-4)
+
+
 # --- those that do not fit --------------------------------------------------------------------------------------------
 
 

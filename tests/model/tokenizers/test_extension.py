@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.config.schema import ModelConfig
 from luthier.foundation.errors import ModelError, UserError
-from luthier.model.loading import both_embeddings, find
+from luthier.model.embeddings import both_embeddings
+from luthier.model.loading import find
 from luthier.model.tokenizers.extension import extend, extend_folder
 from tests import warm_python
 from tests.tiny import KINDS, tiny_folder, tiny_model, tiny_tokenizer
