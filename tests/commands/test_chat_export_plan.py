@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GenerationConfig,
+    pipeline,
+)
 
 import luthier
 from luthier.cli import main
@@ -26,6 +34,12 @@ from luthier.foundation.errors import ModelError, UserError
 from tests.classify import classification_config, labelled_rows, write_json_lines
 from tests.tiny import config_for, tiny_folder, write_rows
 
+MIXTURE: dict[str, Any] = {  # a dense layer, then experts
+    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "moe_intermediate_size": 24,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "max_position_embeddings": 256,
+}  # fmt: skip
 TEXT = torch.tensor([[5, 9, 40, 77, 12, 200, 31]])
 
 
@@ -188,6 +202,21 @@ def test_a_full_run_is_exported_in_another_precision(tiny_llama: Path, rows: Pat
     with pytest.raises(ModelError, match="no adapter to export"):
         export(str(run), tmp_path / "adapter", format="adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_transformers_keeps_in_float32_is_exported_so(dtype: str, tmp_path: Path) -> None:
+    """A router's biases, added to scores between 0 and 1: at 4 to 8 bfloat16 has steps of 0.03, and other experts are chosen."""
+    folder = tiny_folder(tmp_path / "base")
+    mixture = DeepseekV3ForCausalLM(DeepseekV3Config(**MIXTURE))
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    mixture.get_buffer(bias).copy_(torch.tensor([4.001, 4.002, 4.003, 4.004]))
+    mixture.save_pretrained(folder)
+    export(str(folder), tmp_path / "out", dtype=dtype)
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(saved.pop(bias), mixture.get_buffer(bias))
+    assert {tensor.dtype for tensor in saved.values()} == {getattr(torch, dtype)}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
 
 
 def test_export_overwrites_nothing_unasked(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:

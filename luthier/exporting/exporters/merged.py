@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.sections import PluginOptions
@@ -9,6 +11,9 @@ from luthier.exporting.exporter import Comparison, ExportRequest, sample_tokens
 from luthier.foundation.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from luthier.model.loading import ModelSource
 
 
@@ -52,7 +57,7 @@ class Merged:
         before = sample_logits(model, tokens)
         merged = merge(model)
         if request.placement is None:
-            merged.to(getattr(torch, dtype))
+            _to(merged, getattr(torch, dtype))
         tokenizer = loading.tokenizer_at(source.tokenizer, trust_remote_code=trust)
         _keep_stop_tokens(merged, source)
         with quiet_bars(), quiet_offload():
@@ -67,6 +72,14 @@ class Merged:
         after = sample_logits(again, tokens)
         beside_quantized = largest_difference(trained_on, after) if trained_on is not None else None
         return Comparison(dtype, largest_difference(before, after), float(before.abs().max()), beside_quantized)
+
+
+def _to(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Into a precision, but for what transformers keeps in float32 in any: rounded, a router's biases choose other experts."""
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and not any(pattern.search(name) for pattern in kept):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _is_quantized(source: ModelSource) -> bool:
