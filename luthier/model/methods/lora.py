@@ -24,6 +24,7 @@ from luthier.foundation.errors import ModelError
 from luthier.foundation.files import write_json
 from luthier.model.inspection import MENDING
 from luthier.model.method import Apply, trainable_to_float32
+from luthier.model.methods._ends import learns_a_tied_end, token_rows
 from luthier.model.methods._experts import exact_targets
 from luthier.model.methods._peft_adapter import PeftMethod, read_adapter
 from luthier.model.methods._targets import (
@@ -206,9 +207,9 @@ class Lora(PeftMethod):
             use_dora=own.use_dora,
             init_lora_weights=True if bare else own.init,
             modules_to_save=exact_names(model, own.modules_to_save) or None,
-            trainable_token_indices=self._token_rows(model, how),
+            trainable_token_indices=token_rows(model, how, own.target_modules, own.modules_to_save),
             # a saved copy of a tied head or embedding stays tied, or the merged model would not be the trained one
-            ensure_weight_tying=self._learns_a_tied_end(model),
+            ensure_weight_tying=learns_a_tied_end(model, own.modules_to_save),
             fan_in_fan_out=has_conv1d(model),
             eva_config=EvaConfig(rho=own.eva_rho) if own.init == "eva" and not bare else None,
         )
@@ -243,11 +244,6 @@ class Lora(PeftMethod):
                 tensors[name] = torch.cat([known, rows[len(known) :]])
         set_peft_model_state_dict(model, tensors)
 
-    @property
-    def _whole(self) -> set[str]:
-        """Last parts of the names of what learns whole."""
-        return {name.split(".")[-1] for name in self.options.modules_to_save}
-
     def _check_rank(self, model: PreTrainedModel) -> None:
         own = self.options
         targets = own.target_modules
@@ -260,66 +256,6 @@ class Lora(PeftMethod):
             check_rank(model, targets, most, "method.rank x method.eva_rho", strict=strict)
         else:
             check_rank(model, targets, own.rank, "method.rank")
-
-    def _token_rows(self, model: PreTrainedModel, how: Apply) -> dict[str, list[int]] | None:
-        """New rows of the embedding, and of the head where it is not tied (peft follows the tie by itself)."""
-        self._refuse_biased_head(model, how)
-        if not how.new_token_ids:
-            return None
-        tied = model.config.get_text_config().tie_word_embeddings
-        modules = [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()])
-        names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
-        whole = self._whole  # those learn every row anyway
-        if tied and whole & {names[id(model.get_output_embeddings())], names[id(modules[0])]}:
-            return None
-        return {
-            names[id(module)]: list(how.new_token_ids) for module in modules if names[id(module)] not in whole
-        } or None
-
-    def _learns_a_tied_end(self, model: PreTrainedModel) -> bool:
-        """Whether an end of a tied weight is to learn whole, the other with it.
-
-        Raises:
-            ModelError: by a name that peft does not know for an end, so that it would leave the other behind.
-        """
-        from peft.utils.constants import EMBEDDING_LAYER_NAMES
-
-        if not model.config.get_text_config().tie_word_embeddings:
-            return False
-        ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-        own = {name.split(".")[-1] for name, module in model.named_modules() if id(module) in ends}
-        chosen = own & self._whole
-        if chosen and not chosen & set(EMBEDDING_LAYER_NAMES):
-            known = sorted((own - chosen) & set(EMBEDDING_LAYER_NAMES))
-            raise ModelError(
-                f"method.modules_to_save names {', '.join(sorted(chosen))}, which {type(model).__name__} ties to its other end, "
-                "and peft would train one end alone.",
-                f"Name {', '.join(known)} instead: both then learn as one."
-                if known
-                else "Use method full, or freeze with method.trainable_modules.",
-            )
-        return bool(chosen)
-
-    def _refuse_biased_head(self, model: PreTrainedModel, how: Apply) -> None:
-        """peft computes a head of which rows learn, or that is tied to an embedding that learns, without its bias."""
-        head = model.get_output_embeddings()
-        if head is None or getattr(head, "bias", None) is None:
-            return
-        names = {id(module): name.split(".")[-1] for name, module in model.named_modules()}
-        name, whole = names[id(head)], self._whole
-        tied = model.config.get_text_config().tie_word_embeddings
-        if tied and (how.new_token_ids or whole & {name, names[id(model.get_input_embeddings())]}):
-            raise ModelError(
-                f"the head of {type(model).__name__} is tied to the embedding and has a bias, which peft leaves out where they "
-                "learn.",
-                "Use method: full or freeze, or train neither (method.modules_to_save, new tokens).",
-            )
-        if how.new_token_ids and not tied and name not in whole:
-            raise ModelError(
-                f"this run adds {len(how.new_token_ids)} tokens to the vocabulary, whose rows of {name} must learn, and peft "
-                f"computes such a head without its bias, which {type(model).__name__} has.",
-                f"Put {name} into method.modules_to_save: it then learns whole, its bias too.",
-            )
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the update for the base as it was.

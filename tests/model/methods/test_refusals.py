@@ -86,6 +86,19 @@ def test_new_tokens_beside_a_head_with_a_bias() -> None:
             lora.build(method).apply(tied, told)
 
 
+@pytest.mark.parametrize("ends", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_new_tokens_beside_an_update_of_an_end(ends: list[str]) -> None:
+    """peft refuses it too, in words that name no way out."""
+    how, targets = Apply(seed=3, new_token_ids=[58, 59]), [*ends, "q_proj"]
+    with pytest.raises(ModelError, match=f"whose rows of {' and '.join(ends)} must learn, and peft can't"):
+        lora.build(lora.Options(target_modules=targets)).apply(tiny_model("llama"), how)
+    with pytest.raises(ModelError, match="rows of lm_head must learn"):
+        lora.build(lora.Options(target_modules=r"lm_head|.*\.q_proj")).apply(tiny_model("llama"), how)
+    for options in ({"target_modules": targets, "modules_to_save": ends}, {"target_modules": ["q_proj"]}):
+        model = lora.build(lora.Options(**options)).apply(tiny_model("llama"), how)
+        model(input_ids=torch.arange(3, 40)[None])
+
+
 def test_a_tied_end_that_peft_would_leave_behind() -> None:
     with pytest.raises(ModelError, match="names wte, which GPT2LMHeadModel ties to its other end") as caught:
         lora.build(lora.Options(modules_to_save=["wte"])).apply(tiny_model("gpt2"), HOW)
