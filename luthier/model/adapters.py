@@ -86,6 +86,10 @@ def check_parts(parts: Sequence[AdapterPart], combine: CombineConfig) -> None:
             "modules_to_save": None,
             "trainable_token_indices": None,
         }
+        if combine.name != STACK:
+            others["target_parameters"] = (
+                None  # a mixture's stacked experts, whose updates peft weighs but can't combine
+            )
         for key, plain in others.items():
             if (settings.get(key) or plain) != plain:
                 raise ModelError(

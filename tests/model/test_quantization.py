@@ -243,6 +243,7 @@ def test_both_routes_are_equal(way: str, folders: dict[str, Path]) -> None:
     [
         ({"init": "pissa"}, "quantized"),
         ({"init": "olora"}, "quantized"),
+        ({"init": "orthogonal"}, "quantized"),
         ({"bias": "all"}, "bias"),
     ],
 )

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FROM_THE_WEIGHT = ("pissa", "pissa_niter_16", "olora")  # these take the start of the update out of the base's weight
+ON_STACKS = ("default", "gaussian", "loftq")  # loftq starts those as default does: no stack is quantized
 
 
 class Options(MethodOptions):
@@ -132,6 +133,10 @@ class Lora(PeftMethod):
         """Updates stand beside quantized weights, but can't be taken out of them."""
         if self.options.init in FROM_THE_WEIGHT:
             return f"method.init {self.options.init} takes the start of the update out of the base's weight, which is quantized"
+        if self.options.init == "orthogonal":
+            return (
+                "method.init orthogonal makes both factors in the number type of the base's weight, which is quantized"
+            )
         if self.options.bias != "none":
             return (
                 f"method.bias {self.options.bias} trains biases of quantized layers, which bitsandbytes keeps in the "
@@ -147,6 +152,12 @@ class Lora(PeftMethod):
         """
         self._mends = self.options.init == "loftq" or (how.adapter is not None and (how.adapter / MENDING).is_file())
         tuned: Any = super().apply(model, how)
+        if self.options.init not in ON_STACKS and (stacks := tuned.peft_config["default"].target_parameters):
+            raise ModelError(
+                f"method.init is {self.options.init}, which peft can't do beside the stacked experts and routers of "
+                f"{type(model).__name__} ({', '.join(sorted(stacks))}).",
+                "Leave method.init out, or leave the experts out of method.target_modules.",
+            )
         begins = how.checkpoint is None or how.needs_start
         if self.options.init == "loftq" and begins and model.device.type != "meta":
             from luthier.model.loftq import start_from_the_error
@@ -193,9 +204,7 @@ class Lora(PeftMethod):
                 "Use init: pissa.",
             )
         # the skeleton that names are checked on has no weights to decompose
-        bare = own.init in ("default", "loftq") or (
-            own.init in (*FROM_THE_WEIGHT, "eva") and model.device.type == "meta"
-        )
+        bare = own.init in ("default", "loftq") or model.device.type == "meta"
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=own.rank,

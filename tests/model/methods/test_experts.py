@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from luthier.config.adapters_section import CombineConfig
 from luthier.config.plugins import METHODS
 from luthier.foundation.errors import ModelError
+from luthier.model.adapters import AdapterPart, check_parts, put_on
+from luthier.model.merging import merge
 from luthier.model.method import Apply
 from luthier.model.methods import lora
 from tests.model.methods.families import family_model
@@ -71,3 +75,34 @@ def test_what_gets_no_update_is_told(
     assert f"method: {left} of the target modules get no update" in said
     assert (STACKED if left == 4 else "model.layers.*.mlp.down_proj, model.layers.*.mlp.gate_proj") in said
     assert ("shared_experts" in said) == (left == 6)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "pissa", "olora", "eva"])
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek"])
+def test_a_start_that_stacked_experts_can_not_have(kind: str, init: Any) -> None:
+    """Said on the model without weights."""
+    with pytest.raises(
+        ModelError, match=rf"init is {init}, which peft can't do beside .*\(down_proj, gate.weight, gate_up"
+    ):
+        lora.build(lora.Options(rank=2, init=init)).apply(family_model(kind).to("meta"), HOW)
+    attention = lora.build(lora.Options(rank=2, init=init, target_modules=["q_proj"]))
+    assert updated(attention.apply(family_model(kind).to("meta"), HOW))
+
+
+def test_updates_of_stacked_experts_are_weighted_and_not_combined(tmp_path: Path) -> None:
+    method, base = lora.build(lora.Options(rank=2)), family_model("mixtral")
+    made = method.apply(family_model("mixtral"), HOW)
+    for name, factor in made.named_parameters():
+        if ".lora_B." in name:
+            factor.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    method.save(made, tmp_path)
+    part, half = AdapterPart(tmp_path), AdapterPart(tmp_path, 0.5)
+    for combine in ("cat", "svd", "linear"):
+        with pytest.raises(ModelError, match=f"combine: {combine} is not possible .* its target_parameters is"):
+            check_parts([part, half], CombineConfig(name=combine))
+    check_parts([part, half], CombineConfig())
+    whole, halved = (
+        merge(put_on(family_model("mixtral"), [one], CombineConfig())).state_dict() for one in (part, half)
+    )
+    for name, value in base.state_dict().items():
+        torch.testing.assert_close(halved[name], (value + whole[name]) / 2, msg=name)
