@@ -58,6 +58,11 @@ FIXED = (
     "method.",
     "training.pure_bf16:",
     "training.optim.",
+    # which examples form a step, so that a place within an epoch is another one
+    "training.grouping: within_buffer ->",
+    "training.grouping: within_step -> within_buffer",
+    "training.grouping: off -> within_buffer",
+    "training.grouping_buffer_size:",
 )
 
 

@@ -232,7 +232,7 @@ def _go_on_from(
         check_steps(checkpoint, setup.schedule)
     saved, tell = known.manifest["fingerprints"], say if checkpoint is not None else lambda change: None
     changes = run_folder.check_same_run(folder, setup.config, checkpoints.fingerprints, saved, hardware, tell)
-    by_time = done is not None and ending_of(done.end, setup.config.training).by_time
+    by_time = done is not None and ending_of(done.end, setup.config).by_time
     if done is not None and not changes and not by_time:
         say(f"{folder} is finished: nothing is left to do.")
         return TrainResult(**done.results, history=done.end.read_json(TRAINER_STATE)["log_history"])

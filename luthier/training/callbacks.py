@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ SERVICES = {
 }
 
 
+CHOSEN_BY = "ChosenBy"  # beside the callbacks' states in trainer_state.json
 # what an evaluation gives, without eval_
 EVALUATION_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
@@ -91,12 +92,32 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     return arguments
 
 
-def _greater_is_better(config: RunConfig) -> bool | None:
-    """The direction of metric_for_best_model: the one set, else the metric's own; None leaves it to transformers."""
+def chosen_by(config: RunConfig) -> dict[str, Any]:
+    """What an evaluation is the best by: the metric and its direction; empty where there are no evaluations."""
+    if config.training.eval_strategy == "no":
+        return {}
+    metric = config.training.metric_for_best_model.removeprefix("eval_")
+    return {"metric_for_best_model": metric, "greater_is_better": _greater_is_better(config)}
+
+
+def is_still_chosen_by(config: RunConfig, trainer_state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's best evaluation was chosen by what the config says now.
+
+    Args:
+        trainer_state: the checkpoint's, as `Bridge.export` gave it.
+    """
+    kept = (trainer_state.get("stateful_callbacks") or {}).get(CHOSEN_BY)
+    return kept is None or kept["args"] == chosen_by(config)
+
+
+def _greater_is_better(config: RunConfig) -> bool:
+    """The direction of metric_for_best_model: the one set, else the metric's own; of one from elsewhere transformers'."""
     training = config.training
     metric = _metric_of(config, training.metric_for_best_model.removeprefix("eval_"))
-    if training.greater_is_better is not None or metric is None:
+    if training.greater_is_better is not None:
         return training.greater_is_better
+    if metric is None:
+        return not training.metric_for_best_model.endswith("loss")
     owner = next((o.name for o in training.answer_metrics() if metric in given_by(o)), metric)  # type: ignore[attr-defined]
     better: bool = METRICS.load(owner).GREATER_IS_BETTER
     return better
@@ -232,6 +253,7 @@ class Bridge:
 
     def __init__(self, config: RunConfig, schedule: Schedule, callbacks: list[TrainerCallback]) -> None:
         self.args = training_arguments(config)
+        self._chosen_by = chosen_by(config)
         self.control = TrainerControl()
         self._callbacks = [DefaultFlowCallback(), *callbacks]
         self.state = TrainerState(stateful_callbacks=self._stateful())
@@ -272,7 +294,10 @@ class Bridge:
         """The state as JSON values, with that of the callbacks that have one."""
         import dataclasses
 
-        self.state.stateful_callbacks = {type(item).__name__: item.state() for item in self._stateful()}
+        self.state.stateful_callbacks = {
+            **{type(item).__name__: item.state() for item in self._stateful()},
+            CHOSEN_BY: {"args": self._chosen_by, "attributes": {}},
+        }
         return dataclasses.asdict(self.state)
 
     def restore(self, value: dict[str, Any]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from luthier.config.training_section import TrainingConfig
+from luthier.config.schema import RunConfig
 from luthier.foundation.errors import TrainingError
 from luthier.foundation.files import write_json
+from luthier.training.callbacks import is_still_chosen_by
 from luthier.training.checkpoints import Checkpoint
 from luthier.training.deadline import time_was_up
 from luthier.training.metrics_log import Window
@@ -100,20 +102,20 @@ class Ending:
     by_callback: bool = False
 
 
-def ending_of(checkpoint: Checkpoint, training: TrainingConfig) -> Ending:
+def ending_of(checkpoint: Checkpoint, config: RunConfig) -> Ending:
     """Who ended the run, from what its checkpoint keeps of the callbacks.
 
     Args:
-        training: of the run that goes on: patience or a threshold that is another now no longer counts.
+        config: of the run that goes on: patience that waited for another metric, or was another itself, no longer counts.
     """
-    kept = checkpoint.read_json(TRAINER_STATE)
+    kept, training = checkpoint.read_json(TRAINER_STATE), config.training
     callbacks = kept.get("stateful_callbacks") or {}
     early = callbacks.get("EarlyStoppingCallback")
     now = {
         "early_stopping_patience": training.early_stopping_patience,
         "early_stopping_threshold": training.early_stopping_threshold,
     }
-    patience_holds = early is None or early["args"] == now
+    patience_holds = early is None or (early["args"] == now and is_still_chosen_by(config, kept))
     # both may have stopped it: the evaluation that comes with the end of the time may be the last that was waited for
     out_of_patience = early is not None and patience_holds and _is_over(early)
     by_time = time_was_up(kept, checkpoint.step) and not out_of_patience
@@ -141,8 +143,10 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     tensors = load_file(checkpoint.path / OPTIMIZER_TENSORS)
     restore_optimizer(run.model, run.optimizer, tensors, rest, run.config.training.optim.counts)
     restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])
-    run.bridge.restore(checkpoint.read_json(TRAINER_STATE))
-    ending = ending_of(checkpoint, run.config.training)
+    kept = checkpoint.read_json(TRAINER_STATE)
+    run.bridge.restore(kept)
+    _forget_best(run, kept)
+    ending = ending_of(checkpoint, run.config)
     run.stopped_before = ending.by_callback
     if ending.by_time:
         run.say(
@@ -158,3 +162,23 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     run.rejected.cut_to(loop["rejected_lines"])
     run.engine.restore(loop["engine"])
     run.saved_at = (checkpoint.step, run.position.epoch_closed)
+
+
+def _forget_best(run: Fit, kept: Mapping[str, Any]) -> None:
+    """Let the best evaluation so far go where later ones can't be compared with it, or its weights can't become final/."""
+    state = run.bridge.state
+    if state.best_metric is None:
+        return
+    saved = state.best_model_checkpoint is not None and (
+        Path(state.best_model_checkpoint).name == run.checkpoints.path_of(state.best_global_step).name
+    )
+    if not is_still_chosen_by(run.config, kept):
+        why = "the metric that it was chosen by, or its direction, is another now"
+    elif run.config.training.load_best_model_at_end and not saved:
+        why = "its weights were not kept"
+    else:
+        return
+    run.say(
+        f"The best evaluation so far ({state.best_metric:.4f}, after step {state.best_global_step}) counts no longer: {why}."
+    )
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None

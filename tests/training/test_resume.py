@@ -282,17 +282,52 @@ def test_a_longer_schedule_goes_on(
 
 
 @pytest.mark.parametrize(
+    ("first", "then"),
+    [({}, {"greater_is_better": True}), ({"greater_is_better": True}, {"load_best_model_at_end": True})],
+    ids=["another direction", "weights not kept"],
+)
+def test_a_best_that_tells_nothing_any_more_is_let_go(
+    first: dict[str, Any],
+    then: dict[str, Any],
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The loss falls, so by the greater one the best was that of step 2, which is not saved."""
+    steps = {
+        "max_steps": 6,
+        "eval_steps": 2,
+        "save_steps": 4,
+        "save_total_limit": None,
+        "lr_scheduler_type": "constant",
+    }
+    config = finished_run(tiny_llama, rows, tmp_path / "run", **steps, warmup_steps=0, **first)
+    config["training"] |= {"max_steps": 10, **then}
+    result = luthier.train(config, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses == sorted(losses, reverse=True)
+    assert "counts no longer" in capsys.readouterr().err
+    assert result.best_metric == losses[3]
+    final, best = tmp_path / "run" / "final", tmp_path / "run" / "checkpoints" / "step-00000008"
+    same = (final / "adapter_model.safetensors").read_bytes() == (best / "adapter_model.safetensors").read_bytes()
+    assert same is ("load_best_model_at_end" in then)
+
+
+@pytest.mark.parametrize(
     ("place", "value", "said"),
     [
         (("method", "rank"), 2, "method.rank: 4 -> 2"),
         (("data", "cutoff_length"), 32, "data.cutoff_length: 64 -> 32"),
         (("stage",), "pretrain", "stage.name"),
+        (("training", "grouping"), "within_buffer", "training.grouping: within_step -> within_buffer"),
     ],
 )
 def test_another_run_is_not_gone_on_with(
     place: tuple[str, ...], value: Any, said: str, tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:
-    config = finished_run(tiny_llama, rows, tmp_path / "run")
+    config = finished_run(tiny_llama, rows, tmp_path / "run", prefix_sharing="on")
     target = config
     for key in place[:-1]:
         target = target[key]
