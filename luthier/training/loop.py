@@ -38,6 +38,9 @@ def fit(run: Fit) -> dict[str, float]:
     # train_begin clears the control; a run saved after its last step, or after a callback stopped it, has only its end left
     run.bridge.control.should_training_stop |= run.stopped_before or first_step >= run.schedule.total_steps
     _agree(run)
+    if run.bridge.control.should_evaluate:  # the run was stopped before an evaluation that was due
+        run.saved_at = None
+        _log_evaluate_save(run)
     control = run.bridge.control  # a callback may have stopped the epoch in the step that was saved
     stops = run.position.at_end or control.should_epoch_stop or control.should_training_stop
     if stops and not run.position.epoch_closed:
@@ -176,20 +179,14 @@ def _refuse_non_finite(run: Fit, step: Step, loss: float, norm: float) -> None:
 
 
 def _log_evaluate_save(run: Fit) -> None:
-    """What the control's flags ask for, in Trainer's order; then an interruption, if one was asked for."""
+    """What the control's flags ask for; then an interruption, if one was asked for.
+
+    Who stops a run may not wait for an evaluation: one that is due is left to the run that goes on, which finds the flags
+    in the checkpoint.
+    """
     interrupted = _agree(run)
-    control = run.bridge.control
-    if control.should_log and run.window.tokens:
-        _log(run)
-        _agree(run)
-    control = run.bridge.control
-    if control.should_evaluate:
-        validate(run)
-        _agree(run)
-    if run.bridge.control.should_save:
-        save_checkpoint(run)
-        run.bridge.fire("save")
-        _agree(run)
+    if not (interrupted and run.bridge.control.should_evaluate):
+        interrupted = _obey(run) or interrupted
     if interrupted:
         if run.saved_at != (run.bridge.state.global_step, run.position.epoch_closed):
             save_checkpoint(run)
@@ -199,6 +196,24 @@ def _log_evaluate_save(run: Fit) -> None:
             f"Go on with: {run.resume_command}",
             interrupted,
         )
+
+
+def _obey(run: Fit) -> int:
+    """What the control's flags ask for, in Trainer's order. Returns the number of a signal that came meanwhile, or 0."""
+    interrupted = 0
+    control = run.bridge.control
+    if control.should_log and run.window.tokens:
+        _log(run)
+        interrupted = _agree(run)
+    control = run.bridge.control
+    if control.should_evaluate:
+        validate(run)
+        interrupted = _agree(run)
+    if run.bridge.control.should_save:
+        save_checkpoint(run)
+        run.bridge.fire("save")
+        interrupted = _agree(run)
+    return interrupted
 
 
 def _agree(run: Fit) -> int:

@@ -124,36 +124,61 @@ def test_a_sigterm_while_weights_are_read_ends_the_run_noted(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "moment", "step", "evaluated"),
+    [
+        (signal.SIGINT, "optimizer_step:6", 7, [4]),
+        # an evaluation is due in the step: it is left to the run that goes on
+        (signal.SIGTERM, "optimizer_step:11", 12, [4, 8]),
+        # in the midst of an evaluation: it is the last thing that is done
+        (signal.SIGTERM, "prediction_step:8", 8, [4, 8]),
+    ],
+)
 def test_a_signal_finishes_the_step_saves_and_names_the_command(
-    number: signal.Signals, unbroken: dict[str, Any], tiny_llama: Path, module_rows: Path, tmp_path: Path
+    number: signal.Signals,
+    moment: str,
+    step: int,
+    evaluated: list[int],
+    unbroken: dict[str, Any],
+    tiny_llama: Path,
+    module_rows: Path,
+    tmp_path: Path,
 ) -> None:
     config = settings(tiny_llama, module_rows, tmp_path / "run")
-    config["training"]["callbacks"] = ["tests.training.test_resume.SignalAtSeven"]
-    os.environ["LUTHIER_TEST_SIGNAL"] = str(int(number))
+    config["training"]["callbacks"] = ["tests.training.test_resume.SignalOnce"]
+    os.environ["LUTHIER_TEST_SIGNAL"] = f"{moment}:{int(number)}"
     try:
         stopped = launch(config, tmp_path)
     finally:
         del os.environ["LUTHIER_TEST_SIGNAL"]
     assert stopped.returncode == 128 + number, stopped.stderr
-    assert "stopped after step 7 of 14" in stopped.stderr
+    assert f"stopped after step {step} of 14" in stopped.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_loss" in line] == evaluated
     assert f"luthier train {tmp_path / 'config.json'} --resume" in stopped.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     resumed = launch(config, tmp_path, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step-00000007" in resumed.stderr
+    assert f"Going on from step-{step:08d}" in resumed.stderr
     assert traces(tmp_path / "run") == unbroken
 
 
 from transformers import TrainerCallback  # noqa: E402 - after the tests that need no torch
 
 
-class SignalAtSeven(TrainerCallback):
-    """Sends this process the signal in LUTHIER_TEST_SIGNAL in the midst of step 7."""
+class SignalOnce(TrainerCallback):
+    """Sends this process a signal at an event after so many steps: LUTHIER_TEST_SIGNAL=EVENT:STEPS:SIGNAL."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 6 and "LUTHIER_TEST_SIGNAL" in os.environ:
-            os.kill(os.getpid(), int(os.environ["LUTHIER_TEST_SIGNAL"]))
+        self._send("optimizer_step", state.global_step)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._send("prediction_step", state.global_step)
+
+    def _send(self, event: str, step: int) -> None:
+        at, _, number = os.environ.get("LUTHIER_TEST_SIGNAL", "").rpartition(":")
+        if at == f"{event}:{step}":
+            os.kill(os.getpid(), int(number))
 
 
 class FailAtSeven(TrainerCallback):
