@@ -272,12 +272,19 @@ def _one(model: PreTrainedModel, part: AdapterPart) -> Any:
         attached = _own(part).attach(model, part.folder)
         load_head(attached, part.folder)
         return attached
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+
+    from luthier.model.mixed_precision import norms_in_float32
 
     _fit_rows(model, part)
     with quiet_peft():
         tuned: Any = PeftModel.from_pretrained(model, part.folder)
+        if part.method == "norm_tuning":
+            norms_in_float32(tuned)
+            # once more: what was read first was rounded to the base's precision
+            set_peft_model_state_dict(tuned, load_file(weight_files(part.folder)[0]))
     for module in tuned.modules() if part.weight != 1 else ():
         if isinstance(module, LoraLayer):  # whose scale_layer passes over embeddings
             for name in set(module.active_adapters) & set(module.scaling):

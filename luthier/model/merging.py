@@ -50,6 +50,11 @@ def merge(tuned: Any) -> PreTrainedModel:
         if hasattr(tuned, "peft_config"):
             _refuse(f"an adapter of {str(tuned.active_peft_config.peft_type.value).lower()}", TOKENS)
         return tuned
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
+
+    for module in tuned.modules():
+        if isinstance(module, LNTuningLayer):  # a model is of one precision, its base's
+            module.ln_tuning_layers.to(next(module.base_layer.parameters()).dtype)
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged
 

@@ -33,6 +33,22 @@ def keep_precisions_apart(model: Any) -> None:
                 module.register_forward_hook(_to_the_models, with_kwargs=True)
 
 
+def norms_in_float32(model: Any) -> None:
+    """Hold the copies that peft makes of a base's norms in float32, whatever the base's precision: in bfloat16 the smallest
+    step from one is 0.008. They take what the layers before them give, and give what those behind them take."""
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
+
+    for module in model.modules():
+        if isinstance(module, LNTuningLayer):
+            for copied in module.ln_tuning_layers.float().values():
+                read_any_precision(copied)
+            module.register_forward_hook(_to_the_given)
+
+
+def _to_the_given(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+    return output.to(arguments[0].dtype)
+
+
 def _to_own(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     return _cast((arguments, named), next(module.parameters()).dtype)
 

@@ -42,24 +42,11 @@ class NormTuning(PeftMethod):
             )
         return LNTuningConfig(task_type="CAUSAL_LM", target_modules=names)
 
-    def apply(self, model: PreTrainedModel, how: Apply) -> nn.Module:
-        """Put a copy that learns in place of every norm.
+    def start(self, model: Any) -> None:
+        """In float32 before a finished adapter is read into them."""
+        from luthier.model.mixed_precision import norms_in_float32
 
-        Raises:
-            ModelError: the model has no norm with weights.
-        """
-        from peft.tuners.ln_tuning.layer import LNTuningLayer
-
-        tuned = super().apply(model, how)
-        for module in tuned.modules():
-            if isinstance(module, LNTuningLayer):
-                module.register_forward_hook(_keep_precision)
-        return tuned
-
-
-def _keep_precision(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-    """Norms in float32 would hand float32 to the 16-bit layers behind them."""
-    return output.to(arguments[0].dtype)
+        norms_in_float32(model)
 
 
 def _is_norm(module: nn.Module) -> bool:

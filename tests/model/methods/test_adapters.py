@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 
 import luthier
@@ -79,8 +80,6 @@ def logits(base: Path | str, adapters: list[Any] | None = None, combine: Any = "
 
 def update(folder: Path, name: str) -> Tensor:
     """B A of one module, at the adapter's scale; transposed for an embedding, zero where the adapter is not on it."""
-    from safetensors.torch import load_file
-
     tensors = load_file(folder / "adapter_model.safetensors")
     if f"base_model.model.{name}.lora_embedding_A" in tensors:
         down, up = (tensors[f"base_model.model.{name}.lora_embedding_{factor}"] for factor in "AB")
@@ -163,6 +162,26 @@ def test_methods_are_mixed_in_a_stack(base: Path, made: Maker) -> None:
     assert logits(base, [str(lora), str(prompt)]).shape[1] == 20 + IDS.shape[1]  # virtual tokens may stand on top
     with pytest.raises(ModelError, match="of prompt_tuning, can't be merged"):
         logits(base, [str(prompt), str(lora)])
+
+
+def test_norms_keep_what_they_learnt_on_a_16_bit_base(base: Path, made: Maker) -> None:
+    """In use and trained further; merged into such a base they are rounded to it."""
+    folder, norms = made(3, name="norm_tuning"), METHODS.load("norm_tuning")
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in saved.values())
+    used = loading.load(loading.find(ModelConfig(name=str(folder))), torch.bfloat16)
+    method = norms.build(norms.Options())
+    further = method.apply(loading.weights_at(base, torch.bfloat16), Apply(seed=0, base_name=str(base), adapter=folder))
+    for model in (used, further):
+        found = get_peft_model_state_dict(model)
+        assert found.keys() == saved.keys() and all(torch.equal(found[name], saved[name]) for name in saved)
+    with torch.no_grad():
+        assert torch.equal(used.eval()(input_ids=IDS).logits, further.eval()(input_ids=IDS).logits)
+    stacked = ModelConfig.model_validate({"name": str(base), "adapters": [str(folder), str(made(1))]})
+    stack = loading.load(loading.find(stacked), torch.bfloat16).eval()
+    assert {value.dtype for name, value in stack.named_parameters() if "lora" not in name} == {torch.bfloat16}
+    with torch.no_grad():
+        assert stack(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
 def test_the_model_may_be_an_adapter_itself(base: Path, made: Maker) -> None:
