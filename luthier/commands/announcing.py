@@ -1,17 +1,19 @@
-"""What a run says of itself at its start and its end."""
+"""What a run says of itself at its start, while it trains, and at its end."""
 
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.foundation.progress import say
+from luthier.foundation.progress import TrainingProgress, say
 
 if TYPE_CHECKING:
     from luthier.commands.setup import Setup
     from luthier.commands.train import TrainResult
     from luthier.model.heads import SequenceHead
+    from luthier.training.run import Fit
 
 
 def say_counts(setup: Setup) -> None:
@@ -37,6 +39,27 @@ def _learnt(setup: Setup) -> str:
     return (
         f"each with a number, learnt less the mean {setup.head.mean:g}, by the standard deviation {setup.head.scale:g}"
     )
+
+
+def report_to(run: Fit, progress: TrainingProgress) -> None:
+    """Let the loop speak through the progress display."""
+    from luthier.foundation.devices import resident_bytes
+
+    began = time.perf_counter()
+    tokens = 0.0
+
+    def report(step: int, values: dict[str, float]) -> None:
+        nonlocal tokens
+        tokens += values["tokens"]
+        shown = {
+            "loss": values["loss"],
+            "tokens_per_second": tokens / (time.perf_counter() - began),
+            "memory_bytes": float(resident_bytes()),
+        }
+        progress.update(step, shown)
+
+    run.report = report
+    run.say = progress.message
 
 
 def say_what_next(result: TrainResult, head: SequenceHead | None) -> None:

@@ -19,7 +19,6 @@ from luthier.config.plugins import STAGES
 from luthier.config.schema import ModelConfig
 from luthier.config.sections import PluginOptions
 from luthier.config.training_section import TrainingConfig
-from luthier.data.encoders._labels import label_names
 from luthier.data.encoding import ChosenEncoder
 from luthier.data.examples import TokenizedExample
 from luthier.data.preparing import choose_encoder
@@ -28,6 +27,7 @@ from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.opening import open_weights
 from luthier.foundation.devices import choose_device
 from luthier.foundation.errors import ConfigError, DataError, UserError
+from luthier.foundation.files import read_json
 from luthier.foundation.progress import progress_bar
 from luthier.metrics._metric import Task
 from luthier.model import loading
@@ -127,7 +127,7 @@ def open_reading(
     tokenizer, _, renderer = open_tokenizer(
         data, source, config, encoder=stage.encoder, trust_remote_code=trust_remote_code
     )
-    labels = _labels(stage, records, head)
+    labels = _labels(model, stage, records, head)
     settings = {**stage.encoder_options, **({"labels": labels} if labels else {})}
     encoder = choose_encoder(data, tokenizer, stage.encoder, settings, renderer)
     stage.know(labels)
@@ -166,20 +166,31 @@ def _stage(model: ModelConfig, records: Sequence[Sequence[Record]], head: Sequen
     return stage
 
 
-def _labels(stage: Stage, records: Sequence[Sequence[Record]], head: SequenceHead | None) -> tuple[str, ...]:
-    """The classes: the head's, those that the stage names, or else those of the rows; a number has none."""
+def _labels(
+    model: ModelConfig, stage: Stage, records: Sequence[Sequence[Record]], head: SequenceHead | None
+) -> tuple[str, ...]:
+    """The classes: the head's, or those that the run learnt; a number has none.
+
+    Raises:
+        UserError: a run that doesn't say them. The rows' own may be fewer, and the question and its answers others.
+    """
     if head is not None:
         return head.labels
     named: Sequence[str] = stage.encoder_options.get("labels", ())
-    rows = [record for part in records for record in part]
-    return tuple(named) or (label_names(rows) if isinstance(rows[0], Labelled) else ())
+    if not named and isinstance(records[0][0], Labelled):
+        raise UserError(
+            f"the run of {model.name} does not say which classes it learnt: its run.json is from before they were noted.",
+            "Name all of them as stage.labels in its config.yaml, sorted as training sorts them: numbers by size, then the "
+            "others by letters.",
+        )
+    return tuple(named)
 
 
 def _stage_of_run(model: ModelConfig) -> dict[str, Any] | None:
     """The stage of a run whose language model answers with classes' words; None where the model is of no such run.
 
     Of the config only the stage is read, and it must be one of luthier's: what a run's folder names may be anybody's
-    module, which would run as it is imported.
+    module, which would run as it is imported. Classes that the config leaves to the training files stand in run.json.
     """
     place = Path(model.name)
     if not place.exists():  # a hub's model, whatever stands in the folder that the command runs in
@@ -192,7 +203,8 @@ def _stage_of_run(model: ModelConfig) -> dict[str, Any] | None:
                 return None
             # neither acts on what is measured here, and a metric may be a module too
             unused = {"class_weights": None, "metrics": None}
-            return _checked({**named, **unused}, folder / "config.yaml")
+            labels = named.get("labels") or read_json(folder / "run.json").get("labels") or None
+            return _checked({**named, **unused, "labels": labels}, folder / "config.yaml")
     return None
 
 

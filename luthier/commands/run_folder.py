@@ -186,10 +186,12 @@ def write_start(
     hardware: Mapping[str, Any],
     command: str,
     batches: Mapping[str, Any],
+    labels: Sequence[str],
     day: str,
 ) -> None:
     """config.yaml and run.json at a run's start; `base_folder` is where the model it starts from stands on this
-    machine, None if that is no folder of whole weights; `batches` is what was settled of them (see `batching.py`)."""
+    machine, None if that is no folder of whole weights; `batches` is what was settled of them (see `batching.py`);
+    `labels` are the classes in the order of their numbers, where rows have some."""
     write_text(folder / CONFIG_FILE, dump_yaml(config))
     write_json(
         folder / RUN_FILE,
@@ -201,6 +203,7 @@ def write_start(
             "fingerprints": dict(fingerprints),
             "hardware": dict(hardware),
             "batches": dict(batches),
+            "labels": list(labels),
             "command": command,
             "day": day,
             "results": {},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.commands import refusals, run_folder
-from luthier.commands.announcing import say_counts, say_what_next
+from luthier.commands.announcing import report_to, say_counts, say_what_next
 from luthier.commands.batching import Settled, bounded, free_for_each, settle
 from luthier.commands.launching import command_line, resuming
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
@@ -198,7 +198,15 @@ def _take_up(setup: Setup, claim: Claim, checkpoints: Checkpoints, hardware: dic
         leave_rejected(setup, folder)
     base = None if setup.merged_adapters else setup.source.base
     run_folder.write_start(
-        folder, setup.config, base, checkpoints.fingerprints, hardware, claim.command, batches, claim.day
+        folder,
+        setup.config,
+        base,
+        checkpoints.fingerprints,
+        hardware,
+        claim.command,
+        batches,
+        setup.data.report.labels,
+        claim.day,
     )
     return {"step": checkpoint.step if checkpoint is not None else None, "finished": None, "batches": batches}
 
@@ -271,7 +279,7 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         # of a finished run that goes on: until it ends again, its newest checkpoint is the model
         shutil.rmtree(folder / "final", ignore_errors=True)
     with TrainingProgress(run.schedule.total_steps, steps_before, enabled=run.engine.rank == 0) as progress:
-        _report_to(run, progress)
+        report_to(run, progress)
         summary = fit(run)
     state = run.bridge.state
     if run.config.training.load_best_model_at_end and state.best_model_checkpoint:
@@ -340,27 +348,6 @@ def _write_final(run: Fit, folder: Path, setup: Setup) -> None:
         write_text(building / "README.md", model_card(setup.config, setup.source.base_name, run.bridge.state))
         seal(building, {"step": run.bridge.state.global_step, "fingerprints": run.checkpoints.fingerprints})
         shutil.rmtree(final, ignore_errors=True)  # of a finished run that was gone on with
-
-
-def _report_to(run: Fit, progress: TrainingProgress) -> None:
-    """Let the loop speak through the progress display."""
-    from luthier.foundation.devices import resident_bytes
-
-    began = time.perf_counter()
-    tokens = 0.0
-
-    def report(step: int, values: dict[str, float]) -> None:
-        nonlocal tokens
-        tokens += values["tokens"]
-        shown = {
-            "loss": values["loss"],
-            "tokens_per_second": tokens / (time.perf_counter() - began),
-            "memory_bytes": float(resident_bytes()),
-        }
-        progress.update(step, shown)
-
-    run.report = report
-    run.say = progress.message
 
 
 def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:

@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
 def run_with(stage: dict[str, Any], model: Path, folder: Path) -> str:
     """A run's folder as far as it is read here."""
     shutil.copytree(model, folder / "final")
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(json.dumps({"labels": ["bad", "good"]}))
     (folder / "config.yaml").write_text(yaml.safe_dump({"stage": stage}))
     return str(folder / "final")
 

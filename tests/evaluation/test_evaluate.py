@@ -173,6 +173,34 @@ def test_a_classifier_is_measured_as_its_run_measured_it(tmp_path: Path, capsys:
         evaluate(str(tmp_path / "classifier"), [str(test)], Asked(metrics=["rouge"]))
 
 
+def test_label_words_are_those_of_the_classes_that_the_run_learnt(tmp_path: Path) -> None:
+    """Rows of one class of three: the two others could be answered too, and are named in the question."""
+    from luthier.commands.train import train
+
+    three = [{**row, "label": ("bad", "good", "fair")[n % 3]} for n, row in enumerate(labelled_rows(30))]
+    data = write_json_lines(tmp_path / "train.jsonl", three[:18])
+    test = write_json_lines(tmp_path / "test.jsonl", three[18:])
+    run = tmp_path / "run"
+    config = config_for(tiny_folder(tmp_path / "model"), data, run, max_steps=2, num_train_epochs=1)
+    config["data"] = {"train": str(data), "test": [str(test)]}
+    train(config | {"stage": {"name": "classification", "head": "generative"}})
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    own = [line for line in lines if line["label"] == "good"]
+    part = write_json_lines(tmp_path / "part.jsonl", [row for row in three[18:] if row["label"] == "good"])
+    found = evaluate(str(run), [str(part)], Asked(how=None))
+    assert found.settings["labels"] == ["bad", "fair", "good"]
+    assert [row["predicted"] for row in found.rows] == [line["predicted"] for line in own]
+    for row, line in zip(found.rows, own, strict=True):
+        assert row["probabilities"] == pytest.approx(line["probabilities"], abs=1e-5)
+    other = write_json_lines(tmp_path / "other.jsonl", [{"text": "the fox", "label": "excellent"}])
+    with pytest.raises(DataError, match="'excellent', which is none of the classes: bad, fair, good"):
+        evaluate(str(run), [str(other)], Asked(how=None))
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({name: value for name, value in facts.items() if name != "labels"}))
+    with pytest.raises(UserError, match="does not say which classes it learnt"):
+        evaluate(str(run), [str(part)], Asked(how=None))
+
+
 def written(path: Path, answers: list[str], references: list[str]) -> Path:
     lines = [
         {"index": n, "prediction": a, "label": r} for n, (a, r) in enumerate(zip(answers, references, strict=True))
