@@ -15,7 +15,7 @@ import numpy as np
 from luthier.commands.predict import engine_name, entry_of, on_server, open_engine, predict, refuse_bare_texts
 from luthier.config.data_section import DataEntry
 from luthier.config.generation_section import GenerationSettings
-from luthier.config.metric_choice import check_references
+from luthier.config.metric_choice import check_packages, check_references
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
 from luthier.data.locating import local_files
@@ -227,6 +227,7 @@ def _of_answers(asked: Asked) -> dict[str, bool]:
 def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Callable[[str], None]) -> Evaluated:
     """A language model: its loss, and metrics of its answers."""
     metrics = chosen_metrics(asked.metrics or (DEFAULT_TEXT_METRICS if asked.writes else ()))
+    check_packages(metrics)
     rows: list[dict[str, Any]] = []
     measured: list[Measured] = []
     parts: list[dict[str, Any]] = []

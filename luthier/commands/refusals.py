@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.loading import load
+from luthier.config.metric_choice import check_packages
 from luthier.config.plugins import METHODS
 from luthier.config.schema import RunConfig
 from luthier.data.locating import check_local
@@ -56,7 +57,7 @@ def read(source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]
 
 
 def check(config: RunConfig, *, may_fetch: bool = True) -> None:
-    """Refuse a config whose model, files, template, schedule, callbacks or optimizer can't be used.
+    """Refuse a config whose model, files, template, schedule, callbacks, optimizer or metrics can't be used.
 
     Args:
         may_fetch: whether a model of a hub's is fetched, where nothing else is wrong, to be looked at.
@@ -83,6 +84,7 @@ def check(config: RunConfig, *, may_fetch: bool = True) -> None:
     package = training.optim.package
     if package is not None and find_spec(package) is None:
         problems.append(MissingExtraError(package, "optimizers", f"training.optim: {training.optim.name}"))
+    problems.attempt(partial(check_packages, training.answer_metrics()))
     problems[:0] = _not_found(config, may_fetch=may_fetch and not problems)
     if len(problems) == 1:
         raise problems[0]

@@ -43,6 +43,15 @@ def given_by(options: BaseModel) -> tuple[str, ...]:
     return tuple(getattr(METRICS.load(name), "GIVES", (name,)))
 
 
+def check_packages(metrics: Sequence[BaseModel]) -> None:
+    """Raise MissingExtraError where a package that a metric stands on is not installed: before hours of training or of
+    generating, not after them."""
+    for options in metrics:
+        module = METRICS.load(options.name)  # type: ignore[attr-defined]
+        if hasattr(module, "needs"):
+            module.needs(options)
+
+
 def check_references(metrics: Sequence[BaseModel], references: Iterable[tuple[str, str]]) -> None:
     """Raise what metrics have against references, before answers are generated to be measured with them.
 

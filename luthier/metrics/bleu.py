@@ -45,13 +45,21 @@ def pool(sums_S: Array) -> Array:
     return np.asarray(np.where(defined, 100 * brevity * mean, 0.0))
 
 
+def needs(options: Options) -> None:
+    """Raise MissingExtraError where sacrebleu is not installed."""
+    _sacrebleu()
+
+
+def _sacrebleu() -> Any:
+    return import_extra("sacrebleu", extra="evaluation", purpose="the metric bleu")
+
+
 def build(options: Options) -> TextMetric:
     """The metric."""
 
     def bleu(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
-        library: Any = import_extra("sacrebleu", extra="evaluation", purpose="the metric bleu")
         # of one sentence, orders for which it is too short are left out
-        metric = library.BLEU(tokenize=options.tokenize, lowercase=options.lowercase, effective_order=True)
+        metric = _sacrebleu().BLEU(tokenize=options.tokenize, lowercase=options.lowercase, effective_order=True)
         found = [metric.sentence_score(answer.prediction, [answer.reference]) for answer in answers]
         statistics = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in found]
         rows_E = np.array([one.score for one in found])

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from luthier.metrics._jieba import cut
+from luthier.metrics import _jieba
 from luthier.metrics._metric import MetricOptions, Task
 from luthier.metrics._ngrams import longest_common_subsequence, ngrams
 from luthier.metrics._text import Scored, TextMetric, TextRow
@@ -43,7 +43,7 @@ class Options(MetricOptions):
 
 def jieba_words(text: str) -> list[str]:
     """The words that rouge-chinese sees in what jieba cut; a line of spaces counts as an empty word."""
-    text = " ".join(cut(text))
+    text = " ".join(_jieba.cut(text))
     if not text.split():
         return []
     for pattern, replacement in SENTENCES:
@@ -59,6 +59,12 @@ def english_words(text: str) -> list[str]:
 def f1(matches: int, predicted: int, reference: int) -> float:
     """2 m / (p + r), 0 where nothing is to be found or nothing was."""
     return 2 * matches / (predicted + reference) if matches else 0.0
+
+
+def needs(options: Options) -> None:
+    """Raise MissingExtraError where jieba is to cut, and is not installed."""
+    if options.tokenizer == "jieba":
+        _jieba.load()
 
 
 def build(options: Options) -> TextMetric:

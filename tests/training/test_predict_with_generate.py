@@ -23,7 +23,7 @@ from luthier.config.loading import load
 from luthier.data.encoders.conversation import Options, build
 from luthier.data.records import Conversation, Message, Origin
 from luthier.data.rendering import Renderer
-from luthier.foundation.errors import ConfigError, DataError
+from luthier.foundation.errors import ConfigError, DataError, MissingExtraError
 from luthier.model.loading import tokenizer_at
 from luthier.model.token_text import TokenText
 from luthier.training.answering import _text, prompt_and_answer
@@ -193,6 +193,27 @@ def test_answers_that_a_metric_can_not_measure_are_refused_before_the_first_step
     with pytest.raises(DataError, match=r"\.jsonl, row 1 has no number in its reference"):
         luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=["numeric_match"]), overwrite=True)
     assert earlier.read_text() == '{"an": "earlier run"}'
+
+
+@pytest.mark.parametrize(("package", "metrics"), [("jieba", []), ("sacrebleu", ["bleu"])])
+def test_a_package_that_a_metric_lacks_is_told_before_anything_is_read(
+    package: str,
+    metrics: list[str],
+    tiny_llama: Path,
+    rows: Path,
+    held: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # importing it now raises ModuleNotFoundError
+    with pytest.raises(MissingExtraError, match=rf"needs the package '{package}'"):
+        luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=metrics))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("luthier.commands.evaluate.open_engine", lambda *given: pytest.fail("opened"))
+    with pytest.raises(MissingExtraError, match=rf"needs the package '{package}'"):
+        evaluate(str(tiny_llama), [str(held)], Asked(metrics=metrics, generate=True, how=None))
+    english = [{"name": "rouge", "tokenizer": "english"}]
+    luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=english, max_steps=4))
 
 
 def test_a_metric_that_evaluations_do_not_give(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
