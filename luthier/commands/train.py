@@ -268,7 +268,7 @@ def identity(setup: Setup, engine: Engine) -> tuple[dict[str, str], dict[str, An
 
 
 def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
-    """Fit, take the best weights if asked, score the test set, and write what a run leaves behind."""
+    """Fit, take the best weights if asked, write them, score the test set, and write what else a run leaves behind."""
     from luthier.training.checkpoints import find_fault
     from luthier.training.loop import fit
     from luthier.training.validation import evaluate, measure
@@ -294,9 +294,12 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
         say(
             f"final/ takes the best weights, those of {best.name} ({run.bridge.args.metric_for_best_model} {state.best_metric:.4f})."
         )
+    run.bridge.fire("train_end")
+    run.engine.lead(lambda: _write_final(run, folder, setup))  # now: whatever measuring meets, what was learnt is kept
+    if run.test:
+        say(f"{folder / 'final'} is written; data.test is measured now.")
     test = evaluate(run, run.test) if run.test else None
     held = evaluate(run, run.validation) if run.validation and setup.stage.metrics else None
-    run.bridge.fire("train_end")
     result = TrainResult(
         output_dir=str(folder),
         final=str(folder / "final"),
@@ -319,15 +322,14 @@ def _run(setup: Setup, run: Fit, folder: Path) -> TrainResult:
 def _leave_behind(
     run: Fit, folder: Path, setup: Setup, result: TrainResult, held: Mapping[str, Evaluation | None]
 ) -> None:
-    """The files of a finished run."""
+    """The files of a finished run beside final/."""
     from luthier.commands.predictions import write_predictions
     from luthier.foundation.files import write_json
     from luthier.training.exhaustion import disk_explained
     from luthier.training.metrics_log import plot_losses
 
     title = f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}"
-    with disk_explained(folder, run.checkpoints.folder, run.resume_command):  # here: the other ranks are told of it
-        _write_final(run, folder, setup)
+    with disk_explained(folder, run.checkpoints.folder, run.resume_command):
         shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
         if any(found is not None and (found.outcomes_EC is not None or found.answers) for found in held.values()):
             write_predictions(folder / "predictions.jsonl", setup, held)
@@ -341,9 +343,10 @@ def _write_final(run: Fit, folder: Path, setup: Setup) -> None:
     from luthier.commands.model_card import model_card
     from luthier.foundation.files import whole_folder, write_text
     from luthier.training.checkpoints import seal
+    from luthier.training.exhaustion import disk_explained
 
-    final = folder / "final"
-    with whole_folder(final) as building:
+    final, explained = folder / "final", disk_explained(folder, run.checkpoints.folder, run.resume_command)
+    with explained, whole_folder(final) as building:  # explained here: the other ranks are told of it
         run.save_model(building)
         write_text(building / "README.md", model_card(setup.config, setup.source.base_name, run.bridge.state))
         seal(building, {"step": run.bridge.state.global_step, "fingerprints": run.checkpoints.fingerprints})

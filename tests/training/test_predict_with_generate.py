@@ -23,7 +23,7 @@ from luthier.config.loading import load
 from luthier.data.encoders.conversation import Options, build
 from luthier.data.records import Conversation, Message, Origin
 from luthier.data.rendering import Renderer
-from luthier.foundation.errors import ConfigError, DataError, MissingExtraError
+from luthier.foundation.errors import ConfigError, DataError, MissingExtraError, UserError
 from luthier.model.loading import tokenizer_at
 from luthier.model.token_text import TokenText
 from luthier.training.answering import _text, prompt_and_answer
@@ -214,6 +214,32 @@ def test_a_package_that_a_metric_lacks_is_told_before_anything_is_read(
         evaluate(str(tiny_llama), [str(held)], Asked(metrics=metrics, generate=True, how=None))
     english = [{"name": "rouge", "tokenizer": "english"}]
     luthier.train(config(tiny_llama, rows, tmp_path / "run", held, metrics=english, max_steps=4))
+
+
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_a_metric_that_fails_on_the_test_rows_leaves_the_model(
+    save_strategy: str, tiny_llama: Path, rows: Path, held: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(options: Any) -> Any:
+        def measure(answers: Any) -> Any:
+            raise UserError("the judge does not answer.", "Start it.")
+
+        return measure
+
+    made = config(tiny_llama, rows, tmp_path / "run", held, metrics=["chrf"], max_steps=4, save_strategy=save_strategy)
+    made["training"] |= {"eval_strategy": "no", "eval_steps": None}
+    del made["data"]["validation"]
+    with monkeypatch.context() as patched:
+        patched.setattr("luthier.metrics.chrf.build", down)
+        with pytest.raises(UserError, match="the judge does not answer"):
+            luthier.train(made)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    predict(str(tmp_path / "run"), [str(held)], tmp_path / "after.jsonl", GenerationSettings(max_new_tokens=5))
+    if save_strategy == "steps":  # nothing is trained again
+        assert luthier.train(made, resume=True).test_metrics.keys() == {"chrf"}
+        before = (tmp_path / "after.jsonl").read_bytes()
+        predict(str(tmp_path / "run"), [str(held)], tmp_path / "again.jsonl", GenerationSettings(max_new_tokens=5))
+        assert (tmp_path / "again.jsonl").read_bytes() == before
 
 
 def test_a_metric_that_evaluations_do_not_give(tiny_llama: Path, rows: Path, held: Path, tmp_path: Path) -> None:
