@@ -34,11 +34,7 @@ class Journal:
     @property
     def answered(self) -> set[int]:
         """The rows that need not be asked again: all but those that an engine could not answer."""
-        return {
-            row
-            for row, line in self.done.items()
-            if all(sample.get("finish_reason") != "error" for sample in line.get("samples", [line]))
-        }
+        return {row for row, line in self.done.items() if _is_answered(line)}
 
     def add(self, row: int, line: Mapping[str, Any]) -> None:
         """Keep a finished row, in place of what was kept of it before."""
@@ -78,6 +74,10 @@ def open_journal(out: Path, identity: Mapping[str, Any], *, anew: bool = False) 
         path.unlink()
 
 
+def _is_answered(line: Mapping[str, Any]) -> bool:
+    return all(sample.get("finish_reason") != "error" for sample in line.get("samples", [line]))
+
+
 def _busy(out: Path) -> UserError:
     return UserError(f"another process is writing {out}.", "Wait for it, or name another file with --out.")
 
@@ -88,7 +88,7 @@ def partial_path(out: Path) -> Path:
 
 
 def _begin(stream: BinaryIO, path: Path, identity: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The finished rows in a journal, whose torn end is cut off; an empty one gets its first line."""
+    """The finished rows in a journal, whose torn end is cut off; one without answers is begun anew, whose ever it was."""
     stream.seek(0)
     kept = 0
     lines: list[dict[str, Any]] = []
@@ -103,18 +103,21 @@ def _begin(stream: BinaryIO, path: Path, identity: Mapping[str, Any]) -> dict[in
         kept += len(raw)
     stream.truncate(kept)
     head = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(identity))}
-    if not lines:
-        stream.write(_line(head))
-        stream.flush()
-        os.fsync(stream.fileno())
-        return {}
-    differing = [name for name in dict.fromkeys([*lines[0], *head]) if lines[0].get(name) != head.get(name)]
-    if differing:
+    before = lines[0] if lines else {}
+    differing = [name for name in dict.fromkeys([*before, *head]) if before.get(name) != head.get(name)]
+    done = {line["row"]: line["line"] for line in lines[1:]}
+    if not differing:
+        return done
+    if any(_is_answered(line) for line in done.values()):
         raise UserError(
             f"{path} holds the answers of an unfinished run that differs from this one in: {', '.join(differing)}.",
             "Put that back as it was to go on, start anew with --overwrite, or name another file with --out.",
         )
-    return {line["row"]: line["line"] for line in lines[1:]}
+    stream.truncate(0)
+    stream.write(_line(head))
+    stream.flush()
+    os.fsync(stream.fileno())
+    return {}
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

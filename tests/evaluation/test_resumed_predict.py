@@ -93,11 +93,29 @@ def test_a_model_that_was_trained_anew_in_its_place_is_another(rows: Path, tmp_p
         engine = TransformersEngine(Opening(ModelConfig(name=str(folder))))
         if seed == 0:
             first = engine.source.fingerprint
-            with pytest.raises(KeyboardInterrupt), open_journal(out, engine.identity()):
+            with pytest.raises(KeyboardInterrupt), open_journal(out, engine.identity()) as journal:
+                journal.add(0, {"index": 0})
                 raise KeyboardInterrupt
     assert engine.source.fingerprint == first
     with pytest.raises(UserError, match="differs from this one in: weights"), open_journal(out, engine.identity()):
         pass
+
+
+@pytest.mark.parametrize("failed", [[], [{"finish_reason": "error"}, {"samples": [{"finish_reason": "error"}]}]])
+def test_a_run_that_got_no_answer_holds_no_other_up(failed: list[dict[str, Any]], tmp_path: Path) -> None:
+    """With a wrong port, say: the corrected command has nothing to lose by beginning anew."""
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt), open_journal(out, {"base_url": "http://localhost:8001/v1"}) as journal:
+        for row, line in enumerate(failed):
+            journal.add(row, line)
+        raise KeyboardInterrupt
+    mended = {"base_url": "http://localhost:8000/v1"}
+    with pytest.raises(KeyboardInterrupt), open_journal(out, mended) as journal:
+        assert not journal.done
+        journal.add(0, {"index": 0})
+        raise KeyboardInterrupt
+    with open_journal(out, mended) as journal:
+        assert journal.done == {0: {"index": 0}}
 
 
 def test_precision_is_that_which_was_asked_for(tiny_llama: Path) -> None:
