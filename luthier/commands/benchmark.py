@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def benchmark(model: ModelConfig, asked: Benchmark, *, say: Callable[[str], None
         remarks.append(f"dev has fewer than {asked.shots} examples for {of_all}, {min(lacking)} the fewest")
     for remark in remarks:
         say(remark)
-    found = _evaluated(model.name, asked, subjects, rows, remarks)
+    found = _evaluated(model.name, asked, subjects, rows, remarks).told_not_finite()
     if asked.out is not None:
         found = replace(found, out=str(asked.out))
         found.write(asked.out)
@@ -100,7 +101,10 @@ def _likelihoods(scorer: Scorer, examples: Sequence[TokenizedExample]) -> list[l
 
 
 def _row(subject: Subject, question: Question, likelihoods: Sequence[float]) -> dict[str, Any]:
-    chosen = int(np.argmax(likelihoods))
+    """A question and what was chosen: nothing, which is wrong, where a likelihood is NaN or none is finite. (NaNs are
+    the largest to argmax, and the first of them is A.)"""
+    largest = int(np.argmax(likelihoods))
+    chosen = largest if math.isfinite(likelihoods[largest]) else None
     return {
         "source": subject.name,
         "file": question.origin.path,
@@ -109,7 +113,7 @@ def _row(subject: Subject, question: Question, likelihoods: Sequence[float]) -> 
         "category": subject.category,
         "question": question.text,
         "label": LETTERS[question.answer],
-        "predicted": LETTERS[chosen],
+        "predicted": LETTERS[chosen] if chosen is not None else None,
         "log_likelihoods": {LETTERS[place]: round(value, 6) for place, value in enumerate(likelihoods)},
         "scores": {"accuracy": float(chosen == question.answer)},
     }

@@ -276,7 +276,8 @@ def labels_of(one: Saved) -> tuple[Array, Array]:
     if one.values["task"] == "multi_label":
         several = [np.array([[int(name in row) for name in labels] for row in column]) for column in pairs]
         return several[0], several[1]
-    numbers = [np.array([labels.index(name) for name in column]) for column in pairs]
+    # of a benchmark's question whose likelihoods are not finite nothing is chosen
+    numbers = [np.array([labels.index(name) if name is not None else -1 for name in column]) for column in pairs]
     return numbers[0], numbers[1]
 
 

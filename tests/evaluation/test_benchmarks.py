@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from luthier.cli import main
@@ -19,10 +20,13 @@ from luthier.commands.harness import harness
 from luthier.config.schema import ModelConfig
 from luthier.data.packing import pack
 from luthier.evaluation.benchmarks import Question, Subject, encoded, load_benchmark, prompt_of
+from luthier.evaluation.comparison import compare
+from luthier.evaluation.results import rows_path
 from luthier.evaluation.statistics import Drawing
 from luthier.foundation.errors import DataError
 from luthier.model.loading import tokenizer_at
 from luthier.model.placement import Placement
+from tests.tiny import tiny_folder
 
 FEW = Drawing(resamples=99)
 ROWS = [
@@ -77,6 +81,29 @@ def test_the_model_is_read_in_the_precision_that_was_asked_for(tiny_llama: Path,
     assert whole == named != half
     for one, other in zip(whole, half, strict=True):
         assert one == pytest.approx(other, rel=2e-2)
+
+
+def test_nothing_is_chosen_where_the_likelihoods_are_not_finite(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of four NaNs is the largest to argmax, and A the answer to a third of these questions."""
+    folder, model = mmlu(tmp_path / "mmlu"), tiny_folder(tmp_path / "broken")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    out = [tmp_path / "whole.json", tmp_path / "broken.json"]
+    for name, path in zip((tiny_llama, model), out, strict=True):
+        arguments = ["evaluate", str(name), "--benchmark", str(folder), "--shots", "1", "--out", str(path)]
+        assert main([*arguments, "--resamples", "20", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out.splitlines()[-1])
+    assert found["metrics"]["accuracy"]["value"] == 0
+    (remark,) = (one for one in found["remarks"] if "not finite" in one)
+    assert remark.startswith("numbers of 9 rows are not finite") and remark in printed.err
+    assert [json.loads(line)["predicted"] for line in rows_path(out[1]).read_text().splitlines()] == [None] * 9
+    whole = json.loads(out[0].read_text())["metrics"]["accuracy"]["value"]
+    (metric,) = compare(out, FEW, lambda line: None).metrics
+    assert metric.pairs[0].difference == pytest.approx(-whole)
 
 
 def test_a_model_partly_on_the_disk_finds_the_same(tiny_llama: Path, tmp_path: Path) -> None:
