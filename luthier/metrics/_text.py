@@ -27,6 +27,12 @@ class TextRow:
     prompt: str = ""
 
 
+def without_margins(row: TextRow) -> tuple[str, str]:
+    """Prediction and reference without white space at their ends: many a template puts a blank before or behind an answer, which
+    a model learns to write, and no reference has."""
+    return row.prediction.strip(), row.reference.strip()
+
+
 def numbered(rows: Iterable[TextRow]) -> Iterator[tuple[str, str]]:
     """Each row's place among them, for messages, and its reference."""
     return ((f"row {number}", row.reference) for number, row in enumerate(rows, start=1))

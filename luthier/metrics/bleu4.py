@@ -1,4 +1,5 @@
 """BLEU-4 of each answer's characters, 0 to 100, and the mean over answers: the `bleu-4` of LLaMA-Factory's evaluation.
+White space at the ends does not count.
 
 It is NLTK's `sentence_bleu` over single characters with `SmoothingFunction().method3`; far above a corpus BLEU over words.
 """
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from luthier.metrics._metric import MetricOptions, Task
 from luthier.metrics._ngrams import ngrams
-from luthier.metrics._text import Scored, TextMetric, TextRow
+from luthier.metrics._text import Scored, TextMetric, TextRow, without_margins
 
 TASKS: frozenset[Task] = frozenset({"text"})
 GREATER_IS_BETTER = True
@@ -40,7 +41,7 @@ def sentence_bleu(prediction: str, reference: str) -> float:
 
 def bleu4(answers: Sequence[TextRow]) -> Mapping[str, Scored]:
     """The mean."""
-    return {"bleu-4": Scored.mean([sentence_bleu(one.prediction, one.reference) for one in answers], scale=100)}
+    return {"bleu-4": Scored.mean([sentence_bleu(*without_margins(one)) for one in answers], scale=100)}
 
 
 def build(options: Options) -> TextMetric:

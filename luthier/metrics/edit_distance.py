@@ -1,4 +1,5 @@
-"""Levenshtein distance of answers to their references, divided by the longer one's length: 0 equal, 1 nothing in common."""
+"""Levenshtein distance of answers to their references, divided by the longer one's length: 0 equal, 1 nothing in common.
+White space at the ends does not count."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from luthier.metrics import _ngrams
 from luthier.metrics._metric import MetricOptions, Task
-from luthier.metrics._text import Scored, TextMetric, TextRow
+from luthier.metrics._text import Scored, TextMetric, TextRow, without_margins
 
 TASKS: frozenset[Task] = frozenset({"text"})
 GREATER_IS_BETTER = False
@@ -28,10 +29,8 @@ def build(options: Options) -> TextMetric:
     """The metric."""
 
     def distance(answer: TextRow) -> float:
-        first: Sequence[str] = answer.prediction
-        second: Sequence[str] = answer.reference
-        if options.unit == "words":
-            first, second = first.split(), second.split()  # type: ignore[attr-defined]
+        texts = without_margins(answer)
+        first, second = (text.split() if options.unit == "words" else text for text in texts)
         edits = _ngrams.edit_distance(first, second)
         return edits / max(len(first), len(second), 1) if options.normalised else edits
 

@@ -136,7 +136,9 @@ def as_llama_factory_counts(prediction: str, reference: str) -> dict[str, float]
         scores = rouge_chinese.Rouge().get_scores(*words)[0]
         found = {name: 100 * score["f"] for name, score in scores.items()}
     smoothing = nltk.translate.bleu_score.SmoothingFunction().method3
-    bleu = nltk.translate.bleu_score.sentence_bleu([list(reference)], list(prediction), smoothing_function=smoothing)
+    bleu = nltk.translate.bleu_score.sentence_bleu(
+        [list(reference.strip())], list(prediction.strip()), smoothing_function=smoothing
+    )
     return {**found, "bleu-4": 100 * bleu}
 
 
@@ -202,6 +204,14 @@ def test_bits_count_as_the_table_does(first: str, second: str) -> None:
 
 
 # ---- by hand
+
+
+@pytest.mark.parametrize(("metric", "best"), [("edit_distance", 0), ("bleu4", None), ("exact_match", 1)])
+def test_white_space_that_a_template_puts_around_answers_does_not_count(metric: str, best: float | None) -> None:
+    """Falcon's and DeepSeek's write a blank before each answer, llama2's one behind it too; a reference has none."""
+    bare = numbers(metric, [("cat", "cat"), ("a fox", "a fox")])
+    assert numbers(metric, [(" cat", "cat"), (" a fox ", "a fox")]) == bare
+    assert best is None or list(bare.values()) == [best]
 
 
 def test_edits_by_hand() -> None:
