@@ -343,6 +343,7 @@ def _answered(
                 asked.generation,
                 engine=engine,
                 overwrite=asked.overwrite,
+                made_of_it=[asked.out, rows_path(asked.out)] if asked.out is not None else [],
                 say=say,
             )
             lines = read_lines(out)

@@ -67,6 +67,7 @@ def predict(
     template: str = "auto",
     keep_prompts: bool = False,
     overwrite: bool = False,
+    made_of_it: Sequence[Path] = (),
     placement: Placement | None = None,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = say,
@@ -79,7 +80,7 @@ def predict(
         out: JSON lines, see `line_of`. It appears whole; until then OUT.partial holds what is finished.
         engine: its name, a mapping with its options, or one that is open.
         keep_prompts: write each row's prompt too.
-        overwrite: start anew where `out`, or a part of it, is there.
+        overwrite: start anew where `out`, or a part of it, is there. made_of_it: files made of `out`, which then go with it.
 
     Raises:
         UserError: rows, model, engine or settings that can't be used; `out` is there; it was begun by another run.
@@ -97,7 +98,8 @@ def predict(
     answerer = open_engine(engine, model, template, placement, trust_remote_code, say)
     answerer.check(settings)
     started = time.monotonic()
-    with open_journal(out, _identity(answerer, prompts, settings, keep_prompts), anew=overwrite) as journal:
+    identity = _identity(answerer, prompts, settings, keep_prompts)
+    with open_journal(out, identity, anew=overwrite, made_of_it=made_of_it) as journal:
         resumed = len(journal.answered)
         if resumed:
             say(f"{resumed:,} of {len(prompts):,} rows are answered already; going on with the others")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,12 +44,15 @@ class Journal:
 
 
 @contextmanager
-def open_journal(out: Path, identity: Mapping[str, Any], *, anew: bool = False) -> Iterator[Journal]:
+def open_journal(
+    out: Path, identity: Mapping[str, Any], *, anew: bool = False, made_of_it: Sequence[Path] = ()
+) -> Iterator[Journal]:
     """The journal beside `out`, begun anew or gone on with; where the block ends well, `out` is written of it, in order.
 
     Args:
         identity: what the answers depend on, as JSON.
         anew: what an earlier run left goes, `out` too; never the journal of one that is still running.
+        made_of_it: files that were made of `out`, and go with it.
 
     Raises:
         UserError: a journal of another run is there, or another process writes it.
@@ -65,7 +68,8 @@ def open_journal(out: Path, identity: Mapping[str, Any], *, anew: bool = False) 
             raise _busy(out)  # it ended between opening and locking, and took its journal with it
         if anew:
             stream.truncate(0)
-            out.unlink(missing_ok=True)
+            for file in (*made_of_it, out):
+                file.unlink(missing_ok=True)
         journal = Journal(stream, _begin(stream, path, identity))
         yield journal
         write_text(

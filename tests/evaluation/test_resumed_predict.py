@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from luthier.cli import main
-from luthier.commands.predict import predict
+from luthier.commands.evaluate import Asked, evaluate
+from luthier.commands.predict import line_of, predict
 from luthier.config.generation_section import GenerationSettings
 from luthier.config.schema import ModelConfig
-from luthier.evaluation.engine import Opening
+from luthier.evaluation.engine import Engine, Opening
 from luthier.evaluation.engines.transformers import TransformersEngine
-from luthier.evaluation.journal import open_journal, partial_path
+from luthier.evaluation.journal import Journal, open_journal, partial_path
 from luthier.foundation.errors import UserError
 from luthier.model.placement import Placement
 from luthier.training.checkpoints import seal
@@ -148,6 +150,30 @@ def test_a_journal_that_went_between_opening_and_locking_is_not_written(
     monkeypatch.setattr(fcntl, "flock", ends_first)
     with pytest.raises(UserError, match="another process is writing"), open_journal(out, {}):
         pass
+
+
+def test_an_evaluation_that_was_begun_anew_goes_on(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers go with the answers that they are of: while they stood, no command went on."""
+    out = tmp_path / "out.json"
+    asked = Asked(metrics=["chrf"], generation=GenerationSettings(max_new_tokens=4), how=None, out=out)
+    evaluate(str(tiny_llama), [str(rows)], asked)
+    before = out.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("luthier.commands.predict.answer_into", _one_answer_and_killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(str(tiny_llama), [str(rows)], replace(asked, overwrite=True))
+    said: list[str] = []
+    evaluate(str(tiny_llama), [str(rows)], asked, say=said.append)
+    assert "1 of 24 rows are answered already; going on with the others" in said
+    assert out.read_bytes() == before
+
+
+def _one_answer_and_killed(journal: Journal, engine: Engine, prompts: Any, settings: Any, keep_prompts: bool) -> int:
+    (answer,) = engine.answers([prompts[0].request], settings)
+    journal.add(0, line_of(prompts[0], [answer], keep_prompts))
+    raise KeyboardInterrupt
 
 
 def test_starting_anew_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
