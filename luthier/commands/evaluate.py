@@ -19,7 +19,7 @@ from luthier.config.metric_choice import check_packages, check_references
 from luthier.config.schema import ModelConfig
 from luthier.data.entries import load_entry
 from luthier.data.locating import local_files
-from luthier.data.records import Origin, Record
+from luthier.data.records import Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.engine import Engine
 from luthier.evaluation.engines.transformers import TransformersEngine
@@ -191,14 +191,12 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
     )
     rows, parts, outcomes = [], [], []
     for name, records in zip(sources.names, sources.records, strict=True):
-        examples, found = reading.read(name, records, asked.batch_size, say, each=False)
+        numbers_of, found = reading.read(name, records, asked.batch_size, say, each=False)
         assert found.outcomes_EC is not None
         outcomes.append(found.outcomes_EC)
-        parts.append(_source(name, len(examples), found.denominator, found.mean_loss, perplexity=False))
-        hashes = _hashes(records)
-        for example, outcome in zip(examples, found.outcomes_EC, strict=True):
-            place = {"source": name, "file": example.origin.path, "row": example.origin.row}
-            rows.append({**place, PROMPT_HASH: hashes[example.origin], **reading.stage.prediction(outcome)})
+        parts.append(_source(name, len(numbers_of), found.denominator, found.mean_loss, perplexity=False))
+        for number, outcome in zip(numbers_of, found.outcomes_EC, strict=True):
+            rows.append({**_place(name, records[number]), **reading.stage.prediction(outcome)})
     truth, predicted = reading.stage.labelling.truth_and_predictions(np.concatenate(outcomes))  # type: ignore[attr-defined]
     measured = measure_labels(metrics, truth, predicted)
     rows = _with_scores(rows, measured)
@@ -229,6 +227,7 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
     metrics = chosen_metrics(asked.metrics or (DEFAULT_TEXT_METRICS if asked.writes else ()))
     check_packages(metrics)
     rows: list[dict[str, Any]] = []
+    numbers_of: list[int] = []
     measured: list[Measured] = []
     parts: list[dict[str, Any]] = []
     remarks: list[str] = []
@@ -249,13 +248,13 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
         if isinstance(reading, str):
             remarks.append(reading)
         else:
-            rows, parts, loss = _losses(reading, sources, asked, say)
+            rows, numbers_of, parts, loss = _losses(reading, sources, asked, say)
             measured.append(loss)
     if asked.writes:
         answered = _answered(model, engine, sources, asked, say)
         reasons.update(str(row.get("finish_reason", "unknown")) for row in answered)
         remarks += told_unanswered(answered)
-        rows = _joined(rows, answered, remarks)
+        rows = _joined(rows, numbers_of, answered)
         texts = [TextRow(row["prediction"], row["reference"], row.pop("prompt", "")) for row in answered]
         measured_texts = measure_texts(metrics, texts, verdicts_path(asked.out) if asked.out is not None else None)
         remarks += [one.remark for one in measured_texts if one.remark]
@@ -296,25 +295,27 @@ def _reading_of(model: ModelConfig, sources: Sources, asked: Asked, engine: Tran
 
 def _losses(
     reading: Reading, sources: Sources, asked: Asked, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Measured]:
-    """Rows with their shares of the loss, the sources' losses, and the loss of all."""
-    rows, parts, shares = [], [], []
+) -> tuple[list[dict[str, Any]], list[int], list[dict[str, Any]], Measured]:
+    """Rows with their shares of the loss, their numbers among the records of all sources, the sources' losses, and the loss
+    of all."""
+    rows, numbers, parts, shares, before = [], [], [], [], 0
     for name, records in zip(sources.names, sources.records, strict=True):
-        examples, found = reading.read(name, records, asked.batch_size, say, each=True)
+        own, found = reading.read(name, records, asked.batch_size, say, each=True)
         assert found.parts_E2 is not None
         shares.append(found.parts_E2)
-        parts.append(_source(name, len(examples), found.targets, found.mean_loss, perplexity=True))
-        hashes = _hashes(records)
-        for example, (nll, weight) in zip(examples, found.parts_E2.tolist(), strict=True):
-            place = {"source": name, "file": example.origin.path, "row": example.origin.row}
-            place[PROMPT_HASH] = hashes[example.origin]
+        parts.append(_source(name, len(own), found.targets, found.mean_loss, perplexity=True))
+        for number, (nll, weight) in zip(own, found.parts_E2.tolist(), strict=True):
+            place = _place(name, records[number])
             rows.append({**place, "nll": nll, "weight": weight, "scores": {LOSS: nll / weight}})
-    return rows, parts, measure_losses(np.concatenate(shares))
+        numbers += [before + number for number in own]
+        before += len(records)
+    return rows, numbers, parts, measure_losses(np.concatenate(shares))
 
 
-def _hashes(records: Sequence[Record]) -> dict[Origin, str]:
-    """Of each row the hash of its prompt."""
-    return {record.origin: hash_of(prompt_of(record, 0).request.as_dict()) for record in records}
+def _place(source: str, record: Record) -> dict[str, Any]:
+    """Where a row stands, and the hash of its prompt."""
+    asked = hash_of(prompt_of(record, 0).request.as_dict())
+    return {"source": source, "file": record.origin.path, "row": record.origin.row, PROMPT_HASH: asked}
 
 
 def _source(name: str, rows: int, targets: float, loss: float, *, perplexity: bool) -> dict[str, Any]:
@@ -351,17 +352,16 @@ def _answered(
 
 
 def _joined(
-    rows: Sequence[dict[str, Any]], answered: Sequence[dict[str, Any]], remarks: list[str]
+    rows: Sequence[dict[str, Any]], numbers: Sequence[int], answered: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of the loss and rows of the answers as one list, by the place that they came from."""
-    by_place = {(row["source"], row["file"], row["row"]): row for row in rows}
-    for row in answered:
-        own = by_place.pop((row["source"], row["file"], row["row"]), None)
-        if own is not None:
-            row.update({name: value for name, value in own.items() if name not in row})
-    if by_place:
-        remarks.append(f"{len(by_place):,} rows have a loss and no answer of their own")
-    return [*answered, *by_place.values()]
+    """The rows of the answers, which are all there are, with what the loss found of some.
+
+    Args:
+        numbers: of each row of the loss, which of the answered ones it is.
+    """
+    for number, own in zip(numbers, rows, strict=True):
+        answered[number] = {**own, **answered[number]}
+    return answered
 
 
 def _with_scores(rows: list[dict[str, Any]], measured: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from luthier.config.schema import ModelConfig
 from luthier.config.sections import PluginOptions
 from luthier.config.training_section import TrainingConfig
 from luthier.data.encoding import ChosenEncoder
-from luthier.data.examples import TokenizedExample
 from luthier.data.preparing import choose_encoder
-from luthier.data.records import Conversation, Document, Labelled, Record
+from luthier.data.records import Conversation, Document, Labelled, Origin, Record
 from luthier.data.rejecting import MEND, refuse
 from luthier.evaluation.opening import open_weights
 from luthier.foundation.devices import choose_device
@@ -46,6 +45,13 @@ TASKS: dict[str, Task] = {
 STAGE_OF_KIND: dict[type, str] = {Conversation: "sft", Document: "pretrain"}
 
 
+@dataclass(frozen=True, slots=True)
+class Numbered(Origin):
+    """Where a record came from, and which of all it is: several may come from one row."""
+
+    number: int
+
+
 @dataclass(frozen=True)
 class Reading:
     """A model, and the encoder and stage that its rows go through."""
@@ -57,13 +63,18 @@ class Reading:
 
     def read(
         self, name: str, records: Sequence[Record], batch_size: int, say: Callable[[str], None], *, each: bool
-    ) -> tuple[list[TokenizedExample], Evaluation]:
-        """A source's examples, and what an evaluation finds on them.
+    ) -> tuple[list[int], Evaluation]:
+        """Which records a source's examples were made of (of joined ones the first), by their numbers, and what an evaluation
+        finds on the examples.
 
         Raises:
             DataError: rows that can't be used, or none with anything to predict.
         """
-        encoded = self.encoder.encode_counted(records, self.cutoff_length)
+        numbered = [
+            replace(record, origin=Numbered(record.origin.path, record.origin.row, number))
+            for number, record in enumerate(records)
+        ]
+        encoded = self.encoder.encode_counted(numbered, self.cutoff_length)
         refuse(encoded.refused, remedy=MEND)
         for rows, why in ((encoded.too_long, "are too long"), (encoded.untrained, "have nothing to predict")):
             if rows:
@@ -76,7 +87,7 @@ class Reading:
         reader = SetReader(self.scorer, self.stage, engine, batch_size, self.scorer.may_share(training=False))
         with progress_bar("measuring, batches", math.ceil(len(encoded.used) / batch_size)) as bar:
             found = reader.read(encoded.used, lambda: bar.advance(1), each=each)
-        return encoded.used, found
+        return [example.origin.number for example in encoded.used], found  # type: ignore[attr-defined]
 
 
 def answers_with_labels(model: ModelConfig, records: Sequence[Sequence[Record]]) -> bool:

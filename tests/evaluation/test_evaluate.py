@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,32 @@ def test_answers_are_generated_measured_and_taken_again(
     assert main(arguments) == 2
     assert "is there already" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_rows_that_hold_several_records_have_a_loss_for_each(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """Two instances of a task, and what a plain row for each gives."""
+    instances = [[("the quick", "brown fox"), ("your", "name")], [("the fox", "fox"), ("what", "is")]]
+    tasks = [
+        {"instruction": "go on", "instances": [{"input": one, "output": other} for one, other in task]}
+        for task in instances
+    ]
+    plain = [{"instruction": f"go on\n{one}", "output": other} for task in instances for one, other in task]
+    seeds = write_json_lines(tmp_path / "seeds.jsonl", tasks)
+    apart = write_json_lines(tmp_path / "plain.jsonl", plain)
+    asked = Asked(metrics=["chrf"], generation=SHORT, how=None)
+    paths = [tmp_path / "first.json", tmp_path / "again.json"]
+    found = evaluate(str(tiny_llama), [str(seeds), str(rows)], replace(asked, out=paths[0]))
+    expected = evaluate(str(tiny_llama), [str(apart), str(rows)], asked)
+    for name in ("prediction", "reference", PROMPT_HASH, "weight"):
+        assert [row[name] for row in found.rows] == [row[name] for row in expected.rows]
+    assert [row["nll"] for row in found.rows] == pytest.approx([row["nll"] for row in expected.rows], rel=1e-5)
+    losses = [next(number for number in one.numbers if number.name == "loss") for one in (found, expected)]
+    assert list(losses[0].by_source.values()) == pytest.approx(list(losses[1].by_source.values()), rel=1e-5)
+    evaluate(str(tiny_llama), [str(seeds), str(rows)], replace(asked, out=paths[1]))
+    compared = compare(paths, FEW, lambda line: None)
+    assert [value.value for value in compared.metrics[0].numbers] == pytest.approx([losses[0].value] * 2, rel=1e-6)
+    alone = evaluate(str(tiny_llama), [str(apart)], Asked(how=None))
+    assert [row[PROMPT_HASH] for row in alone.rows] == [row[PROMPT_HASH] for row in found.rows[:4]]
 
 
 def test_loss_and_answers_read_the_weights_once(
