@@ -208,6 +208,7 @@ def _labels(model: ModelConfig, sources: Sources, asked: Asked, say: Callable[[s
         numbers,
         rows,
         _settings(asked, {"labels": list(reading.encoder.options.labels)}),  # type: ignore[attr-defined]
+        remarks=[reading.remark] if reading.remark else [],
     )
 
 
@@ -250,6 +251,7 @@ def _texts(model: ModelConfig | None, sources: Sources, asked: Asked, say: Calla
         else:
             rows, numbers_of, parts, loss = _losses(reading, sources, asked, say)
             measured.append(loss)
+            remarks += [reading.remark] if reading.remark else []
     if asked.writes:
         answered = _answered(model, engine, sources, asked, say)
         reasons.update(str(row.get("finish_reason", "unknown")) for row in answered)

@@ -1,4 +1,8 @@
-"""A model opened to be measured on rows as training's evaluations measure it: the same encoders, stages, Scorer and sums."""
+"""A model opened to be measured on rows as training's evaluations measure it: the same encoders, stages, Scorer and sums.
+
+But with the stages' own settings in the loss, whatever the model's run had: so models are measured alike. A remark says where
+the losses of its run are others.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,12 @@ TASKS: dict[str, Task] = {
     "regression": "regression",
 }
 STAGE_OF_KIND: dict[type, str] = {Conversation: "sft", Document: "pretrain"}
+IN_THE_LOSS = (
+    "train_on",
+    "attend_across_documents",
+    "class_weights",
+    "label_smoothing",
+)  # a stage's settings that act there
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +64,17 @@ class Numbered(Origin):
 
 @dataclass(frozen=True)
 class Reading:
-    """A model, and the encoder and stage that its rows go through."""
+    """A model, and the encoder and stage that its rows go through.
+
+    Args:
+        remark: on losses of its run that are taken otherwise; empty where they are not.
+    """
 
     stage: Stage
     encoder: ChosenEncoder
     scorer: Scorer
     cutoff_length: int
+    remark: str = ""
 
     def read(
         self, name: str, records: Sequence[Record], batch_size: int, say: Callable[[str], None], *, each: bool
@@ -131,7 +146,7 @@ def open_reading(
     Raises:
         UserError: model, template or rows that can't be used.
     """
-    stage = _stage(model, records, head)
+    stage, options = _stage(model, records, head)
     source = loading.find(model)
     data = DataConfig.model_validate({"train": ".", "template": template, "cutoff_length": cutoff_length})
     config = loading.config_of(source, trust_remote_code=trust_remote_code)
@@ -148,7 +163,8 @@ def open_reading(
         read, _ = open_weights(source, wish=model.dtype, placement=placement, trust_remote_code=trust_remote_code)
     loading.grow_embeddings(read, tokenizer)
     scorer = Scorer(read, model.attention, tokenizer.pad_token_id or 0, fused=model.fused)
-    return Reading(stage, encoder, scorer if is_spread(read) else scorer.to(choose_device()), cutoff_length)
+    placed = scorer if is_spread(read) else scorer.to(choose_device())
+    return Reading(stage, encoder, placed, cutoff_length, _measured_otherwise(model, options))
 
 
 def beside(model: Any) -> Any:
@@ -160,7 +176,10 @@ def beside(model: Any) -> Any:
     return copy.deepcopy(model, tensors)
 
 
-def _stage(model: ModelConfig, records: Sequence[Sequence[Record]], head: SequenceHead | None) -> Stage:
+def _stage(
+    model: ModelConfig, records: Sequence[Sequence[Record]], head: SequenceHead | None
+) -> tuple[Stage, PluginOptions]:
+    """The stage that rows are measured with, and its options."""
     if head is not None:
         named: dict[str, Any] = {"name": "regression" if head.problem == "regression" else "classification"}
         if head.labels:
@@ -174,7 +193,21 @@ def _stage(model: ModelConfig, records: Sequence[Sequence[Record]], head: Sequen
     stage: Stage = module.build(options)
     if head is not None:
         stage.keep(head)
-    return stage
+    return stage, options
+
+
+def _measured_otherwise(model: ModelConfig, options: PluginOptions) -> str:
+    """A remark where the evaluations of the model's run took another loss than these options do; else nothing."""
+    folder = _run_of(model)
+    of_run = _named_stage(folder) if folder is not None else {}
+    taken = options.model_dump()
+    if of_run.get("name") != taken["name"]:
+        return ""
+    others = [name for name in IN_THE_LOSS if name in taken and of_run.get(name, taken[name]) != taken[name]]
+    if not others:
+        return ""
+    there, here = (", ".join(f"{name} {values[name]}" for name in others) for values in (of_run, taken))
+    return f"the losses of its run's own evaluations are others: taken with stage.{there}; here with {here}, as of any model"
 
 
 def _labels(
@@ -203,20 +236,31 @@ def _stage_of_run(model: ModelConfig) -> dict[str, Any] | None:
     Of the config only the stage is read, and it must be one of luthier's: what a run's folder names may be anybody's
     module, which would run as it is imported. Classes that the config leaves to the training files stand in run.json.
     """
+    folder = _run_of(model)
+    named = _named_stage(folder) if folder is not None else {}
+    if folder is None or named.get("head") != "generative":
+        return None
+    # the weights are left out of the loss, and metrics are the command line's: those of the run may be modules
+    unused = {"class_weights": None, "metrics": None}
+    labels = named.get("labels") or read_json(folder / "run.json").get("labels") or None
+    return _checked({**named, **unused, "labels": labels}, folder / "config.yaml")
+
+
+def _run_of(model: ModelConfig) -> Path | None:
+    """The folder of the run that a model is of."""
     place = Path(model.name)
     if not place.exists():  # a hub's model, whatever stands in the folder that the command runs in
         return None
     for folder in (place, *place.parents[:2]):
         if (folder / "run.json").is_file() and (folder / "config.yaml").is_file():
-            found = read_file(folder / "config.yaml").get("stage")
-            named = found if isinstance(found, dict) else {"name": found}
-            if named.get("head") != "generative":
-                return None
-            # neither acts on what is measured here, and a metric may be a module too
-            unused = {"class_weights": None, "metrics": None}
-            labels = named.get("labels") or read_json(folder / "run.json").get("labels") or None
-            return _checked({**named, **unused, "labels": labels}, folder / "config.yaml")
+            return folder
     return None
+
+
+def _named_stage(folder: Path) -> dict[str, Any]:
+    """The stage in a run's config, as it is written there."""
+    found = read_file(folder / "config.yaml").get("stage")
+    return found if isinstance(found, dict) else {"name": found}
 
 
 def _checked(named: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -228,6 +228,35 @@ def test_label_words_are_those_of_the_classes_that_the_run_learnt(tmp_path: Path
         evaluate(str(run), [str(part)], Asked(how=None))
 
 
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ("sft", ""),
+        ({"name": "sft", "train_on": "last"}, "taken with stage.train_on last; here with train_on assistant"),
+        ("classification", ""),
+        (
+            {"name": "classification", "class_weights": "balanced", "label_smoothing": 0.1},
+            "taken with stage.class_weights balanced, label_smoothing 0.1; here with class_weights None, label_smoothing 0.0",
+        ),
+        (
+            {"name": "classification", "head": "generative", "class_weights": {"bad": 2.0}},
+            "class_weights {'bad': 2.0}; here",
+        ),
+    ],
+)
+def test_a_loss_that_is_not_the_runs_own_is_remarked_on(stage: Any, told: str, rows: Path, tmp_path: Path) -> None:
+    from luthier.commands.train import train
+
+    labelled = "classification" in str(stage)
+    data = write_json_lines(tmp_path / "train.jsonl", labelled_rows(12)) if labelled else rows
+    model = tiny_folder(tmp_path / "model")
+    train(config_for(model, data, tmp_path / "run", max_steps=1, num_train_epochs=1) | {"stage": stage})
+    remarks = evaluate(str(tmp_path / "run"), [str(data)], Asked(how=None)).remarks
+    assert len(remarks) == bool(told) and all(told in remark for remark in remarks)
+    if not labelled:
+        assert not evaluate(str(model), [str(data)], Asked(how=None)).remarks
+
+
 def written(path: Path, answers: list[str], references: list[str]) -> Path:
     lines = [
         {"index": n, "prediction": a, "label": r} for n, (a, r) in enumerate(zip(answers, references, strict=True))
