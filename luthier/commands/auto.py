@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -9,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.commands import run_folder
+from luthier.commands.launching import resuming
 from luthier.config.loading import load
 from luthier.config.yaml_text import commented, flow
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import human_bytes, write_text
+from luthier.foundation.files import human_bytes, need_place, read_json, write_text
 from luthier.foundation.progress import say
 from luthier.planning.auto import Choice, Prediction, choose, tokens_of_a_step
 from luthier.planning.budget import Budget, evaluations_after, minutes_of, run_seconds, scoring_steps, within
@@ -90,11 +94,16 @@ def auto(
         resume: go on with the config that is there, as it is, edited or not; a budget then only says when to stop.
 
     Raises:
-        UserError: rows that auto does not choose for, a model that does not fit, a folder in use.
+        UserError: rows that auto does not choose for, a model that does not fit, a folder in use or not to be written.
     """
     if resume and dry_run:
         raise UserError("--resume and --dry-run exclude each other.", "Go on with the run, or only choose.")
     folder = Path(output or f"runs/auto-{_stem(data)}").expanduser()
+    if folder.name in ("", ".."):
+        raise UserError(
+            f"--output {str(folder)!r} names no folder of the run's own, which the config is written beside.",
+            "Name one, such as runs/mine.",
+        )
     file = folder.with_name(f"{folder.name}.yaml")
     if resume and file.exists():
         return _gone_on_with(file, budget, overwrite, trust_remote_code)
@@ -103,6 +112,9 @@ def auto(
             f"{file} is there already.",
             f"Train it as it is with `luthier train {shlex.quote(str(file))}`, go on with --resume, or choose anew with --overwrite.",
         )
+    need_place(file, "the config")
+    if not dry_run:  # a run that is there is of another config, which alone goes on with it
+        run_folder.check_claim(folder, resume=False, overwrite=overwrite, resume_command=_goes_on_with(folder))
     result, after = _chosen(model, data, folder, file, budget, trust_remote_code)
     if dry_run:
         return result
@@ -113,6 +125,12 @@ def auto(
     if budget is None:
         return _trained(result, resume, overwrite, trust_remote_code)
     return _in_time(result, budget, after, resume, overwrite, trust_remote_code)
+
+
+def _goes_on_with(folder: Path) -> str:
+    """The command that goes on with a folder's run: as it was started, or with the config that it has."""
+    noted = read_json(folder / run_folder.RUN_FILE) if (folder / run_folder.RUN_FILE).exists() else {}
+    return resuming(noted.get("command") or shlex.join(["luthier", "train", str(folder / run_folder.CONFIG_FILE)]))
 
 
 def _gone_on_with(file: Path, budget: float | None, overwrite: bool, trust_remote_code: bool) -> AutoResult:
@@ -282,8 +300,12 @@ def _timing(key: str) -> bool:
 
 
 def _stem(data: str) -> str:
-    """What a run on some data is called."""
-    return Path(data.split("#")[-1].split(":")[-1]).name.split(".")[0] or "data"
+    """What a run on some data is called: as the file, or as the folder where a pattern leaves nothing of its name."""
+    for part in reversed(Path(data.split("#")[-1].split(":")[-1]).parts):
+        whole = part.split(".")[0].strip("/")
+        if name := re.split(r"[*?[]", whole)[0].rstrip("-_") if glob.has_magic(whole) else whole:
+            return name
+    return "data"
 
 
 def _nested(choices: tuple[Choice, ...]) -> dict[str, Any]:

@@ -403,6 +403,68 @@ def test_a_dry_run_only_writes_the_config(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows must not be read."""
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the rows were read")
+
+    monkeypatch.setattr("luthier.commands.looking.look", never)
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}])
+@pytest.mark.usefixtures("unseen")
+def test_a_folder_with_another_run_is_refused_at_once(how: dict[str, bool], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    for noted, going_on in (
+        ({"command": "luthier train other.yaml training.seed=3"}, "luthier train other.yaml training.seed=3 --resume"),
+        ({}, f"luthier train {folder / 'config.yaml'} --resume"),
+    ):
+        (folder / "run.json").write_text(json.dumps(noted))
+        with pytest.raises(UserError, match=r"holds another run \(checkpoints\)") as caught:
+            auto("m", "rows.jsonl", output=str(folder), **how)
+        assert f"go on with `{going_on}`" in caught.value.remedy
+        assert not (tmp_path / "run.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (".", "names no folder"),
+        ("/", "names no folder"),
+        ("..", "names no folder"),
+        ("file/run", "can't be written: .*file is no folder"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.usefixtures("unseen")
+def test_a_place_that_can_not_be_written_is_refused_at_once(
+    output: str, words: str, dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=words):
+        auto("m", "rows.jsonl", output=output, dry_run=dry_run)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("data/mine.jsonl", "mine"),
+        ("huggingface:someone/rows", "rows"),
+        ("data/*.jsonl", "data"),
+        ("data/train-*-of-03.parquet", "train"),
+        ("logs/**/*.jsonl", "logs"),
+        ("../*.jsonl", "data"),
+        ("/", "data"),
+    ],
+)
+def test_a_run_is_called_after_its_rows(data: str, name: str) -> None:
+    assert command._stem(data) == name
+
+
+@pytest.fixture
 def unpredicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the seconds in which this machine is measured."""
 
