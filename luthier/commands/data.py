@@ -24,7 +24,7 @@ from luthier.data.report import SourceReport
 from luthier.data.rows_page import PageHead, rows_page
 from luthier.data.training_stream import open_stream
 from luthier.foundation.errors import DataError
-from luthier.foundation.files import write_text
+from luthier.foundation.files import need_place, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,10 +88,12 @@ def show(
         console: where to print; standard output by default.
 
     Raises:
-        UserError: the config, model or data can't be used; no such split.
+        UserError: the config, model or data can't be used; no such split; the page can't be written.
     """
     from rich.console import Console
 
+    if page is not None:
+        page = need_place(Path(page), "--html")
     opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
     tokenizer, stage = opened.tokenizer, opened.stage
     chosen, loaded = choose_and_load(opened.config, tokenizer, stage.encoder, stage.encoder_options, opened.renderer)
@@ -104,16 +106,13 @@ def show(
     wanted = rows or (ROWS_OF_A_PAGE if page is not None else ROWS_PRINTED)
     encoded, records = _encode_first(loaded.splits[split], chosen, wanted)
     examples = encoded.examples[:wanted]
-    left_out = [f"{origin}: longer than data.cutoff_length" for origin in encoded.dropped]
-    left_out += [f"{item.origin}: {item.reason}" for item in encoded.rejected]
     sources = tuple(report for report in loaded.report.sources if report.split == split)
-    left_out += [f"{count:,} x {reason}" for source in sources for reason, count in source.rejected.most_common()]
     shown = ShownRows(
         split=split,
         template=chosen.renderer.name if chosen.renderer is not None else None,
         sources=sources,
         examples=tuple(example_as_dict(example, tokenizer) for example in examples),
-        left_out=tuple(left_out),
+        left_out=_left_out(encoded, sources),
         notes=notes,
     )
     printer = console or Console(highlight=False)
@@ -125,7 +124,7 @@ def show(
     head = _page_head(shown, opened, chosen, examples, len(loaded.splits[split]))
     known = whole if len(whole) == len(encoded.examples) else ()
     labels = partial(_labels, chosen=chosen)
-    write_text(Path(page), rows_page(head, examples, tokenizer, untruncated=known, labels_of=labels))
+    write_text(page, rows_page(head, examples, tokenizer, untruncated=known, labels_of=labels))
     printer.print(f"{len(examples):,} rows written: {page}", markup=False, soft_wrap=True)
     return shown
 
@@ -149,6 +148,14 @@ def _encode_first(records: Sequence[Record], chosen: ChosenEncoder, wanted: int)
         if len(encoded.examples) > wanted or count >= len(records):
             return encoded, records[:count]
         count *= 4
+
+
+def _left_out(encoded: Encoded, sources: Sequence[SourceReport]) -> tuple[str, ...]:
+    """The rows that are not shown, each with the reason; of those that reading rejected, how many for which."""
+    long = [f"{origin}: longer than data.cutoff_length" for origin in encoded.dropped]
+    refused = [f"{item.origin}: {item.reason}" for item in encoded.rejected]
+    counts = [f"{count:,} x {reason}" for source in sources for reason, count in source.rejected.most_common()]
+    return (*long, *refused, *counts)
 
 
 def _untruncated(

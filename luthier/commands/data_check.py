@@ -15,8 +15,8 @@ from luthier.data.checking.findings import checked_names, failing
 from luthier.data.checking.report import CheckReport
 from luthier.data.rejecting import write_rejected
 from luthier.foundation.errors import UserError
-from luthier.foundation.files import write_json, write_text
-from luthier.foundation.progress import ProgressBar, progress_bar
+from luthier.foundation.files import unwritable, write_json, write_text
+from luthier.foundation.progress import ProgressBar, progress_bar, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,12 +64,12 @@ def check(
         fail_on: names of findings, see `luthier.data.checking.findings.FINDINGS`, or `any`.
         languages: ISO 639 codes of the languages that rows may be in; empty for any.
         out: a folder for check.json, findings.jsonl (every row of every finding) and rejected.jsonl. Without it only
-            rejected rows are written, into the folder `check` of the config's output_dir.
+            rejected rows are written, into the folder `check` of the config's output_dir where that can be.
         console: where to print; standard output by default.
 
     Raises:
         UserError: the config, tokenizer or a file can't be used; a finding that does not exist, or that can't be
-            looked for.
+            looked for; `out` can't be written to.
     """
     from rich.console import Console
 
@@ -78,6 +78,8 @@ def check(
         raise UserError(
             "--fail-on other_language has no languages to go by.", "Name them: --language en --language zh."
         )
+    if out is not None and (problem := unwritable(Path(out))):
+        raise UserError(f"--out {str(out)!r} can't be used: {problem}.", "Name another folder.")
     opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
     config = opened.config
     report = check_data(
@@ -110,6 +112,10 @@ def _bar(description: str, rows: int) -> Iterator[ProgressBar]:
 def _write(report: CheckReport, opened: OpenedData, out: Path | None) -> list[Path]:
     """The files of a check; a list of rejected rows from an earlier one goes where none are rejected now."""
     folder = out if out is not None else Path(opened.config.output_dir) / "check"
+    if out is None and (problem := unwritable(folder)):  # the report is worth more than that file
+        if report.rejected:
+            say(f"the rejected rows are not written: {problem}; --out names another folder for them")
+        return []
     written = []
     if report.rejected or out is not None:
         write_rejected(folder / REJECTED, report.rejected)

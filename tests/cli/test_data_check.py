@@ -294,6 +294,30 @@ def test_the_template_may_refuse_rows(folder: Path, capsys: pytest.CaptureFixtur
     assert "no place for" in value["rejected"][0]["reason"]
 
 
+def test_an_out_that_is_a_file_is_refused_before_rows_are_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "report.json").write_text("mine")
+    assert check("data.train=no/such.jsonl", "--out", "report.json") == 2
+    assert f"--out 'report.json' can't be used: {folder / 'report.json'} is no folder." in capsys.readouterr().err
+    assert (folder / "report.json").read_text() == "mine"
+
+
+def test_the_report_is_printed_where_rejected_rows_can_not_be_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out").write_text("a file")
+    bad = lines(folder / "a.jsonl", [*GOOD, {"instruction": "x", "output": 3}])
+    assert check(f"data.train={bad}", "output_dir=out", "--json") == 0
+    told = capsys.readouterr()
+    assert f"the rejected rows are not written: {folder / 'out'} is no folder; --out names" in told.err
+    value = json.loads(told.out.splitlines()[-1])
+    assert value["files"] == [] and value["findings"]["rejected"]
+    good = lines(folder / "b.jsonl", GOOD)
+    assert check(f"data.train={good}", "output_dir=out") == 0
+    assert "not written" not in capsys.readouterr().err
+
+
 def test_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"data.train={lines(folder / 'a.jsonl', [*GOOD, *GOOD])}"
     value = checked(capsys, path, "--out", "report")

@@ -11,7 +11,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from luthier.commands.data import show
-from luthier.foundation.errors import DataError
+from luthier.foundation.errors import DataError, UserError
 
 ROWS = [
     {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "[bold]Hi[/bold] \x1b[31m!"}]},
@@ -47,6 +47,11 @@ def run(model: Path, data: dict, **options):
     config = {"model": str(model), **data}
     shown = show(config, console=Console(file=out, width=400, force_terminal=options.pop("colour", False)), **options)
     return shown, out.getvalue()
+
+
+def test_a_page_that_can_not_be_written_is_refused_before_rows_are_read(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--html '.*' is a folder"):
+        run(model_folder, {"data": {"train": "no/such.jsonl"}}, page=str(tmp_path))
 
 
 def test_trained_tokens_are_marked_without_colour(model_folder: Path, write) -> None:
