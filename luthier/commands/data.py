@@ -93,7 +93,7 @@ def show(
     from rich.console import Console
 
     if page is not None:
-        page = need_place(Path(page), "--html")
+        page = need_place(Path(page).expanduser(), "--html")
     opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
     tokenizer, stage = opened.tokenizer, opened.stage
     chosen, loaded = choose_and_load(opened.config, tokenizer, stage.encoder, stage.encoder_options, opened.renderer)

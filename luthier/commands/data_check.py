@@ -78,8 +78,9 @@ def check(
         raise UserError(
             "--fail-on other_language has no languages to go by.", "Name them: --language en --language zh."
         )
-    if out is not None and (problem := unwritable(Path(out))):
-        raise UserError(f"--out {str(out)!r} can't be used: {problem}.", "Name another folder.")
+    target = Path(out).expanduser() if out is not None else None
+    if target is not None and (problem := unwritable(target)):
+        raise UserError(f"--out {str(target)!r} can't be used: {problem}.", "Name another folder.")
     opened = open_data(source, overrides, trust_remote_code=trust_remote_code)
     config = opened.config
     report = check_data(
@@ -95,10 +96,10 @@ def check(
     unanswered = [name for name in names if name in report.not_looked_for]
     if unanswered:
         raise UserError(f"--fail-on {unanswered[0]} can't be answered: {report.not_looked_for[unanswered[0]]}")
-    files = _write(report, opened, Path(out) if out is not None else None)
+    files = _write(report, opened, target)
     result = CheckedData(report, failing(report.findings, names), opened.notes, tuple(map(str, files)))
-    if out is not None:
-        write_json(Path(out) / "check.json", result.as_dict())
+    if target is not None:
+        write_json(target / "check.json", result.as_dict())
     _print(result, console or Console(highlight=False))
     return result
 

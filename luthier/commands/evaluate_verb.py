@@ -114,6 +114,9 @@ def evaluate(
 ) -> None:
     """Measure a model on rows: loss, perplexity and metrics of its answers; or compare evaluations."""
     given = SimpleNamespace(**locals())
+    for option in ("predictions", "out", "html", "benchmark"):  # a shell expands ~ in `--out ~/x`, not in `--out=~/x`
+        text = getattr(given, option)
+        setattr(given, option, Path(text).expanduser() if text else None)
     given.how = _drawing(confidence, resamples, seed)
     if overwrite and not (out or html):
         raise UserError("--overwrite would have no effect without --out.", "Leave it out.")
@@ -180,14 +183,14 @@ def _measure(given: SimpleNamespace) -> None:
         metrics=[mapping_or_text(text, "--metric") for text in given.metric or ()],
         generate=given.generate,
         generation=generation_settings({"max_new_tokens": given.max_new_tokens}, given.generation or ()),
-        predictions=Path(given.predictions) if given.predictions else None,
+        predictions=given.predictions,
         take_loss=not given.skip_loss,
         engine=engine,
         template=given.template,
         cutoff_length=given.cutoff_length,
         batch_size=given.batch_size,
         how=given.how,
-        out=Path(given.out) if given.out else None,
+        out=given.out,
         overwrite=given.overwrite,
         placement=given.placed.placement(),
         trust_remote_code=given.trust_remote_code,
@@ -212,9 +215,9 @@ def _ask_questions(given: SimpleNamespace) -> None:
         other |= _of_drawing(given)
     _refuse_with(f"with {name}", other)
     _check_named(given.models or [], ["questions"], None)
-    model, out = _model(given), Path(given.out) if given.out else None
+    model = _model(given)
     assert model is not None
-    common = {"batch_size": given.batch_size, "out": out, "overwrite": given.overwrite}
+    common = {"batch_size": given.batch_size, "out": given.out, "overwrite": given.overwrite}
     common |= {"trust_remote_code": given.trust_remote_code}
     found: Any
     if given.benchmark:
@@ -223,7 +226,7 @@ def _ask_questions(given: SimpleNamespace) -> None:
 
         shots = 5 if given.shots is None else given.shots
         asked = Benchmark(
-            Path(given.benchmark),
+            given.benchmark,
             given.split,
             shots,
             tuple(given.subject or ()),
@@ -306,13 +309,14 @@ def _compare(given: SimpleNamespace) -> None:
     out, html = given.out, given.html
     for option, path in (("--out", out), ("--html", html)):
         if path:
-            need_new(Path(path), option, overwrite=given.overwrite)
+            need_new(path, option, overwrite=given.overwrite)
     paths = [Path(path) for path in given.models or ()]
-    found = replace(compare(paths, given.how, say, given.metric or ()), out=out, html=html)
+    found = compare(paths, given.how, say, given.metric or ())
+    found = replace(found, out=str(out) if out else None, html=str(html) if html else None)
     if out:
-        write_json(Path(out), finite(found.as_dict()))
+        write_json(out, finite(found.as_dict()))
     if html:
-        write_text(Path(html), comparison_page(found))
+        write_text(html, comparison_page(found))
     print(comparison_table(found), file=people(given.as_json))
     if given.as_json:
         print_json(found.as_dict())

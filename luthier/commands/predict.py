@@ -85,7 +85,7 @@ def predict(
     Raises:
         UserError: rows, model, engine or settings that can't be used; `out` is there; it was begun by another run.
     """
-    out, settings = Path(out), settings or GenerationSettings()
+    out, settings = Path(out).expanduser(), settings or GenerationSettings()
     need_place(out, "--out")
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already.", "Name another file with --out, or start anew with --overwrite.")

@@ -74,11 +74,12 @@ def evaluate(
     Raises:
         UserError: a file is missing or of no use as a whole; a single item that is of no use scores 0 and has its reason.
     """
-    folder = Path(database)
+    gold, predicted, folder = (Path(path).expanduser() for path in (gold, predicted, database))
+    tables, out, html = (Path(path).expanduser() if path is not None else None for path in (tables, out, html))
     _check_places(folder, {"--out": out, "--html": html}, [gold, predicted, *([tables] if tables else [])])
     _check_limits(benchmark, timeout, runs)
     stated, faults = _schemas(tables, benchmark, console)
-    pairs = read_pairs(Path(gold), Path(predicted))
+    pairs = read_pairs(gold, predicted)
     for note in pairs.notes:
         _say(console, note)
     with progress_bar("queries", len(pairs.gold)) as bar:
@@ -96,10 +97,10 @@ def evaluate(
     summary = summarize(items, benchmark, pairs.conversations)
     files = [str(path) for path in (out, html) if path is not None]
     if out is not None:
-        write_json(Path(out), {"summary": summary, "items": [item.as_dict() for item in items]})
+        write_json(out, {"summary": summary, "items": [item.as_dict() for item in items]})
     if html is not None:
-        page = queries_page(summary, items, gold=Path(gold), predicted=Path(predicted), notes=pairs.notes)
-        write_text(Path(html), page)
+        page = queries_page(summary, items, gold=gold, predicted=predicted, notes=pairs.notes)
+        write_text(html, page)
     if console is not None:
         print_summary(summary, console)
     for file in files:

@@ -141,6 +141,41 @@ def test_an_error_has_its_json_too(
     assert value["exit_status"] == status
 
 
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["predict", "m", "--data", "a.jsonl", "--out=~/there"], "there"),
+        (["evaluate", "--compare", "a.json", "b.json", "--out=~/there"], "there"),
+        (["evaluate", "--compare", "a.json", "b.json", "--html=~/there"], "there"),
+        (["evaluate", "m", "--benchmark", "b", "--out=~/there"], "there"),
+        (["evaluate", "--predictions=~/gone.jsonl"], "gone.jsonl"),
+        (["evaluate", "m", "--benchmark=~/gone"], "gone"),
+        (["data", "show", "model=m", "data.train=a.jsonl", "--html=~/there"], "there"),
+        (["data", "check", "model=m", "data.train=a.jsonl", "--out=~/file"], "file"),
+        (["sql", "evaluate", "--gold=g", "--pred=p", "--database=~/gone"], "gone"),
+        (["sql", "evaluate", "--gold=g", "--pred=p", "--database=~/there", "--out=~/there"], "there"),
+        (["sql", "evaluate", "--gold=~/gone", "--pred=p", "--database=~/there", "--benchmark=bird"], "gone"),
+        (["sql", "evaluate", "--gold=g", "--pred=p", "--database=~/there", "--tables=~/gone"], "gone"),
+    ],
+)
+def test_an_option_may_name_the_home_folder(
+    arguments: list[str],
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A shell expands `--out ~/x`, not `--out=~/x`; each is refused here, with the place that it looked at."""
+    home = tmp_path / "home"
+    (home / "there").mkdir(parents=True)
+    (home / "file").write_text("{}")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert str(home / place) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [home]
+
+
 def test_a_setting_may_stand_where_the_config_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorder = stand_in(monkeypatch, "train")
     monkeypatch.setattr("luthier.commands.launching.processes_for", lambda *_, **__: 1)  # it reads the config
