@@ -201,5 +201,5 @@ def told_again(request: Request, query: str, error: str) -> Request:
 
 def single(settings: GenerationSettings) -> GenerationSettings:
     """The settings for one answer, the likeliest: a repair is no place for chance."""
-    sampling = {*SAMPLING, "do_sample", "seed", "num_return_sequences"}
+    sampling = {*SAMPLING, "do_sample", "num_return_sequences"}
     return GenerationSettings.model_validate(settings.model_dump(exclude=sampling))

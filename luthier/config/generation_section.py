@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.config.sections import Section, one_to_list
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 OF_BEAMS = ("length_penalty", "early_stopping")
 
 
@@ -52,10 +52,10 @@ class GenerationSettings(Section):
     def _nothing_without_effect(self) -> GenerationSettings:
         problems = []
         idle = [] if self.do_sample else self._changed(SAMPLING)
-        if idle:
-            problems.append(f"{' and '.join(idle)} would have no effect without do_sample: true")
-        if not self.do_sample and "seed" in self._changed(("seed",)):
-            problems.append("seed would have no effect without do_sample: true")
+        if idle:  # the option of predict that draws sets both
+            problems.append(
+                f"{' and '.join(idle)} would have no effect without do_sample: true (luthier predict: --temperature above 0)"
+            )
         idle = [] if self.num_beams > 1 else self._changed(OF_BEAMS)
         if idle:
             problems.append(f"{' and '.join(idle)} would have no effect without beams: set num_beams to 2 or more")

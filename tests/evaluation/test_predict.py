@@ -214,7 +214,7 @@ def test_settings_without_effect_are_refused(
     arguments = ["predict", str(tiny_llama), "--data", str(rows), "--out", str(tmp_path / "out.jsonl")]
     assert main([*arguments, "--top-p", "0.5", "--length-penalty", "2", "--set", "num_return_sequences=2"]) == 2
     told = capsys.readouterr().err
-    assert "top_p would have no effect" in told
+    assert "top_p would have no effect without do_sample: true (luthier predict: --temperature above 0)" in told
     assert "length_penalty would have no effect" in told
     assert "num_return_sequences is 2" in told
 
