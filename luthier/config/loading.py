@@ -249,6 +249,8 @@ def describe(errors: Iterable[Any], model: type[BaseModel], prefix: str = "") ->
             sentences[location] = f"{location}: {_unknown_key(location, parts, model)}"
         elif item["type"] == "missing":
             sentences[location] = f"{location}: is required and missing"
+        elif item["loc"][-1:] == ("[key]",):
+            sentences[location] = f"{location}: the key {item['input']!r} must be text: write it in quotes"
         elif item["type"] == "value_error":
             message = item["msg"].removeprefix("Value error, ")
             sentences[location] = f"{location}: {message}" if location else message

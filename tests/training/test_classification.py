@@ -483,6 +483,17 @@ def test_classes_that_are_numbers() -> None:
     assert options.labels == ["0", "1"] and options.label_words == {"0": "bad", "1": "good"}  # type: ignore[attr-defined]
 
 
+def test_yaml_may_name_them_without_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    head = "model: m\ndata: {train: a.jsonl}\nstage: {name: classification, class_weights: "
+    file.write_text(head + "{0: 1.0, 1: 5.0}}")
+    assert load(file).stage.class_weights == {"0": 1.0, "1": 5.0}  # type: ignore[attr-defined]
+    file.write_text(head + "{yes: 1.0, a: 5.0}}")  # a truth, to YAML
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert "stage.class_weights.1: the key True must be text: write it in quotes" in caught.value.problems
+
+
 def test_a_metric_that_the_stage_does_not_give(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     config = classification_config(tiny_llama, data, tmp_path / "run", metric_for_best_model="pearson")
     with pytest.raises(

@@ -72,13 +72,13 @@ class Options(PluginOptions):
         None, description="What an evaluation gives beside the loss; unset: accuracy, F1 and, of one label, matthews."
     )
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", "class_weights", "label_words", mode="before")
     @classmethod
     def _numbers_as_names(cls, value: Any) -> Any:
-        """Rows labelled 0 and 1 have the classes "0" and "1", and YAML reads `[0, 1]` as numbers."""
-        if not isinstance(value, list):
-            return value
-        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value]
+        """Rows labelled 0 and 1 have the classes "0" and "1", and YAML reads `[0, 1]` and `{0: 1.0}` as numbers."""
+        if isinstance(value, dict):
+            return {_name(key): item for key, item in value.items()}
+        return [_name(item) for item in value] if isinstance(value, list) else value
 
     @field_validator("labels")
     @classmethod
@@ -104,6 +104,11 @@ class Options(PluginOptions):
                 )
         check_metrics(self.metrics, "multi_label" if self.multi_label else "single_label")
         return self
+
+
+def _name(value: Any) -> Any:
+    """A whole number as the text that it is as a class's name."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class _Classification(Stage):
