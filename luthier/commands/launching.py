@@ -53,6 +53,7 @@ def processes_for(
         if asked is not None:
             raise UserError("--nproc-per-node was given to a process that a launcher started.", "Leave it to torchrun.")
         return 1
+    _refuse_pipe(source)
     config = refusals.read(source, overrides)
     training = config.training
     if asked is not None and asked > 1 and training.engine == "single":
@@ -70,6 +71,16 @@ def processes_for(
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def _refuse_pipe(source: str | Path | Mapping[str, Any] | None) -> None:
+    """Raise UserError for a config that can be read only once: this process reads it, and so does the run."""
+    place = Path(source) if isinstance(source, (str, Path)) else None
+    if place is not None and place.exists() and not place.is_file() and not place.is_dir():
+        raise UserError(
+            f"the config {str(source)!r} is no regular file.",
+            "A run reads its config more than once, and so does who goes on with it: write it to a file.",
+        )
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:

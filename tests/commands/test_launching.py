@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 from collections.abc import Sequence
@@ -53,6 +54,15 @@ def test_the_end_of_the_terminal_is_passed_on_but_under_nohup(monkeypatch: pytes
         signal.signal(signal.SIGHUP, before)
     hung_up = [] if ignored else [signal.SIGTERM]
     assert [child.received for child in seen] == [[*hung_up, signal.SIGINT, signal.SIGKILL]] * 2
+
+
+def test_a_config_from_a_pipe_is_refused_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write("model: m\ndata: {train: no/such.jsonl}\n")
+    with os.fdopen(reading):
+        assert cli.main(["train", f"/dev/fd/{reading}"]) == 2
+    assert f"the config '/dev/fd/{reading}' is no regular file." in capsys.readouterr().err
 
 
 def test_every_flag_reaches_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
