@@ -35,20 +35,28 @@ def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) 
         elif isinstance(training.tokens_per_batch, int):
             advice.append(f"training.tokens_per_batch={max(1, training.tokens_per_batch // 2)}")
         elif training.per_device_train_batch_size > 1:
-            advice.append(
-                f"training.per_device_train_batch_size={training.per_device_train_batch_size // 2} "
-                f"training.gradient_accumulation_steps={training.gradient_accumulation_steps * 2}"
+            smaller = training.per_device_train_batch_size // 2 if training.per_device_train_batch_size % 2 == 0 else 1
+            batches = training.gradient_accumulation_steps * training.per_device_train_batch_size // smaller
+            advice.append(  # a step of as many examples: a checkpoint of another is not gone on from
+                f"training.per_device_train_batch_size={smaller} training.gradient_accumulation_steps={batches}"
             )
         if not training.gradient_checkpointing:
             advice.append("training.gradient_checkpointing=true")
-        advice.append(f"data.cutoff_length={max(2, config.data.cutoff_length // 2)}")
+        anew = [f"data.cutoff_length={max(2, config.data.cutoff_length // 2)}"]  # these make it another run
         if config.method.name == "full":
-            advice.append("method=lora")
+            anew.append("method=lora")
         kept = _kept(checkpoints)
+        if kept:
+            remedy = (
+                f"Try, one after another, with {resume_command}: {'; '.join(advice)}. Or start" if advice else "Start"
+            )
+            remedy += f" anew, with --overwrite and {' or '.join(anew)}."
+        else:
+            remedy = f"Try, one after another: {'; '.join([*advice, *anew])}."
         raise TrainingError(
             f"memory ran out: {(text.splitlines() or ['MemoryError'])[0][:200]} "
             + (f"{kept} is whole and kept." if kept else "No checkpoint had been written yet."),
-            f"Try, one after another: {'; '.join(advice)}." + (f" Then go on with: {resume_command}" if kept else ""),
+            remedy,
         ) from error
 
 

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 import luthier
+from luthier.commands import run_folder
+from luthier.config.loading import dump, load
 from luthier.foundation.errors import CheckpointError, Interrupted, TrainingError, UserError
 from luthier.training.checkpoints import find_fault
+from luthier.training.exhaustion import memory_explained
 from tests.tiny import CHATML, config_for, tiny_folder
 from tests.training.whole_runs import launch, traces
 
@@ -480,8 +483,31 @@ def test_memory_that_runs_out_names_the_settings_to_change(tiny_llama: Path, mod
     assert "memory ran out" in done.stderr
     assert "step-00000003 is whole and kept" in done.stderr
     assert "training.per_device_train_batch_size=1 training.gradient_accumulation_steps=4" in done.stderr
-    assert "training.gradient_checkpointing=true" in done.stderr
+    assert (
+        "training.gradient_checkpointing=true. Or start anew, with --overwrite and data.cutoff_length=32" in done.stderr
+    )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("size", "batches"), [(4, "2 x 6"), (3, "1 x 9"), (5, "1 x 15"), (1, "")])
+def test_a_run_takes_the_settings_that_it_is_told_to_go_on_with(
+    size: int, batches: str, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Another number of examples in a step, another cutoff or method would be refused beside --resume."""
+    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 3}
+    config = load({**settings(tiny_llama, rows, tmp_path / "run", **sizes), "method": "full"})
+    (tmp_path / "step-00000003").mkdir()
+    with pytest.raises(TrainingError) as caught, memory_explained(config, tmp_path, "luthier train c --resume"):
+        raise MemoryError
+    going_on, _, anew = caught.value.remedy.partition(". Or start anew, with --overwrite and ")
+    assert anew == "data.cutoff_length=32 or method=lora."
+    tried = going_on.removeprefix("Try, one after another, with luthier train c --resume: ").replace(";", "").split()
+    then = load(dump(config), tried)
+    changes = run_folder.differences(dump(config), dump(then))
+    assert changes and not [change for change in changes if change.startswith(run_folder.FIXED)]
+    then_sizes = then.training.per_device_train_batch_size, then.training.gradient_accumulation_steps
+    assert batches == ("{} x {}".format(*then_sizes) if size > 1 else "")
+    assert then_sizes[0] * then_sizes[1] == size * 3
 
 
 def test_interruption_is_an_error_with_its_own_status() -> None:
