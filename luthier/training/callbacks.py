@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ SERVICES = {
     "wandb": ("wandb", "wandb"),
     "swanlab": ("swanlab", "swanlab"),
     "mlflow": ("mlflow", "mlflow"),
+}
+# service -> (variable by which its callback sends every checkpoint from output_dir/checkpoint-STEP, where Trainer writes
+# it and luthier does not, its values that do so, what to do)
+SENDS_CHECKPOINTS = {
+    "wandb": ("WANDB_LOG_MODEL", ("CHECKPOINT",), "set it to end, which sends the model when the run has ended"),
+    "mlflow": ("HF_MLFLOW_LOG_ARTIFACTS", ("1", "ON", "YES", "TRUE"), "unset it"),
 }
 
 
@@ -156,6 +163,13 @@ def callback_problems(config: RunConfig) -> list[str]:
         for service in training.report_to
         if service not in SERVICES
     ]
+    for service in training.report_to:
+        variable, values, remedy = SENDS_CHECKPOINTS.get(service, ("", (), ""))
+        if os.environ.get(variable, "").upper() in values:
+            problems.append(
+                f"training.report_to: {service} would look for checkpoints where luthier writes none, as {variable} is "
+                f"{os.environ[variable]}: {remedy}"
+            )
     for path in training.callbacks:
         try:
             _load_callback(path)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 import luthier
 from luthier.config.loading import load
 from luthier.foundation.errors import ConfigError, MissingExtraError
-from luthier.training.callbacks import training_arguments
+from luthier.training.callbacks import callback_problems, training_arguments
 from tests.tiny import config_for
 from tests.training.whole_runs import traces
 
@@ -335,6 +335,28 @@ def test_swanlab_local(tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch
 
     swanlab.finish()
     assert any((tmp_path / "swan").rglob("*")), "the local run's files"
+
+
+@pytest.mark.parametrize(
+    ("service", "variable", "value"),
+    [("wandb", "WANDB_LOG_MODEL", "checkpoint"), ("mlflow", "HF_MLFLOW_LOG_ARTIFACTS", "1")],
+)
+def test_a_service_that_would_look_for_trainers_checkpoints_is_refused_at_the_start(
+    service: str,
+    variable: str,
+    value: str,
+    tiny_llama: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would end the run at its first checkpoint."""
+    config = load(config_for(tiny_llama, rows, tmp_path / "run", report_to=[service]))
+    monkeypatch.setenv(variable, value)
+    (problem,) = callback_problems(config)
+    assert f"{variable} is {value}: " in problem
+    monkeypatch.setenv(variable, "end" if service == "wandb" else "0")
+    assert callback_problems(config) == []
 
 
 @pytest.mark.parametrize("service", ["tensorboard", "wandb", "swanlab", "mlflow"])
