@@ -130,7 +130,10 @@ def same_on_all_ranks(projection: Tensor) -> Tensor:
     """The first rank's: the signs of singular vectors are the library's choice, and moments must mean the same."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
+        return projection
+    # nccl takes no tensor of the CPU: only the matrix stands there on which an optimizer is tried, the same for all ranks
+    if projection.is_cuda or dist.get_backend() != "nccl":
         dist.broadcast(projection, src=0)
     return projection
 

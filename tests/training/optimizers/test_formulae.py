@@ -18,7 +18,7 @@ from luthier.config.training_section import TrainingConfig
 from luthier.foundation.errors import TrainingError
 from luthier.model.heads import SequenceHead, with_head
 from luthier.model.method import Apply
-from luthier.training.optimization import check_optimizer, parameter_roles, to_evaluation, to_training
+from luthier.training.optimization import check_optimizer, make_optimizer, parameter_roles, to_evaluation, to_training
 from luthier.training.optimizers import badam, galore, muon
 from luthier.training.trained import Role
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -544,3 +544,16 @@ def test_directions_of_galore_are_the_first_ranks() -> None:
     """Without a process group nothing is asked of other ranks."""
     projection = drawn(4, 2)
     assert torch.equal(galore.same_on_all_ranks(projection), projection)
+
+
+def test_galore_is_tried_on_the_cpu_where_ranks_speak_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A low rank projects the small matrix too, on which the optimizer is tried before there are weights; nccl's group
+    refuses what stands on the CPU."""
+
+    def broadcast(tensor: torch.Tensor, src: int) -> None:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    make_optimizer(config_of("galore"), tiny_model("llama"))
