@@ -127,7 +127,12 @@ class TrainingConfig(Section):
         description="What computes: single (one process, one device), ddp (every process that torchrun started holds the "
         "whole model), a dotted path; auto: ddp where a launcher started several processes, else single.",
     )
-    ddp_timeout: int = Field(1800, ge=1, description="Seconds that ranks wait for each other before they give up.")
+    ddp_timeout: int = Field(
+        1800,
+        ge=1,
+        description="Seconds that ranks wait for each other before they give up; with predict_with_generate an evaluation's "
+        "answers must all be there by then.",
+    )
     use_cpu: bool = Field(False, description="Train on the CPU even where there is a GPU.")
     seed: int = Field(42, ge=0, description="All random choices are functions of it.")
     data_seed: int | None = Field(None, ge=0, description="Seed of data order and splits; unset: seed.")

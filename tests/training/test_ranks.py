@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.commands.launching import processes_for
 from luthier.config.training_section import TrainingConfig
-from luthier.foundation.errors import ConfigError, UserError
+from luthier.foundation.errors import ConfigError, TrainingError, UserError
 from luthier.foundation.ranks import Ranks, ranks
 from luthier.training.engine import make_engine
 from luthier.training.engines import ddp
@@ -189,6 +189,23 @@ def test_one_rank_asks_for_a_save_and_one_is_killed(tiny_llama: Path, tmp_path: 
     assert "rank 1 was ended by SIGKILL" in done.stderr
     assert "mostly because memory ran out. Go on with --resume." in done.stderr
     assert done.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete", True),
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, OpType=BROADCAST)", True),
+        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", False),
+    ],
+)
+def test_who_waited_too_long_is_told_of_the_setting(message: str, told: bool) -> None:
+    """The other may be at work, as the first is while it generates answers."""
+    with pytest.raises(TrainingError) as caught, ddp._touch():
+        raise RuntimeError(message)
+    assert ("training.ddp_timeout" in str(caught.value)) is told
+    assert ("lost touch" in caught.value.problem) is not told
+    assert "go on with --resume" in caught.value.remedy
 
 
 def test_processes_are_one_for_each_gpu(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,10 +164,18 @@ def _blocks(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _touch() -> Iterator[None]:
-    """What goes wrong between ranks is mostly that another one has ended: say so."""
+    """What goes wrong between ranks is mostly that another one has ended, or takes longer than they wait: say so."""
     try:
         yield
     except RuntimeError as error:  # torch.distributed's errors are of this kind
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise TrainingError(
+                f"rank {ranks().rank} of {ranks().world_size} waited for another longer than training.ddp_timeout lets it "
+                f"({str(error)[:120]}...).",
+                "Where one has ended, it says why. Where one was still at work, as the first is while it generates answers for "
+                "training.predict_with_generate, raise training.ddp_timeout (seconds), or give fewer validation and test "
+                "rows. Checkpoints are kept: go on with --resume.",
+            ) from error
         raise TrainingError(
             f"rank {ranks().rank} of {ranks().world_size} lost touch with the others ({str(error)[:120]}...).",
             "The rank that ended first says why. Checkpoints are kept: go on with --resume.",
