@@ -26,7 +26,7 @@ BATCH, CUTOFF, LAYERS = 4, 512, 2
 
 
 def main() -> int:
-    from benchmarks.training_speed import SHARED, alpaca_rows, machine, run
+    from benchmarks.training_speed import SHARED, alpaca_rows, machine, machine_rate, need, run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=256)
@@ -41,12 +41,15 @@ def main() -> int:
         side = train_ours if options.side == "luthier" else train_peer
         print(json.dumps(side(options.rows, options.epochs)))
         return 0
+    need(options.shared / "data")
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         _, rows = alpaca_rows(options.examples)(options.shared, Path(folder))
         command = [sys.executable, __file__, "--rows", str(rows), "--epochs", str(options.epochs), "--side"]
         for number in range(options.rounds):
-            pair = {"luthier": run([*command, "luthier"]), "peer": run([*command, "peer"])}
+            pair = {
+                "float32_gflops": machine_rate(), "luthier": run([*command, "luthier"]), "peer": run([*command, "peer"])
+            }  # fmt: skip
             rounds.append(pair)
             print(f"round {number + 1}: {pair['peer']['seconds'] / pair['luthier']['seconds']:.2f}", flush=True)
     apart = [

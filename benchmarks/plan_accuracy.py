@@ -1,6 +1,6 @@
 """How near `luthier plan` comes to what a run takes: peak resident memory and tokens per second, config by config.
 
-    python benchmarks/plan_accuracy.py [--data alpaca.json] [--only lora,full] [--part 1/3]
+    python benchmarks/plan_accuracy.py [--data alpaca.json] [--only "lora; full, sgd"] [--part 1/3]
 
 Each config is planned in a process of its own and then trained for a few steps in another one, so that the machine is
 the same and neither finds the other's memory. smollm2-135m, float32. What a process takes that only imports torch,
@@ -58,7 +58,7 @@ CONFIGS: dict[str, list[str]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--only", default="", help="Names of configs, with commas between those that have none.")
+    parser.add_argument("--only", default="", help="Names of configs, with semicolons between them.")
     parser.add_argument("--part", default="1/1", help="Which share of the configs, such as 2/3.")
     parser.add_argument("--side", choices=["plan", "train", "import"], help=argparse.SUPPRESS)
     parser.add_argument("--config", help=argparse.SUPPRESS)
@@ -70,7 +70,11 @@ def main() -> int:
         print(f"{options.data} is not there: name a file of Alpaca rows with --data.")
         return 2
     part, parts = map(int, options.part.split("/"))
-    names = [name for name in CONFIGS if not options.only or name in options.only.split(";")]
+    asked = [name.strip() for name in options.only.split(";")] if options.only else [*CONFIGS]
+    if unknown := [name for name in asked if name not in CONFIGS]:
+        print(f"--only names {unknown}, but the configs are: {'; '.join(CONFIGS)}.")
+        return 2
+    names = [name for name in CONFIGS if name in asked]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": {}, "configs": {}}
     results["machine"] = run_side("import", None)
     for name in names[part - 1 :: parts]:

@@ -188,6 +188,10 @@ def main() -> None:
     if arguments.side:
         side(arguments)
         return
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.training_speed import need
+
+    need(arguments.shared / "data")
     prompts = prompt_ids(arguments.shared, arguments.prompts)
     tried: dict[str, float] = {}
     if arguments.batch_size is None:

@@ -33,12 +33,13 @@ print(time.time())
 
 
 def main() -> int:
-    from benchmarks.training_speed import SHARED, WORKS
+    from benchmarks.training_speed import SHARED, WORKS, need
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shared", type=Path, default=SHARED)
     options = parser.parse_args()
+    need(options.shared / "data")
     luthier = [str(Path(sys.executable).with_name("luthier"))]
     rounds = []
     with tempfile.TemporaryDirectory() as name:

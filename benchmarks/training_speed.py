@@ -158,12 +158,7 @@ def main() -> int:
     if options.rows:
         print(json.dumps(train_ours(work, options.rows, options.steps)))
         return 0
-    for needed in (options.peer_script, options.shared / "data"):
-        if not needed.exists():
-            print(
-                f"{needed} is not there: name the peer's script with --peer-script and the data's folder with --shared."
-            )
-            return 2
+    need(options.peer_script, options.shared / "data")
     if options.instructions == "avx2":
         os.environ.update(AVX2)
     from luthier.commands.models import fetch
@@ -191,6 +186,17 @@ def main() -> int:
     path = ROOT / "benchmarks" / "results" / f"{options.work}{suffix}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def need(*paths: Path) -> None:
+    """End the script where something that it measures with is not there."""
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        found = "; ".join(missing)
+        print(
+            f"{found}: not there. --shared names the data's folder, --peer-script the peer's script where there is one."
+        )
+        raise SystemExit(2)
 
 
 def run(command: list[str]) -> dict[str, Any]:
@@ -289,7 +295,7 @@ def _timed(reference: Any, folder: Path) -> list[float]:
 
 
 def ratio(pair: dict[str, Any]) -> float:
-    """How many times faster: of rates; for preference stages of whole runs, the reference's time included."""
+    """How many times faster: of rates; for preference stages of all steps but the first, the reference's time included."""
     own, peer = pair["luthier"], pair["peer"]
     if own["seconds_of_reference"]:
         whole = peer["seconds"] + peer.get("seconds_of_reference", 0.0)

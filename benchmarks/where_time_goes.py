@@ -70,7 +70,7 @@ def by_kind(operators: Any, wall: float) -> dict[str, float]:
 
 
 def main() -> int:
-    from benchmarks.training_speed import SHARED, WORKS, machine_rate, run
+    from benchmarks.training_speed import SHARED, WORKS, machine_rate, need, run
     from luthier.commands.models import fetch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,6 +83,7 @@ def main() -> int:
     if options.side:
         (profile_ours if options.side == "luthier" else profile_peer)(options.rows, options.peer_script)
         return 0
+    need(options.peer_script, options.shared / "data")
     fetch("smollm2-135m")
     sides = {}
     with tempfile.TemporaryDirectory() as name:
