@@ -193,6 +193,12 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+# the system's texts, and their names in Rust, from which safetensors has its errors
+FULL_MARKS = (
+    "No space left on device", "StorageFull", "File too large", "FileTooLarge", "Disk quota exceeded", "QuotaExceeded"
+)  # fmt: skip
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that caused it, says that the disk or the quota is used up.
 
@@ -202,7 +208,7 @@ def is_disk_full(error: BaseException) -> bool:
     while current is not None:
         if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if any(mark in str(current) for mark in ("No space left on device", "StorageFull", "File too large")):
+        if any(mark in str(current) for mark in FULL_MARKS):
             return True
         current = current.__cause__ or current.__context__
     return False

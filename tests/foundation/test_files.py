@@ -133,6 +133,8 @@ def test_a_disk_full_behind_another_error_is_seen() -> None:
     outer.__cause__ = OSError(errno.EDQUOT, "quota")
     assert is_disk_full(outer)
     assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert is_disk_full(RuntimeError("I/O error: Disk quota exceeded (os error 122)"))
+    assert is_disk_full(RuntimeError('IoError(Os { code: 122, kind: QuotaExceeded, message: "..." })'))
     assert not is_disk_full(OSError(errno.EACCES, "denied"))
 
 
