@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from luthier.commands.calibration import calibration_batches
 from luthier.commands.precomputed import with_reference, with_trunk
 from luthier.commands.setup import Setup
+from luthier.commands.space import space_needed
 from luthier.config.model_section import QuantizationConfig
 from luthier.config.schema import RunConfig
 from luthier.foundation.errors import ModelError
@@ -68,7 +69,7 @@ def assemble(
     share_in_evaluation = scorer.may_share(training=False) and config.training.prefix_sharing != "off"
     prepared = engine.prepare(scorer)
     sets = with_reference(setup, engine, prepared, share_in_evaluation)
-    packing = with_trunk(setup, engine, scorer, packing, folder)
+    packing = with_trunk(setup, engine, scorer, packing, folder, space_needed(setup, checkpoints))
     schedule = with_dealing(setup.schedule, setup.data.train, packing)
     optimizer = make_optimizer(config, tuned, setup.method.learning_rate_ratio)
     scheduler = make_scheduler(config, optimizer, schedule.total_steps)

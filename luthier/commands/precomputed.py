@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from luthier.commands import run_folder
 from luthier.commands.setup import Setup
 from luthier.config.loading import dump
-from luthier.data.examples import TokenizedExample
-from luthier.data.fingerprints import tokenizer_fingerprint
+from luthier.data.examples import ExamplesThrough, TokenizedExample
+from luthier.data.fingerprints import code_fingerprint, plugin_code, tokenizer_fingerprint
 from luthier.data.token_arrays import ExamplesPart
 from luthier.foundation.progress import say
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import GOES_NOT_ON, make_trunk, trunk_layer
+from luthier.scoring.trunk import GOES_NOT_ON, Room, make_trunk, remove_trunk, trunk_layer
 from luthier.training.engine import Engine
 from luthier.training.grouping import Packing
 from luthier.training.reference import Reference
@@ -39,26 +40,32 @@ def with_reference(
     return splits
 
 
-def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, run: Path) -> Packing:
+def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, run: Path, reserved: int) -> Packing:
     """The packing, which names rows of the trunk where the scorer has one; it stands in the run's folder until its end.
 
     There is none of a stream, and where `trunk_layer` or `make_trunk` says so.
+
+    Args:
+        reserved: bytes of the disk that the run needs for its checkpoints.
     """
     config, train, model = setup.config, setup.data.train, transformers_model(scorer.model)
     limit = config.training.trunk_cache_limit_gib
     epochs = setup.schedule.total_epochs if setup.data.stream is None else 1
     layer = trunk_layer(model, scorer, limit, epochs, engine.world_size, train.longest_sequence)
     if not layer:
+        engine.lead(lambda: remove_trunk(run / run_folder.TRUNK))  # of the run as it was before a change
         return packing
     if not scorer.finding.goes_on:
         say(f"trunk: {GOES_NOT_ON}")
         return packing
-    about = {**_identity(setup, engine, scorer), "data": train.content_hash(), "tokens": train.tokens}
-    scorer.trunk = make_trunk(model, layer, train, run / run_folder.TRUNK, about, limit, engine, say)
+    learnt = ExamplesThrough(train, setup.stage.learnt)
+    tokens_E = np.array([example.tokens for example in learnt])
+    about = {**_identity(setup, engine, scorer), "data": train.content_hash(), "tokens": int(tokens_E.sum())}
+    folder, room = run / run_folder.TRUNK, Room(limit, reserved)
+    scorer.trunk = make_trunk(model, layer, learnt, folder, room, about, engine, say)
     if scorer.trunk is None:
         return packing
-    # its states are of whole examples
-    return replace(packing, trunk_starts=train.token_starts().tolist(), learnt=None)
+    return replace(packing, trunk_starts=(tokens_E.cumsum() - tokens_E).tolist())
 
 
 def _identity(setup: Setup, engine: Engine, scorer: nn.Module) -> dict[str, Any]:
@@ -72,4 +79,5 @@ def _identity(setup: Setup, engine: Engine, scorer: nn.Module) -> dict[str, Any]
         "precision": [training.bf16, training.fp16, training.pure_bf16, training.tf32, dtypes],
         "device": engine.device.type,
         "versions": run_folder.versions(),
+        "code": [code_fingerprint("**/*.py"), plugin_code({setup.config.method.name})],
     }

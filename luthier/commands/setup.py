@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -33,7 +32,7 @@ from luthier.scoring.sequence_summary import reads_last_column
 from luthier.scoring.virtual_tokens import has_virtual_tokens, refuse_checkpointed_prefix
 from luthier.training.answering import check_answers
 from luthier.training.callbacks import metric_problems
-from luthier.training.grouping import regrouped, shares
+from luthier.training.grouping import GroupedOrder, shares
 from luthier.training.optimization import check_optimizer, trained_shapes
 from luthier.training.schedule import IndexedSchedule, Schedule, StreamSchedule
 from luthier.training.stage import Stage
@@ -222,18 +221,7 @@ def _schedule(config: RunConfig, data: PreparedData, say: Callable[[str], None])
             "step: set training.tokens_per_batch to auto, or grouping to within_step"
         )
 
-    @functools.lru_cache(maxsize=2)
-    def grouped(epoch: int) -> list[int]:
-        return regrouped(
-            schedule.shuffled(epoch),
-            data.train,
-            schedule.examples_per_step,
-            training.grouping_buffer_size,
-            config.data_seed(),
-            epoch,
-        )
-
-    return replace(schedule, order=grouped)
+    return replace(schedule, order=GroupedOrder(schedule, data.train, training.grouping_buffer_size))
 
 
 def _look_at_skeleton(setup: Setup, trust_remote_code: bool, say: Callable[[str], None]) -> ParameterCount:

@@ -16,6 +16,7 @@ from luthier.commands import refusals, run_folder
 from luthier.commands.announcing import report_to, say_counts, say_what_next
 from luthier.commands.batching import Settled, bounded, free_for_each, settle
 from luthier.commands.launching import command_line, resuming
+from luthier.commands.space import check_space
 from luthier.foundation.errors import CheckpointError, Interrupted, UserError
 from luthier.foundation.heap import return_freed_memory
 from luthier.foundation.progress import TrainingProgress, say
@@ -151,7 +152,7 @@ def _train(
     bounded(setup, taken["batches"])
     config = setup.config
     noted = _end_noted(folder) if engine.rank == 0 else nullcontext()
-    out_of_room = disk_explained(folder, checkpoints.folder, again)
+    out_of_room = disk_explained(folder, checkpoints.folder, folder / run_folder.TRUNK, again)
     with noted, ended_early(), memory_explained(config, checkpoints.folder, again), out_of_room:
         checkpoint = checkpoints.at(taken["step"]) if taken["step"] is not None else None
         run = assemble(
@@ -329,8 +330,7 @@ def _leave_behind(
     from luthier.training.metrics_log import plot_losses
 
     title = f"{folder.name}: {Path(setup.config.model.name).name}, {setup.config.method.name}"
-    with disk_explained(folder, run.checkpoints.folder, run.resume_command):
-        shutil.rmtree(folder / run_folder.TRUNK, ignore_errors=True)
+    with disk_explained(folder, run.checkpoints.folder, folder / run_folder.TRUNK, run.resume_command):
         if any(found is not None and (found.outcomes_EC is not None or found.answers) for found in held.values()):
             write_predictions(folder / "predictions.jsonl", setup, held)
         write_json(folder / run_folder.TRAINER_STATE, run.bridge.export())
@@ -342,35 +342,18 @@ def _write_final(run: Fit, folder: Path, setup: Setup) -> None:
     """final/: the trained model with a model card, sealed like a checkpoint."""
     from luthier.commands.model_card import model_card
     from luthier.foundation.files import whole_folder, write_text
+    from luthier.scoring.trunk import remove_trunk
     from luthier.training.checkpoints import seal
     from luthier.training.exhaustion import disk_explained
 
-    final, explained = folder / "final", disk_explained(folder, run.checkpoints.folder, run.resume_command)
+    final, trunk = folder / "final", folder / run_folder.TRUNK
+    remove_trunk(trunk)  # its room is for the model
+    explained = disk_explained(folder, run.checkpoints.folder, trunk, run.resume_command)
     with explained, whole_folder(final) as building:  # explained here: the other ranks are told of it
         run.save_model(building)
         write_text(building / "README.md", model_card(setup.config, setup.source.base_name, run.bridge.state))
         seal(building, {"step": run.bridge.state.global_step, "fingerprints": run.checkpoints.fingerprints})
         shutil.rmtree(final, ignore_errors=True)  # of a finished run that was gone on with
-
-
-def check_space(setup: Setup, folder: Path, checkpoints: Checkpoints) -> None:
-    """Refuse a run whose checkpoints do not fit: those it keeps, one more while it is written, and final/.
-
-    Raises:
-        CheckpointError: with both numbers.
-    """
-    from luthier.training.checkpoints import need_space
-    from luthier.training.trained import state_bytes
-
-    training = setup.config.training
-    beside = [*setup.source.tokenizer.glob("tokenizer*"), *setup.source.tokenizer.glob("*.jinja")]
-    state = sum(path.stat().st_size for path in beside if path.is_file()) + 2**18  # and JSON files
-    weights = 4 * (setup.count.total if setup.method.saves == "model" else setup.count.trainable)
-    one = weights + state_bytes(training.optim, setup.trained) + state
-    epochs = setup.schedule.total_epochs if setup.schedule.steps_per_epoch is not None else 0  # a stream's nobody knows
-    kept = training.checkpoints_at_once(setup.schedule.total_steps, epochs)
-    missing = max(1, kept - len(checkpoints.paths()))  # an interrupted run writes one in any case
-    need_space(folder, missing * one + weights + state)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -125,6 +125,22 @@ class Examples(Sequence[TokenizedExample]):
         if not 0 <= place < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         return self.example(place)
+
+
+class ExamplesThrough(Examples):
+    """Of each example what a function makes of it; its number stays."""
+
+    def __init__(
+        self, examples: Sequence[TokenizedExample], function: Callable[[TokenizedExample], TokenizedExample]
+    ) -> None:
+        self._examples = examples
+        self._function = function
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def example(self, place: int) -> TokenizedExample:
+        return self._function(self._examples[place])
 
 
 class ExamplesWith(Examples):

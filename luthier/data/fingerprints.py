@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # raise it when the same inputs are made into other tokens
 DATA_VERSION = 2
+# luthier's own files that make tokens of data files
+CODE = ("data/**/*.py", "config/*.py", "foundation/seeding.py")
 LIBRARIES = ("tokenizers", "transformers", "Jinja2", "datasets")
 
 
@@ -105,23 +107,22 @@ def cache_key(described: Mapping[str, Any], paths: Sequence[str], day: date | No
             **kept,
             # not what the files are called, but which of them are one
             "same_files": [list(paths).index(path) for path in paths],
-            "code": code_fingerprint(),
+            "code": code_fingerprint(*CODE),
             "libraries": {name: metadata.version(name) for name in LIBRARIES},
             "python": sys.version_info[:2],
-            "plugins": _plugins({described["encoder"], *(entry["format"] for entry in entries)}),
+            "plugins": plugin_code({described["encoder"], *(entry["format"] for entry in entries)}),
             "day": (day or date.today()).isoformat() if writes_date(described["template"]) else None,
         }
     )[:32]
 
 
 @lru_cache
-def code_fingerprint() -> str:
-    """sha256 of luthier's own code that makes tokens of files, so that no change of it reads what an older one wrote."""
+def code_fingerprint(*patterns: str) -> str:
+    """sha256 of luthier's own files that fit one of some patterns, so that what they computed is not read after a change of
+    theirs."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for path in sorted(
-        [*package.glob("data/**/*.py"), *package.glob("config/*.py"), package / "foundation/seeding.py"]
-    ):
+    for path in sorted({path for pattern in patterns for path in package.glob(pattern)}):
         digest.update(f"{path.relative_to(package)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -133,8 +134,8 @@ def _draws(entry: Mapping[str, Any]) -> bool:
     return sampled or isinstance(entry["system"], list) or entry["weight"] is not None
 
 
-def _plugins(names: Set[str]) -> dict[str, str]:
-    """The code of formats and encoders of outside packages, each a module's file."""
+def plugin_code(names: Set[str]) -> dict[str, str]:
+    """The code of those names that are of outside packages, each a module's file: sha256 by name."""
     specs = {name: importlib.util.find_spec(name) for name in sorted(names) if "." in name}
     return {
         name: sha256_of(Path(spec.origin)) if spec is not None and spec.origin is not None else ""

@@ -198,7 +198,7 @@ def content_hash(folder: Path) -> str:
     """
     if match := SNAPSHOT.search(folder.absolute().as_posix()):
         return f"commit:{match[1]}"
-    files = list(_identifying_files(folder))
+    files = [*_identifying_files(folder), *sorted(folder.glob("*.py"))]  # a model's own code, too
     with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter's lock to others
         hashes = list(threads.map(sha256_of, files))
     named = [f"{path.name}\0{found}\0" for path, found in zip(files, hashes, strict=True)]

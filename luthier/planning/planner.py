@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from luthier.planning.strategies import Shares, Strategy, find_strategy, shares
 from luthier.planning.subject import PreparedRun, Subject, TracedModel, autocast_dtype, traced_model
 from luthier.planning.taken import Disk, Memory, Time
 from luthier.scoring.scorer import Scorer, transformers_model
-from luthier.scoring.trunk import GOES_NOT_ON, bytes_of, no_room, trunk_layer
+from luthier.scoring.trunk import GOES_NOT_ON, Room, bytes_of, trunk_layer
 from luthier.training.trained import update_tensors
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class Planner:
             trunk_layer=layer,
             memory=memory,
             time=time,
-            disk=_disk(config, model, batches, trunk_bytes),
+            disk=_disk(config, model, batches.steps, batches.steps_per_epoch, trunk_bytes),
             remarks=remarks,
         )
 
@@ -300,9 +301,16 @@ class Planner:
         layer = trunk_layer(inner, model.scorer, limit, epochs, self.hardware.count, longest)
         if not layer or not model.scorer.finding.goes_on:
             return 0, 0, GOES_NOT_ON if layer else ""
-        needed = bytes_of(subject.rows.tokens, inner)
-        reason = no_room(layer, needed, limit, Path(config.output_dir) if self.hardware.is_this_machine else None)
+        needed = bytes_of(self._tokens_learnt, inner)
+        place = Path(config.output_dir) if self.hardware.is_this_machine else None
+        schedule = subject.rows.schedule_under(config, self.hardware.count)
+        beside = _disk(config, model, schedule.total_steps, schedule.steps_per_epoch)
+        reason = Room(limit, beside.total).refusal(layer, needed, place)
         return (0, 0, reason) if reason else (layer, needed, "")
+
+    @cached_property
+    def _tokens_learnt(self) -> int:
+        return self.subject.rows.tokens_learnt(self.subject.stage)
 
     def _batches(self, subject: Subject, model: TracedModel) -> Batches:
         return subject.rows.batches(subject.config, self.hardware.count, model.scorer, subject.stage)
@@ -385,13 +393,13 @@ class Planner:
         return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)
 
 
-def _disk(config: RunConfig, model: TracedModel, batches: Batches, trunk: int) -> Disk:
-    """Checkpoints, the final model and the trunk."""
+def _disk(config: RunConfig, model: TracedModel, steps: int, steps_per_epoch: int | None, trunk: int = 0) -> Disk:
+    """Checkpoints, the final model and the trunk; steps as `Batches` has them."""
     training = config.training
     checkpoint = model.saved_bytes + model.optimizer_bytes
-    if batches.steps_per_epoch:
-        epochs = math.ceil(batches.steps / batches.steps_per_epoch)
+    if steps_per_epoch:
+        epochs = math.ceil(steps / steps_per_epoch)
     else:  # nobody knows those that max_steps ends, of a stream or of rows that are not at hand
-        epochs = 0 if batches.steps else math.ceil(training.num_train_epochs)
-    kept = training.checkpoints_at_once(batches.steps, epochs)
+        epochs = 0 if steps else math.ceil(training.num_train_epochs)
+    kept = training.checkpoints_at_once(steps, epochs)
     return Disk(checkpoint, trunk, kept * checkpoint + model.saved_bytes + trunk)

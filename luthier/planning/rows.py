@@ -72,10 +72,9 @@ class Rows:
             return cls()
         return cls(examples, examples.token_counts, schedule)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows; 0 where they are not known."""
-        return int(self.token_counts.sum()) if self.schedule is not None else 0
+    def tokens_learnt(self, stage: Stage) -> int:
+        """Tokens of what a stage computes of all rows; 0 where they are not known."""
+        return sum(stage.learnt(example).tokens for example in self.examples)
 
     def longest_sequence(self, config: RunConfig) -> int:
         """Tokens of the longest sequence under a config; as many as it allows where the rows are not known."""
@@ -85,9 +84,9 @@ class Rows:
 
     def epochs(self, config: RunConfig, ranks: int) -> int:
         """Passes that a run begins under a config; 1 where nobody knows."""
-        return self._under(config, ranks).total_epochs if self.schedule is not None else 1
+        return self.schedule_under(config, ranks).total_epochs if self.schedule is not None else 1
 
-    def _under(self, config: RunConfig, ranks: int) -> IndexedSchedule:
+    def schedule_under(self, config: RunConfig, ranks: int) -> IndexedSchedule:
         """The schedule with a config's batch size and length."""
         assert self.schedule is not None
         training = config.training
@@ -120,7 +119,7 @@ class Rows:
             batch = _completed(whole, scorer, stage)
             tokens = float(every * ranks * config.data.cutoff_length)
             return Batches(batch, batch, -(-every // together), max(training.max_steps, 0), None, tokens, 0.0)
-        schedule = self._under(config, ranks)
+        schedule = self.schedule_under(config, ranks)
         cutoff = config.data.cutoff_length
         counts = np.minimum(self.token_counts, cutoff) if cutoff < self.token_counts.max() else self.token_counts
         steps = _steps(schedule)
@@ -197,7 +196,7 @@ class Rows:
         if self.schedule is None:
             yield from (_row(config.data.cutoff_length, number) for number in itertools.count())
             return
-        steps = [np.concatenate(step) for step in _steps(self._under(config, ranks))]
+        steps = [np.concatenate(step) for step in _steps(self.schedule_under(config, ranks))]
         taken: set[int] = set()
         for index in np.argsort([-self.token_counts[step].sum() for step in steps], kind="stable"):
             new = [int(row) for row in steps[index] if row not in taken]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
 from luthier.data.packing import pack
-from luthier.foundation.files import free_bytes, human_bytes, whole_folder
+from luthier.foundation.files import free_bytes, human_bytes, remove_leftovers, whole_folder
 from luthier.foundation.progress import progress_bar
 from luthier.scoring.attention import Layout
 from luthier.scoring.backbone import backbone_of
@@ -192,18 +192,40 @@ def bytes_of(tokens: int, model: PreTrainedModel) -> int:
     return 4 * tokens * int(model.config.get_text_config().hidden_size)
 
 
-def no_room(layer: int, needed: int, limit_gib: float, place: Path | None) -> str:
-    """Why so many bytes of states are not kept; empty where they are.
+@dataclass(frozen=True)
+class Room:
+    """What a trunk may take.
 
     Args:
-        place: on the disk that they would take, of which half the free part stays free; None: any has room.
+        limit_gib: on disk.
+        reserved: bytes of the disk that the run needs for other things; of what else is free half stays free.
     """
-    states = f"the states below layer {layer} would take {human_bytes(needed)}"
-    if needed > limit_gib * 2**30:
-        return f"{states}, more than training.trunk_cache_limit_gib; they are computed in every epoch"
-    if place is None or needed <= (free := free_bytes(place)) / 2:
-        return ""
-    return f"{states} of the {human_bytes(free)} that are free in {place}; they are computed in every epoch"
+
+    limit_gib: float
+    reserved: int = 0
+
+    def refusal(self, layer: int, needed: int, place: Path | None) -> str:
+        """Why so many bytes of states are not kept; empty where they are.
+
+        Args:
+            place: on the disk that they would take; None: any has room.
+        """
+        states, then = (
+            f"the states below layer {layer} would take {human_bytes(needed)}",
+            "they are computed in every epoch",
+        )
+        if needed > self.limit_gib * 2**30:
+            return f"{states}, more than training.trunk_cache_limit_gib; {then}"
+        if place is None or needed <= ((free := free_bytes(place)) - self.reserved) / 2:
+            return ""
+        rest = f", {human_bytes(self.reserved)} of which are for checkpoints" if self.reserved else ""
+        return f"{states} of the {human_bytes(free)} that are free in {place}{rest}; {then}"
+
+
+def remove_trunk(folder: Path) -> None:
+    """Remove a trunk, and what a process left of one that was killed while it wrote it: their room is free."""
+    shutil.rmtree(folder, ignore_errors=True)
+    remove_leftovers(folder)
 
 
 def make_trunk(
@@ -211,16 +233,15 @@ def make_trunk(
     layer: int,
     examples: Sequence[TokenizedExample],
     folder: Path,
+    room: Room,
     identity: Mapping[str, Any],
-    limit_gib: float,
     engine: Computing,
     say: Callable[[str], None],
 ) -> Trunk | None:
-    """The trunk of all examples: from `folder` where it is whole, else computed and written there.
+    """The trunk of all examples: from its folder where it is whole, else computed and written there.
 
     Args:
         identity: everything that shapes the states, beside the layer; `tokens`, of all examples, among it.
-        limit_gib: of the trunk on disk.
 
     Returns:
         None, and says why, where there is no room or it can't be written; and where the layers above do not go on from
@@ -230,9 +251,9 @@ def make_trunk(
     about = json.loads(json.dumps({**identity, "layer": layer, "width": width}, default=str))
     kept = _open(folder, about)
     if kept is None:
-        shutil.rmtree(folder, ignore_errors=True)  # of another model, or of other tokens: its room is free
-    place = folder.parent if kept is None else None
-    if reason := no_room(layer, bytes_of(about["tokens"], model), limit_gib, place):
+        remove_trunk(folder)  # of another model, or of other tokens
+    if reason := room.refusal(layer, bytes_of(about["tokens"], model), folder.parent if kept is None else None):
+        remove_trunk(folder)
         say(f"trunk: {reason}")
         return None
     if kept is not None:

@@ -4,7 +4,7 @@ user allows it, which examples form a step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
 from typing import Literal
@@ -33,7 +33,8 @@ class Packing:
             the same batch.
         tokens_per_batch: a batch holds at most so many tokens as laid down, however many examples that is (one that is
             longer is a batch of its own); None: batches keep their number of examples.
-        trunk_starts: see `luthier.data.packing.pack`.
+        trunk_starts: see `luthier.data.packing.pack`; of what `learnt` gives.
+        padded: every sequence of a batch takes as many tokens as its longest one.
         learnt: what of an example is computed, a stage's; None: all of it.
     """
 
@@ -41,16 +42,16 @@ class Packing:
     grouping: Grouping = "off"
     tokens_per_batch: int | None = None
     trunk_starts: Sequence[int] | None = None
+    padded: bool = False
     learnt: Callable[[TokenizedExample], TokenizedExample] | None = None
 
 
 def packing_of(scorer: Scorer, training: TrainingConfig, stage: Stage) -> Packing:
     """How a run's batches are laid down. Raises ConfigError as `shares` does."""
     share = shares(scorer, training)
-    # a trunk's states are of whole examples
-    learnt = stage.learnt if scorer.trunk is None else None
     assert training.tokens_per_batch != "auto", "it is settled before a run is put together"
-    return Packing(share, training.grouping if share else "off", training.tokens_per_batch, learnt=learnt)
+    grouping, padded = training.grouping if share else "off", scorer.route == "padded"
+    return Packing(share, grouping, training.tokens_per_batch, padded=padded, learnt=stage.learnt)
 
 
 def shares(scorer: Scorer, training: TrainingConfig) -> bool:
@@ -81,7 +82,11 @@ def pack_step(drawn: Sequence[Sequence[TokenizedExample]], packing: Packing) -> 
     """The batches of a step from those that were drawn for it; the same examples, once each."""
     drawn = in_order(drawn, packing)
     if packing.tokens_per_batch is not None:
-        drawn = _bounded(list(chain.from_iterable(drawn)), packing.tokens_per_batch, packing.share)
+        examples = list(chain.from_iterable(drawn))
+        if packing.padded:  # those of one length beside each other, so that little is padded
+            drawn = _bounded_in_rows(sorted(examples, key=_longest), packing.tokens_per_batch)
+        else:
+            drawn = _bounded(examples, packing.tokens_per_batch, packing.share)
     return [pack(batch, packing.share, packing.trunk_starts) for batch in drawn]
 
 
@@ -116,6 +121,24 @@ def _bounded(examples: Sequence[TokenizedExample], most: int, share: bool) -> li
         batches.append(list(examples[start:end]))
         start = end
     return batches
+
+
+def _bounded_in_rows(examples: Sequence[TokenizedExample], most: int) -> list[list[TokenizedExample]]:
+    """Runs of examples of at most `most` tokens, padding among them, or of one that is longer."""
+    batches: list[list[TokenizedExample]] = []
+    rows = width = 0
+    for example in examples:
+        rows, width = rows + len(example.sequences), max(width, _longest(example))
+        if not batches or rows * width > most:
+            batches.append([])
+            rows, width = len(example.sequences), _longest(example)
+        batches[-1].append(example)
+    return batches
+
+
+def _longest(example: TokenizedExample) -> int:
+    """Tokens of its longest sequence."""
+    return max(len(sequence.input_ids) for sequence in example.sequences)
 
 
 def _tokens_of(examples: Sequence[TokenizedExample]) -> int:
@@ -178,6 +201,31 @@ def dealt(
         given[rank].append(batches[number])
         loads[rank] += work[number]
     return [given[place % ranks][place // ranks] for place in range(len(batches))]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedOrder:
+    """The order of each epoch of a schedule, see `regrouped`. Processes that load data are given it, so it is no function
+    within another, which can't be pickled.
+
+    Args:
+        schedule: what orders the examples before they are grouped.
+    """
+
+    schedule: IndexedSchedule
+    examples: Sequence[TokenizedExample]
+    buffer_size: int
+    _made: dict[int, list[int]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, epoch: int) -> list[int]:
+        """Example indices in an epoch's order; that of two epochs is kept."""
+        if epoch not in self._made:
+            for old in list(self._made)[:-1]:
+                del self._made[old]
+            plan = self.schedule
+            order, size = plan.shuffled(epoch), plan.examples_per_step
+            self._made[epoch] = regrouped(order, self.examples, size, self.buffer_size, plan.seed, epoch)
+        return self._made[epoch]
 
 
 def regrouped(

@@ -87,13 +87,14 @@ class Reference:
         import torch
 
         from luthier.data.packing import pack
+        from luthier.training.exhaustion import reading
 
         engine = self.engine
         found = np.zeros((len(examples), len(examples[0].sequences)))
         starts = range(0, len(examples), self.batch_size)[engine.rank :: engine.world_size]
         self.scorer.eval()
         self.say(f"reference: log-probabilities of {len(examples):,} examples of {name}, once")
-        with torch.no_grad(), progress_bar(f"reference of {name}", len(examples), unit="rows") as bar:
+        with torch.no_grad(), reading(), progress_bar(f"reference of {name}", len(examples), unit="rows") as bar:
             for start in starts:
                 batch = pack(examples[start : start + self.batch_size], self.share).to(engine.device)
                 with engine.autocast():
@@ -122,13 +123,14 @@ def reference_folder() -> Path:
 
 
 def _write(path: Path, logp_ES: Array, say: Callable[[str], None]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     shutil.rmtree(path, ignore_errors=True)  # a damaged one
     try:
         with whole_folder(path) as building:
             save_file({"logp": np.ascontiguousarray(logp_ES)}, building / FILE)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has one of its own for what the system refuses
         if not path.is_dir():  # else another run has written the same meanwhile
             say(f"reference: not kept, since {path} can't be written ({error}); a resumed run computes it again")
 

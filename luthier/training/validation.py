@@ -18,6 +18,7 @@ from luthier.metrics._metric import Array
 from luthier.metrics._text import TextRow
 from luthier.scoring.readouts import Scores
 from luthier.training.engine import Engine
+from luthier.training.exhaustion import reading
 from luthier.training.optimization import to_evaluation
 from luthier.training.run import Fit
 from luthier.training.stage import Stage
@@ -128,7 +129,7 @@ class SetReader:
         outcomes_EC: Array | None = None
         parts_E2 = np.zeros((len(examples), 2)) if each else None
         starts = range(0, len(examples), self.batch_size)
-        with torch.no_grad():
+        with torch.no_grad(), reading():
             for start in starts[self.engine.rank :: self.engine.world_size]:
                 members = examples[start : start + self.batch_size]
                 batch = pack(members, self.share).to(self.engine.device)

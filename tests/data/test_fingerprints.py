@@ -125,7 +125,7 @@ def test_code_and_libraries_count(file, tmp_path, monkeypatch) -> None:
     before = hashes(file, entry)[1]
     monkeypatch.setattr(fingerprints.metadata, "version", lambda name: "0")
     other_library = hashes(file, entry)[1]
-    monkeypatch.setattr(fingerprints, "code_fingerprint", lambda: "other")
+    monkeypatch.setattr(fingerprints, "code_fingerprint", lambda *patterns: "other")
     assert len({before, other_library, hashes(file, entry)[1]}) == 3
 
 

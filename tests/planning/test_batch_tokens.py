@@ -27,7 +27,7 @@ from luthier.planning.hardware import Device, Hardware
 from luthier.planning.planner import Planner
 from luthier.planning.rows import Rows, _ending
 from luthier.planning.subject import Subject
-from luthier.training.exhaustion import memory_explained
+from luthier.training.exhaustion import memory_explained, reading
 from luthier.training.grouping import Packing, pack_step
 from luthier.training.schedule import IndexedSchedule
 from tests.tiny import config_for
@@ -197,6 +197,18 @@ def test_where_memory_runs_out_all_the_same_fewer_tokens_are_advised(
         raise MemoryError
     assert "training.memory_budget_gib=1.5; training.gradient_checkpointing=true" in error.value.remedy
     load(settings(tiny_llama, rows, tmp_path / "run", memory_budget_gib=2.0), ["training.memory_budget_gib=1.5"])
+
+
+def test_where_memory_runs_out_while_rows_are_read_smaller_reading_is_advised(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """What acts on steps alone, or cuts the rows, is no help against an evaluation's batches."""
+    config = load(settings(tiny_llama, rows, tmp_path / "run"))
+    with pytest.raises(TrainingError) as error, memory_explained(config, tmp_path, "luthier train --resume"), reading():
+        raise MemoryError
+    first, *others = error.value.remedy.removeprefix("Try, one after another: ").split("; ")
+    assert first == "training.per_device_eval_batch_size=4"
+    assert not any("train_batch_size" in other or "checkpointing" in other or "tokens_per" in other for other in others)
 
 
 def test_the_plan_names_the_number_and_its_peak(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:

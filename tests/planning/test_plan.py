@@ -146,7 +146,7 @@ def test_later_epochs_begin_above_what_does_not_learn(tiny_llama: Path, rows: Pa
     assert found.seconds_per_step is not None and whole.seconds_per_step is not None
     assert found.seconds_per_step < 0.9 * whole.seconds_per_step
     # a float32 number for each of 32 units of each token
-    assert found.disk.total - whole.disk.total == found.disk.trunk == 4 * 32 * kept.subject.rows.tokens
+    assert found.disk.total - whole.disk.total == found.disk.trunk == 4 * 32 * int(kept.subject.rows.token_counts.sum())
     assert (found.trunk_layer, whole.trunk_layer, whole.disk.trunk) == (2, 0, 0)
     small = planner_for(tiny_llama, rows, tmp_path, *settings, "training.trunk_cache_limit_gib=1e-6").plan()
     assert (small.trunk_layer, small.seconds_per_step) == (0, pytest.approx(whole.seconds_per_step))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -231,6 +233,32 @@ def test_a_model_trained_anew_in_its_place_is_another_reference(
         found.append(losses(tmp_path / "dpo"))
     assert len(list(own_cache.iterdir())) == 2
     assert found == [[pytest.approx(math.log(2), rel=1e-5)]] * 2  # the model is its reference
+
+
+@pytest.mark.parametrize("changed", ["code_fingerprint", "plugin_code"])
+def test_after_a_change_of_code_it_is_another_reference(
+    changed: str, tiny_llama: Path, pairs: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """luthier's own, or that of a method of the user's."""
+    for name in ("first", "second"):
+        monkeypatch.setattr(f"luthier.commands.precomputed.{changed}", lambda *given, name=name: name)
+        luthier.train(dpo_config(tiny_llama, pairs, tmp_path / name, max_steps=1))
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_a_reference_that_cannot_be_written_ends_no_run(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a full disk: the system refuses what goes beyond so many bytes of a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said: list[str] = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        reference._write(own_cache / "key", np.zeros((1000, 2), np.float32), said.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(said) == 1 and "not kept, since" in said[0] and "can't be written" in said[0]
+    assert not (own_cache / "key").exists()
 
 
 def test_other_tokens_of_the_same_files_are_other_references(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from luthier.data.records import Origin
 from luthier.foundation.errors import ConfigError
 from luthier.foundation.seeding import permutation
 from luthier.scoring.scorer import Scorer
-from luthier.training.grouping import Packing, dealt, pack_step, regrouped, shares
+from luthier.training.grouping import GroupedOrder, Packing, dealt, pack_step, regrouped, shares
 from luthier.training.schedule import IndexedSchedule
 from tests.scoring.test_router import qwen3_moe
 from tests.tiny import config_for
@@ -85,6 +88,33 @@ def test_a_batch_is_bounded_by_what_is_laid_down() -> None:
     assert all(batch.tokens == len(batch.input_ids_T) for batch in batches)
     shared = pack_step([rows(12)], Packing(share=True, grouping="within_step", tokens_per_batch=36))
     assert [len(batch.input_ids_T) for batch in shared] == [36, 18]  # two heads with four ends each, and the third
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=12), most=st.integers(10, 80))
+def test_on_padded_rows_what_is_padded_counts(lengths: list[int], most: int) -> None:
+    drawn = [[example(*[100 + row] * length) for row, length in enumerate(lengths)]]
+    batches = pack_step(drawn, Packing(tokens_per_batch=most, padded=True))
+    sizes = [[segment.end - segment.start for segment in batch.segments] for batch in batches]
+    assert sorted(length for batch in sizes for length in batch) == sorted(lengths)
+    assert all(len(batch) == 1 or len(batch) * max(batch) <= most for batch in sizes)
+    for few, more in pairwise(sizes):  # no batch takes less than it could
+        assert (len(few) + 1) * max(*few, more[0]) > most
+
+
+def test_a_long_row_does_not_stretch_the_short_ones_of_its_step() -> None:
+    drawn = [[example(*range(40)), *[example(5, 6, 7, row) for row in range(10)]]]
+    batches = pack_step(drawn, Packing(tokens_per_batch=40, padded=True))
+    assert [len(batch.leaves) for batch in batches] == [10, 1]
+
+
+def test_a_grouped_order_goes_to_other_processes() -> None:
+    """Which load data, and are started afresh from Python 3.14 on."""
+    schedule = IndexedSchedule(24, 2, 2, epochs=3, max_steps=-1, seed=1, shuffle=True)
+    order = GroupedOrder(schedule, rows(24), 12)
+    found = [order(epoch) for epoch in (0, 1, 2, 0)]
+    assert found[0] == found[3] != found[1] and sorted(found[2]) == list(range(24))
+    assert pickle.loads(pickle.dumps(replace(schedule, order=order))).order(1) == found[1]
 
 
 @settings(max_examples=100, deadline=None)

@@ -27,7 +27,7 @@ from luthier.data.records import Origin
 from luthier.foundation.errors import ModelError, TrainingError
 from luthier.model import loading
 from luthier.scoring import attention, trunk
-from luthier.scoring.trunk import Trunk, frozen_layers, make_trunk, states_below
+from luthier.scoring.trunk import Room, Trunk, frozen_layers, make_trunk, states_below
 from tests.classify import classification_config, labelled_rows, write_json_lines
 from tests.tiny import carry_first_layer_up, config_for, tiny_folder, tiny_model
 
@@ -66,6 +66,9 @@ def test_of_layers_that_share_a_weight_the_lowest_counts() -> None:
     assert frozen_layers(model) == 1
 
 
+ROOMY = Room(1.0)
+
+
 def examples_of(*lengths: int) -> list[TokenizedExample]:
     def example(number: int, length: int) -> TokenizedExample:
         ids = tuple(5 + (number + place) % 200 for place in range(length))
@@ -76,12 +79,17 @@ def examples_of(*lengths: int) -> list[TokenizedExample]:
 
 
 def made_of(
-    model: Any, examples: list[TokenizedExample], folder: Path, say: Callable[[str], None] = print, **identity: Any
+    model: Any,
+    examples: list[TokenizedExample],
+    folder: Path,
+    say: Callable[[str], None] = print,
+    room: Room = ROOMY,
+    **identity: Any,
 ) -> Trunk | None:
     """The states below the second layer."""
     engine: Any = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
     about = {"tokens": sum(example.tokens for example in examples), **identity}
-    return make_trunk(model, 1, examples, folder, about, 1.0, engine, say)
+    return make_trunk(model, 1, examples, folder, room, about, engine, say)
 
 
 def test_states_have_the_precision_that_entered_the_layer(tmp_path: Path) -> None:
@@ -321,6 +329,34 @@ def test_a_trunk_that_cannot_be_written_ends_no_run(
     assert not list((tmp_path / "run").glob("*trunk*")) and not list((tmp_path / "run").glob(".trunk*"))
 
 
+def test_of_label_words_the_right_answer_alone_is_kept(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row has an answer for each class, of which a run computes one."""
+    data = write_json_lines(tmp_path / "labelled.jsonl", labelled_rows(24))
+    kept: list[int] = []
+    own = trunk.make_trunk
+
+    def counted(*arguments: Any) -> Any:
+        made = own(*arguments)
+        assert made is not None
+        kept.append(len(made.states_RH))
+        return made
+
+    monkeypatch.setattr("luthier.commands.precomputed.make_trunk", counted)
+    found = []
+    for limit in (0, 16):
+        settings = {"max_steps": -1, "num_train_epochs": 2, "trunk_cache_limit_gib": limit, "prefix_sharing": "off"}
+        config = config_for(tiny_llama, data, tmp_path / f"run{limit}", logging_steps=1, **settings)
+        luthier.train({**config, "method": LAST_LAYER, "stage": {"name": "classification", "head": "generative"}})
+        found.append(list(map(json.loads, (tmp_path / f"run{limit}" / "metrics.jsonl").read_text().splitlines())))
+    losses, tokens = (
+        [[line[name] for line in lines if "loss" in line] for lines in found] for name in ("loss", "tokens")
+    )
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and tokens[1] == tokens[0]
+    assert kept == [sum(tokens[1]) // 2]
+
+
 def test_passes_are_bounded_in_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole examples in their order, and one at least; each has the states that it has alone."""
     model, examples = tiny_model("llama"), examples_of(4, 5, 2, 12, 1, 9)
@@ -339,6 +375,36 @@ def test_passes_are_bounded_in_tokens(tmp_path: Path, monkeypatch: pytest.Monkey
     with torch.no_grad():
         alone = torch.cat([own(model, 1, pack([example])) for example in examples])
     assert made is not None and torch.allclose(made.of(torch.arange(33), nn.Linear(1, 1)), alone, atol=1e-6)
+
+
+def test_what_checkpoints_need_is_no_room_for_a_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trunk, "free_bytes", lambda place: 1000)
+    assert Room(1.0).refusal(2, 500, tmp_path) == Room(1.0, 600).refusal(2, 200, tmp_path) == ""
+    told = Room(1.0, 600).refusal(2, 201, tmp_path)
+    assert "would take 201 B of the 1000 B that are free in" in told and "600 B of which are for checkpoints" in told
+
+
+def test_a_trunk_that_is_not_to_be_used_gives_its_room_back(tmp_path: Path) -> None:
+    """Beyond a limit that was lowered; and what a killed process left of one, before the room is asked for."""
+    model, examples, folder = tiny_model("llama"), examples_of(6, 6), tmp_path / "trunk"
+    assert made_of(model, examples, folder) is not None
+    assert made_of(model, examples, folder, room=Room(1e-9)) is None and not folder.exists()
+    left = tmp_path / ".trunk.building-dead"
+    left.mkdir()
+    (left / "states.f32").write_bytes(bytes(100))
+    assert made_of(model, examples, folder, room=Room(1e-9)) is None and not left.exists()
+
+
+def test_a_run_without_a_trunk_removes_the_one_it_had(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """What is advised where a disk or memory is full, and room for checkpoints is asked for afterwards."""
+    saving = {"save_strategy": "epoch", "save_total_limit": 5}
+    whole = run(tiny_llama, rows, tmp_path / "run", **saving)
+    for gone in (sorted((tmp_path / "run" / "checkpoints").iterdir())[-1], tmp_path / "run" / "final"):
+        shutil.rmtree(gone)
+    for left in ("trunk", ".trunk.building-dead"):
+        (tmp_path / "run" / left).mkdir()
+    assert run(tiny_llama, rows, tmp_path / "run", 0, resume=True, **saving) == pytest.approx(whole, rel=1e-5)
+    assert not list((tmp_path / "run").glob("*trunk*")) and not list((tmp_path / "run").glob(".trunk*"))
 
 
 def test_where_memory_runs_out_meanwhile_to_do_without_is_advised(

@@ -132,6 +132,13 @@ def test_the_content_hash_sees_every_byte_of_the_weights(folder: Path) -> None:
     assert fingerprint(folder) == named and content_hash(folder) != before
 
 
+def test_the_content_hash_sees_a_models_own_code(folder: Path) -> None:
+    (folder / "modeling_own.py").write_text("SCALE = 1\n")
+    before = content_hash(folder)
+    (folder / "modeling_own.py").write_text("SCALE = 2\n")
+    assert content_hash(folder) != before
+
+
 def test_a_hub_snapshot_is_its_commit(hub: StandInHub, tmp_path: Path) -> None:
     folder = models.fetch("tiny/model", endpoint=hub.address, cache_dir=tmp_path)
     assert fingerprint(folder) == content_hash(folder) == f"commit:{COMMIT}"
