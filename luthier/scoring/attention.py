@@ -136,7 +136,7 @@ def segmented_attention(
         )
     refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
     decomposition = segments.decomposition
-    if decomposition is not None and _has_forest_kernel(query, key, segments, sliding_window, dropout):
+    if decomposition is not None and _has_forest_kernel(query, key, value, segments, sliding_window, dropout):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         inputs = _of_one_type(query, key, value)
         learns = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
@@ -189,13 +189,17 @@ def _by_segments(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-def _has_forest_kernel(query: Tensor, key: Tensor, segments: Layout, window: int | None, dropout: float) -> bool:
-    """Whether `ForestAttention` computes this: on a CPU, nothing dropped, no window that cuts anything off."""
+def _has_forest_kernel(
+    query: Tensor, key: Tensor, value: Tensor, segments: Layout, window: int | None, dropout: float
+) -> bool:
+    """Whether `ForestAttention` computes this: on a CPU, nothing dropped, no window that cuts anything off, values as wide as
+    keys (which those of latent attention are not)."""
     return (
         query.device.type == "cpu"
         and dropout == 0.0
         and (window is None or window >= segments.longest)
         and query.dtype == key.dtype
+        and query.shape[-1] == value.shape[-1]
     )
 
 

@@ -8,6 +8,7 @@ chunk, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.scoring.backbone import backbone_of
 from luthier.scoring.fused.casting import cast_for_product, summed_in
-from luthier.scoring.fused.low_rank import has_hooks, product_dtype
+from luthier.scoring.fused.low_rank import has_hooks, is_wrapped, product_dtype
 
 CACHE_BYTES = 1024 * 1024
 CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits; on a CPU 16 to 256 MiB differ by 5 %, 4 MiB take twice as long
@@ -36,10 +37,20 @@ class _GivenHidden(nn.Module):
         self.hidden = hidden
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
+        return _only_hidden()(last_hidden_state=self.hidden)
 
-        # the class with the most fields, so that families which read router_logits find the attribute
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+
+@functools.cache
+def _only_hidden() -> type[Any]:
+    """An output that has hidden states and nothing else: whatever further field a family's head reads is None."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class OnlyHidden(BaseModelOutput):  # type: ignore[misc]
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("_"):
+                raise AttributeError(name)
+
+    return OnlyHidden
 
 
 class Head:
@@ -66,10 +77,10 @@ class Head:
         return logits.float()
 
     def frozen_linear(self) -> nn.Linear | None:
-        """The head as a plain frozen `nn.Linear`, else None: no adapter, no trained or tied-to-trained weight, no hooks, which
-        may listen to its call or bring its weights."""
+        """The head as a plain frozen `nn.Linear`, else None: no adapter, no trained or tied-to-trained weight, none that wraps
+        others, no hooks, which may listen to its call or bring its weights."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
-        if not self.plain or type(head) is not nn.Linear or has_hooks(head):
+        if not self.plain or type(head) is not nn.Linear or has_hooks(head) or is_wrapped(head.weight):
             return None
         return None if any(parameter.requires_grad for parameter in head.parameters()) else head
 
@@ -249,9 +260,12 @@ def _exponentiate(scores_CD: Tensor, top_C1: Tensor) -> tuple[Tensor, Tensor]:
 def _backbone_replaced(model: nn.Module, stand_in: nn.Module) -> Iterator[None]:
     """The model with its backbone swapped for `stand_in`, so that its own forward runs only what follows it."""
     backbone = backbone_of(model)
-    name = next(name for name, child in model.named_children() if child is backbone)
+    # of models that see pictures too it stands deeper
+    name, child = next(
+        (name, child) for name, child in model.named_children() if any(part is backbone for part in child.modules())
+    )
     model._modules[name] = stand_in
     try:
         yield
     finally:
-        model._modules[name] = backbone
+        model._modules[name] = child

@@ -1,15 +1,14 @@
 """Which route a kind of model may take, found out by trying: a small random copy of its config, both routes compared.
 
-The copy keeps every layer type and every setting that changes the mathematics (windows, soft caps, scales, norms); its
-weights are made large, so that a soft cap or a missing scale shows instead of hiding in the rounding.
+The copy (`luthier.scoring.small_copy`) has every setting that changes the mathematics; its weights are made large, so that
+a soft cap or a missing scale shows instead of hiding in the rounding.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -28,15 +27,10 @@ from luthier.scoring.head import Head
 from luthier.scoring.padded import unroll
 from luthier.scoring.readouts import HeadAt
 from luthier.scoring.segmented import hidden_at
+from luthier.scoring.small_copy import PADDING, enlarge, shrink
 from luthier.scoring.trunk import goes_on
 
 TOLERANCE = 1e-5  # relative, float32, dropout off
-SEEN = 4  # positions of a window, a chunk, a step of a scale: fewer than the probe's sequences have, so that they act
-STRETCHED = ("dynamic", "longrope")  # frequencies that depend on a sequence's length
-# settings that name layers by their number; any other list with an entry for each layer is found by its length
-LAYER_NUMBERS = ("mlp_only_layers", "moe_layers")
-DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # so many layers have no mixture of experts
-FEW = 4  # different entries of such a list, each of which a layer of the copy has; where there are more, they are sizes
 SEED = 20240229
 
 
@@ -163,114 +157,13 @@ def _probe_sequence_head(model: PreTrainedModel, batch: Batch, need_segments: bo
     return Finding(not reason, False, reason, pools_last=True, goes_on=not reason and _goes_on(model, batch))
 
 
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A config of the same kind with few, narrow layers: one of each layer type."""
-    small = copy.deepcopy(config)
-    text: Any = small.get_text_config()
-    heads = getattr(text, "num_attention_heads", 4)
-    grouped = getattr(text, "num_key_value_heads", None)
-    groups = max(1, heads // grouped) if grouped else 1
-    key_heads = min(2, grouped or 2)
-    new_heads = key_heads * min(2, groups) if grouped else 2
-    head_width = 8
-    settings: dict[str, Any] = {
-        "num_attention_heads": new_heads,
-        "hidden_size": new_heads * head_width,
-        "intermediate_size": 32,
-        "intermediate_size_mlp": 32,
-        "vocab_size": 64,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "num_local_experts": 4,
-        "n_routed_experts": 4,
-        "num_experts": 4,
-        "moe_intermediate_size": 16,
-        "num_experts_per_tok": 2,
-        "n_inner": 32,
-        "ffn_dim": 32,
-    }
-    if grouped:
-        settings["num_key_value_heads"] = key_heads
-    if getattr(text, "head_dim", None):
-        settings["head_dim"] = head_width
-    for name in ("sliding_window", "attention_chunk_size", "floor_scale"):
-        if getattr(text, name, None):
-            settings[name] = SEEN
-    for rope in _rotary_settings(text):
-        if rope.get("original_max_position_embeddings") and rope.get("rope_type") not in STRETCHED:
-            rope["original_max_position_embeddings"] = SEEN
-    settings = {**_of_layers(text), **settings}
-    for name, value in settings.items():
-        attribute = getattr(text, "attribute_map", {}).get(name, name)
-        derived = isinstance(getattr(type(text), attribute, None), property)  # follows from the others
-        if getattr(text, attribute, None) is not None and not derived:
-            setattr(text, attribute, value)
-    return small
-
-
-def _rotary_settings(text: Any) -> list[dict[str, Any]]:
-    """The settings of rotary positions, one for all layers or one for each of their types."""
-    found = getattr(text, "rope_parameters", None) or {}
-    return [part for part in (found, *found.values()) if isinstance(part, dict)]
-
-
-def _of_layers(text: Any) -> dict[str, Any]:
-    """How many layers the copy has, and what is set for each: every entry of such a setting occurs."""
-    count = getattr(text, "num_hidden_layers", 2)
-    lists = {
-        name: value
-        for name, value in vars(text).items()
-        if isinstance(value, (list, tuple)) and len(value) == count and name not in LAYER_NUMBERS
-    }
-    numbers = {name: value for name in LAYER_NUMBERS if (value := getattr(text, name, None)) is not None}
-    dense = {name: value for name in DENSE_FIRST if isinstance(value := getattr(text, name, None), int)}
-    step = getattr(text, "decoder_sparse_step", None)
-    if "mlp_only_layers" in numbers and step:  # two ways to say the same: one is enough
-        skipped = [place for place in range(count) if (place + 1) % step]
-        numbers["mlp_only_layers"] = sorted({*numbers["mlp_only_layers"], *skipped})
-    told: list[Callable[[int], object]] = [
-        *(lambda place, value=value: repr(value[place]) for value in lists.values() if _different(value) <= FEW),
-        *(lambda place, value=value: place in value for value in numbers.values()),
-        *(lambda place, value=value: place < value for value in dense.values()),
-    ]
-    seen: set[tuple[int, object]] = set()
-    kept: list[int] = []
-    for place in range(count):
-        says = {(number, tell(place)) for number, tell in enumerate(told)}
-        if not says <= seen or not kept:
-            kept.append(place)
-            seen |= says
-    kept = kept if len(kept) > 1 else kept * 2
-    made: dict[str, Any] = {"num_hidden_layers": len(kept)}
-    made |= {name: [value[place] for place in kept] for name, value in lists.items()}
-    made |= {name: [new for new, place in enumerate(kept) if place in value] for name, value in numbers.items()}
-    made |= {name: sum(place < value for place in kept) for name, value in dense.items()}
-    if "mlp_only_layers" in numbers and step:
-        made["decoder_sparse_step"] = 1
-    return made
-
-
-def _different(values: Sequence[object]) -> int:
-    return len(set(map(repr, values)))
-
-
-def enlarge(model: nn.Module) -> None:
-    """Weights of size about 0.3 instead of 0.02: logits of several units, past where a soft cap looks linear."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0.0, 0.3)
-            parameter.requires_grad_(True)
-
-
 def _forest(vocabulary: int) -> Batch:
     """A root with two children, and two more roots; every token but the roots' first is a target."""
     segments = (Segment(0, 6), Segment(6, 11, 0), Segment(11, 14, 0), Segment(14, 21), Segment(21, 24))
     position: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
-    input_ids_T = torch.randint(0, vocabulary, (24,))
+    input_ids_T = torch.randint(PADDING + 1, vocabulary, (24,))
     for segment in segments:
         offset = 6 if segment.parent is not None else 0
         position += range(offset, offset + segment.end - segment.start)

@@ -245,6 +245,42 @@ def another_base(layer: Any) -> None:
     layer.base_layer = own
 
 
+class Wrapped(Tensor):
+    """A weight that stands for another, as torchao's do: of products it knows `linear` alone."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        made.inner = inner
+        return made  # type: ignore[no-any-return]
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, *_: Any) -> Wrapped:
+        return Wrapped(inner["inner"])
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            return func(args[0], args[1].inner, *args[2:])
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(f"{func} of a wrapped weight")
+
+
+def wrapped(layer: Any) -> None:
+    weight = Wrapped(layer.base_layer.weight.detach())
+    layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "disabled": lambda layer: layer.enable_adapters(False),
     "merged": lambda layer: layer.merge(),
@@ -258,6 +294,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "another precision": half,
     "a trained base": lambda layer: layer.base_layer.requires_grad_(True),
     "another class of base": another_base,
+    "another class of weight": wrapped,
     "a hook on the layer": lambda layer: layer.register_forward_hook(lambda module, inputs, output: 2 * output),
     "a hook before the base": lambda layer: layer.base_layer.register_forward_pre_hook(
         lambda module, inputs: (2 * inputs[0],)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -21,11 +22,16 @@ from luthier.data.packing import pack
 from luthier.data.records import Origin
 from luthier.scoring.attention import Layout
 from luthier.scoring.padded import unroll
-from luthier.scoring.probe import probe, shrink
+from luthier.scoring.probe import probe
 from luthier.scoring.scorer import Scorer
+from luthier.scoring.small_copy import shrink
 from tests.tiny import KINDS, tiny_model
 
 TOLERANCE = 1e-5
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 32.0, "original_max_position_embeddings": 4096,
+    "short_factor": [1.0 + 0.01 * pair for pair in range(48)], "long_factor": [1.0 + pair for pair in range(48)],
+}  # fmt: skip
 
 
 def example(ids: list[int], weights: list[float]) -> TokenizedExample:
@@ -79,13 +85,13 @@ def plain_scores(model: torch.nn.Module, examples: list[TokenizedExample]) -> Te
 @pytest.mark.parametrize("lengths", [[7], [5, 9, 3], [2, 30, 2, 11]])
 def test_both_routes_equal_plain_transformers(kind: str, lengths: list[int]) -> None:
     model, examples = tiny_model(kind), random_examples(lengths)
+    untouched = copy.deepcopy(model)  # a scorer puts functions of its own on a model
     batch = pack(examples)
     segmented, segmented_gradients = scores_and_gradients(model, "segmented", batch)
-    padded, padded_gradients = scores_and_gradients(model, "padded", batch)
-    model.zero_grad(set_to_none=True)
-    plain = plain_scores(model, examples)
+    padded, padded_gradients = scores_and_gradients(copy.deepcopy(untouched), "padded", batch)
+    plain = plain_scores(untouched, examples)
     (-(plain * batch.weights_N).sum()).backward()
-    plain_gradients = gradients(model)
+    plain_gradients = gradients(untouched)
     assert relative(segmented, plain) < TOLERANCE
     assert relative(padded, plain) < TOLERANCE
     assert segmented_gradients.keys() == plain_gradients.keys() == padded_gradients.keys()
@@ -160,7 +166,7 @@ def forests(draw: st.DrawFn) -> Batch:
 def test_routes_agree_on_any_forest(batch: Batch) -> None:
     model = tiny_model("llama")
     segmented, segmented_gradients = scores_and_gradients(model, "segmented", batch)
-    padded, padded_gradients = scores_and_gradients(model, "padded", batch)
+    padded, padded_gradients = scores_and_gradients(tiny_model("llama"), "padded", batch)
     assert relative(segmented, padded) < TOLERANCE
     scale = torch.stack([g.norm() for g in padded_gradients.values()]).norm()
     for name, reference in padded_gradients.items():
@@ -211,6 +217,15 @@ def test_sliding_windows_count_positions() -> None:
         ("Bloom", {}, False, True, "differ"),
         ("Mamba", {}, False, True, "differ"),
         ("Lfm2", {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}, False, True, "differ"),
+        # a factor for each pair of the large model's rotation; a part of a head that is odd in a narrow one
+        ("Phi3", {"hidden_size": 3072, "rope_parameters": LONGROPE, "pad_token_id": 0}, True, True, ""),
+        ("Phi", {"partial_rotary_factor": 0.4}, True, True, ""),
+        # keys and values of a latent vector: values narrower than keys, and as wide
+        ("DeepseekV2", {"num_experts_per_tok": 6, "n_group": 1, "topk_group": 1}, True, True, ""),
+        ("DeepseekV3", {}, True, True, ""),
+        ("MiniCPM3", {}, True, False, ""),
+        ("Glm4MoeLite", {}, True, True, ""),
+        ("Cwm", {}, True, True, ""),  # whose special tokens are numbers in any case
     ],
 )
 def test_the_probe_knows_each_family(name: str, settings: dict, segmented: bool, plain_head: bool, reason: str) -> None:
@@ -218,6 +233,70 @@ def test_the_probe_knows_each_family(name: str, settings: dict, segmented: bool,
     finding = probe(config, getattr(transformers, f"{name}ForCausalLM"))
     assert (finding.segmented, finding.plain_head) == (segmented, plain_head), finding.reason
     assert reason in finding.reason
+
+
+def tiny_gemma4(**settings: Any) -> PreTrainedModel:
+    """Beside towers for pictures and sounds; every third layer has wider heads, logits a soft cap."""
+    text = {
+        "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1,
+        "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 90, "sliding_window": 8, "pad_token_id": 0,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 3.0,
+        **settings,
+    }  # fmt: skip
+    config = transformers.Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("shared", [0, 3])
+def test_a_model_whose_backbone_stands_deeper_is_scored(shared: int) -> None:
+    """Gemma 4: its head's own forward, where layers of wider heads, and those that read keys of layers below."""
+    # layers that share need inputs of their own, which Gemma 4 gives to each layer then
+    model = tiny_gemma4(num_kv_shared_layers=shared, hidden_size_per_layer_input=8 if shared else 0)
+    reference = copy.deepcopy(model)
+    examples = random_examples([9, 15, 5], vocabulary=90)
+    batch = pack(examples)
+    assert type(model).__name__ == "Gemma4ForConditionalGeneration"
+    scorer = Scorer(model)
+    assert (scorer.route, scorer.finding.plain_head, scorer.finding.goes_on) == ("segmented", False, not shared)
+    logp_N = scorer(batch).logp_N
+    (logp_N * batch.weights_N).sum().backward()
+    plain = plain_scores(reference, examples)
+    (plain * batch.weights_N).sum().backward()
+    assert relative(logp_N, plain) < TOLERANCE
+    own = gradients(model)
+    for name, gradient in gradients(reference).items():
+        assert relative(own[name], gradient) < 1e-4, name
+
+
+def test_values_narrower_than_keys_are_computed_alike() -> None:
+    """torch's kernel for CPUs takes none; `model` is DeepSeek-V3's kind with one expert of four."""
+    config = transformers.DeepseekV3Config(
+        vocab_size=90, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=1,
+        kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=12, first_k_dense_replace=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.DeepseekV3ForCausalLM(config).float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0, 0.3)
+    examples = random_examples([9, 15, 5], vocabulary=90)
+    plain = plain_scores(copy.deepcopy(model), examples)
+    scorer = Scorer(model)
+    assert scorer.route == "segmented"
+    assert relative(scorer(pack(examples)).logp_N, plain) < TOLERANCE
+
+
+def test_of_a_tower_for_pictures_the_small_copy_has_one_layer() -> None:
+    small = shrink(transformers.Gemma3Config())
+    assert (small.vision_config.num_hidden_layers, small.text_config.num_hidden_layers) == (1, 2)
 
 
 def chunked_llama4(**settings: Any) -> PreTrainedModel:

@@ -13,8 +13,9 @@ from luthier.config.generation_section import GenerationSettings
 from luthier.model.generation import Job
 from luthier.model.placement import is_spread
 from luthier.scoring.decoding.decoder import Decoder
-from luthier.scoring.probe import STRETCHED, TOLERANCE, brief, enlarge, probe, relative, shrink, undisturbed
+from luthier.scoring.probe import TOLERANCE, brief, probe, relative, undisturbed
 from luthier.scoring.scorer import transformers_model
+from luthier.scoring.small_copy import STRETCHED, enlarge, shrink
 from luthier.scoring.virtual_tokens import has_virtual_tokens
 
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luthier.scoring.fused.casting import cast_for_product
 from luthier.scoring.fused.packed import PackedWeight, packed_weight
@@ -183,14 +184,23 @@ def in_place(factors: Sequence[Factors]) -> list[Tensor | None]:
 
 def frozen_weight(module: nn.Module, x: Tensor) -> Tensor | PackedWeight | None:
     """The weight of a frozen linear layer that multiplies x in the precision of its products: exactly `nn.Linear`, or one
-    in 4 bits, to whose calls nothing listens. None where the layer is another."""
+    in 4 bits, to whose calls nothing listens. None where the layer is another, or its weight is more than a tensor."""
     layer: Any = module
-    if has_hooks(module) or (getattr(layer, "bias", None) is not None and layer.bias.requires_grad):
+    if (
+        has_hooks(module)
+        or is_wrapped(getattr(layer, "weight", None))
+        or (getattr(layer, "bias", None) is not None and layer.bias.requires_grad)
+    ):
         return None
     if type(module) is nn.Linear:
         fits = is_autocast(x) or module.weight.dtype == x.dtype
         return module.weight if fits and not module.weight.requires_grad else None
     return packed_weight(module, product_dtype(x))
+
+
+def is_wrapped(weight: Tensor | None) -> bool:
+    """Whether a weight is a tensor in name only: torchao's stand for numbers in 8 bits and know no products but their own."""
+    return weight is not None and is_traceable_wrapper_subclass(weight)
 
 
 def has_hooks(module: nn.Module) -> bool:
