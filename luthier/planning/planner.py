@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -219,7 +218,13 @@ class Planner:
             trunk_layer=layer,
             memory=memory,
             time=time,
-            disk=_disk(config, model, batches.steps, batches.steps_per_epoch, trunk_bytes),
+            disk=Disk.of(
+                config.training,
+                (model.saved_bytes, model.optimizer_bytes),
+                batches.steps,
+                batches.steps_per_epoch,
+                trunk_bytes,
+            ),
             remarks=remarks,
         )
 
@@ -304,7 +309,9 @@ class Planner:
         needed = bytes_of(self._tokens_learnt, inner)
         place = Path(config.output_dir) if self.hardware.is_this_machine else None
         schedule = subject.rows.schedule_under(config, self.hardware.count)
-        beside = _disk(config, model, schedule.total_steps, schedule.steps_per_epoch)
+        beside = Disk.of(
+            config.training, (model.saved_bytes, model.optimizer_bytes), schedule.total_steps, schedule.steps_per_epoch
+        )
         reason = Room(limit, beside.total).refusal(layer, needed, place)
         return (0, 0, reason) if reason else (layer, needed, "")
 
@@ -391,15 +398,3 @@ class Planner:
         rates = rates_of(self.hardware, trace.operations)
         step = step_seconds(self.hardware, self.strategy, model, trace, rates, batches.per_step)
         return Time(step, step * batches.steps, batches.tokens_per_step / step, rates.share)
-
-
-def _disk(config: RunConfig, model: TracedModel, steps: int, steps_per_epoch: int | None, trunk: int = 0) -> Disk:
-    """Checkpoints, the final model and the trunk; steps as `Batches` has them."""
-    training = config.training
-    checkpoint = model.saved_bytes + model.optimizer_bytes
-    if steps_per_epoch:
-        epochs = math.ceil(steps / steps_per_epoch)
-    else:  # nobody knows those that max_steps ends, of a stream or of rows that are not at hand
-        epochs = 0 if steps else math.ceil(training.num_train_epochs)
-    kept = training.checkpoints_at_once(steps, epochs)
-    return Disk(checkpoint, trunk, kept * checkpoint + model.saved_bytes + trunk)

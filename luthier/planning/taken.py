@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+
+from luthier.config.training_section import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,20 @@ class Disk:
     checkpoint: int
     trunk: int
     total: int
+
+    @classmethod
+    def of(
+        cls, training: TrainingConfig, saved: tuple[int, int], steps: int, steps_per_epoch: int | None, trunk: int = 0
+    ) -> Disk:
+        """What a run keeps.
+
+        Args:
+            saved: bytes of its model and of its optimizer's states.
+            steps, steps_per_epoch: see `luthier.planning.rows.Batches`.
+        """
+        if steps_per_epoch:
+            epochs = math.ceil(steps / steps_per_epoch)
+        else:  # nobody knows those that max_steps ends, of a stream or of rows that are not at hand
+            epochs = 0 if steps else math.ceil(training.num_train_epochs)
+        kept = training.checkpoints_at_once(steps, epochs)
+        return cls(sum(saved), trunk, kept * sum(saved) + saved[0] + trunk)
