@@ -230,7 +230,7 @@ def test_a_trunk_of_another_model_or_other_tokens_is_made_anew(
     base = tiny_folder(tmp_path / "base")
     file, own = base / "model.safetensors", preparing.from_cache
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="before the trunk goes"):
-        patched.setattr(train, "_leave_behind", fail)
+        patched.setattr(train, "_write_final", fail)
         run(base, rows, tmp_path / "run", method=UPPER_LORA, save_strategy="epoch")
     if changed == "weights":
         save_file({name: weight * 1.5 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
