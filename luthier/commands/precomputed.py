@@ -59,7 +59,7 @@ def with_trunk(setup: Setup, engine: Engine, scorer: Scorer, packing: Packing, r
         say(f"trunk: {GOES_NOT_ON}")
         return packing
     learnt = ExamplesThrough(train, setup.stage.learnt)
-    tokens_E = np.array([example.tokens for example in learnt])
+    tokens_E = train.token_counts if setup.stage.learns_whole else np.array([example.tokens for example in learnt])
     about = {**_identity(setup, engine, scorer), "data": train.content_hash(), "tokens": int(tokens_E.sum())}
     folder, room = run / run_folder.TRUNK, Room(limit, reserved)
     scorer.trunk = make_trunk(model, layer, learnt, folder, room, about, engine, say)

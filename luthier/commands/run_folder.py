@@ -66,6 +66,13 @@ FIXED = (
 )
 
 
+# of a folder with final/, which is written when the last step is done, and no end noted
+TRAINED = (
+    "its training came to the end and final/ is whole, what follows did not (data.test is measured, its files are written): "
+    "`luthier evaluate` measures it"
+)
+
+
 def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: str) -> None:
     """Whether a run may use the folder; changes nothing.
 
@@ -88,7 +95,7 @@ def check_claim(folder: Path, *, resume: bool, overwrite: bool, resume_command: 
     learnt = [name for name in LEARNT if (folder / name).exists()]
     alone = (folder / "final").exists() and not any((folder / "checkpoints").glob("step-*"))
     if resume and alone and read_json(folder / RUN_FILE).get("status") != "finished":
-        raise nothing_to_go_on_from(folder, "the run that left it did not finish")
+        raise nothing_to_go_on_from(folder, TRAINED)
     if learnt and not (resume or overwrite):
         in_python = "resume=True" in resume_command
         going_on = f"`{resume_command}`" + ("" if in_python else " (resume=True in Python)")

@@ -200,13 +200,6 @@ class StoredExamples(Examples):
         named = {self._names[name]: value for name, value in extras}
         return TokenizedExample(sequences, origin, int(row["untruncated"]), named, number=place)
 
-    def token_starts(self) -> Array:
-        """Tokens of the set before each example, int64 [examples]."""
-        starts = np.zeros(len(self), np.int64)
-        last_sequences = self._arrays.examples["sequences_end"][:-1] - 1
-        starts[1:] = self._arrays.sequences["tokens_end"][last_sequences]
-        return starts
-
     def _sequence(self, index: int) -> TokenSequence:
         tokens_end, runs_end = self._arrays.sequences[index].tolist()
         first_token, first_run = self._arrays.sequences[index - 1].tolist() if index else (0, 0)

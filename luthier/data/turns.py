@@ -123,8 +123,9 @@ def _remove_unanswered(turns: list[Message]) -> list[str]:
 
 
 def holds_turns(value: Any, *keys: str) -> bool:
-    """Whether a column's value is a list of turns with these keys."""
-    return isinstance(value, list) and bool(value) and is_turn(value[0], *keys)
+    """Whether a column's value is a list of turns, one of which has these keys: of others a value may be null, which Parquet
+    does not tell from one that lacks."""
+    return isinstance(value, list) and any(is_turn(item, *keys) for item in value)
 
 
 def is_turn(value: Any, *keys: str) -> bool:

@@ -11,7 +11,7 @@ good; `build(options)` gives the function.
 A metric of the first three gives one number, named as its file; one of text says with GIVES what its numbers are called. One
 that can't measure every reference has `check(options, references)`, of pairs of a place for messages and a reference, which
 raises DataError before anything is generated. One that stands on an optional package has `needs(options)`, which raises
-MissingExtraError before anything is read.
+MissingExtraError before anything is generated.
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ def _combined(model: PreTrainedModel, parts: Sequence[AdapterPart], combine: Com
         counts = ", ".join(f"{folder}: {count or 'none'}" for folder, count in rows.items())
         raise ModelError(
             f"combine: {combine.name} needs adapters of one vocabulary, and the embeddings that these hold have other numbers of rows: {counts}.",
-            "Stack them instead (combine: stack).",
+            "Export one of them as a model of its own (`luthier export`), and put the others on that.",
         )
     _fit_rows(model, parts[0])
     names = [f"part{index}" for index in range(len(parts))]

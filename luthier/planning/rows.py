@@ -74,6 +74,8 @@ class Rows:
 
     def tokens_learnt(self, stage: Stage) -> int:
         """Tokens of what a stage computes of all rows; 0 where they are not known."""
+        if self.schedule is None or stage.learns_whole:
+            return int(self.token_counts.sum()) if self.schedule is not None else 0
         return sum(stage.learnt(example).tokens for example in self.examples)
 
     def longest_sequence(self, config: RunConfig) -> int:

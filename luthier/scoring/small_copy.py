@@ -38,6 +38,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     settings: dict[str, Any] = {
         "num_attention_heads": new_heads,
         "hidden_size": new_heads * head_width,
+        "head_dim": head_width,
         "intermediate_size": 32,
         "intermediate_size_mlp": 32,
         "vocab_size": 64,
@@ -49,14 +50,15 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         "num_experts": 4,
         "moe_intermediate_size": 16,
         "num_experts_per_tok": 2,
+        "top_k_experts": 2,
         "n_inner": 32,
         "ffn_dim": 32,
         **_of_latent_attention(text, head_width),
     }
     if grouped:
         settings["num_key_value_heads"] = key_heads
-    if getattr(text, "head_dim", None):
-        settings["head_dim"] = head_width
+    if getattr(text, "hidden_size_per_layer_input", None):  # another embedding for each layer
+        settings |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64}
     if (getattr(text, "n_group", None) or 1) > 1:  # groups of experts
         settings |= {"n_group": 2, "topk_group": 1}
     for name in ("sliding_window", "attention_chunk_size", "floor_scale"):
@@ -101,9 +103,11 @@ def _of_latent_attention(text: Any, width: int) -> dict[str, int]:
     turned, plain = (getattr(text, name, None) for name in ("qk_rope_head_dim", "qk_nope_head_dim"))
     if turned is None or plain is None:
         return {}
-    keys, values = turned + plain, getattr(text, "v_head_dim", None)
+    keys = turned + plain
     made = {"qk_rope_head_dim": width, "qk_nope_head_dim": width, "qk_head_dim": 2 * width}
-    return {**made, "v_head_dim": (2 if values == keys else 1) * width, "kv_lora_rank": 16, "q_lora_rank": 16}
+    # head_dim is of the part that turns, or of all
+    made |= {name: (2 if getattr(text, name, None) == keys else 1) * width for name in ("head_dim", "v_head_dim")}
+    return {**made, "kv_lora_rank": 16, "q_lora_rank": 16}
 
 
 def _shrink_rotation(text: Any, rope: dict[str, Any], width: int) -> None:

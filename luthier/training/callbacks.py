@@ -100,11 +100,17 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
 
 
 def chosen_by(config: RunConfig) -> dict[str, Any]:
-    """What an evaluation is the best by: the metric and its direction; empty where there are no evaluations."""
+    """What an evaluation is the best by: the metric and its direction, and of one of answers how it and they are made; empty
+    where there are no evaluations."""
     if config.training.eval_strategy == "no":
         return {}
     metric = config.training.metric_for_best_model.removeprefix("eval_")
-    return {"metric_for_best_model": metric, "greater_is_better": _greater_is_better(config)}
+    told = {"metric_for_best_model": metric, "greater_is_better": _greater_is_better(config)}
+    own = _metric_of(config, metric)
+    for options in config.training.answer_metrics():
+        if own in given_by(options):
+            told |= {"metric": options.model_dump(mode="json"), "generation": config.generation.model_dump(mode="json")}
+    return told
 
 
 def is_still_chosen_by(config: RunConfig, trainer_state: Mapping[str, Any]) -> bool:
@@ -114,7 +120,11 @@ def is_still_chosen_by(config: RunConfig, trainer_state: Mapping[str, Any]) -> b
         trainer_state: the checkpoint's, as `Bridge.export` gave it.
     """
     kept = (trainer_state.get("stateful_callbacks") or {}).get(CHOSEN_BY)
-    return kept is None or kept["args"] == chosen_by(config)
+    if kept is None:
+        return True
+    now = chosen_by(config)
+    # one of before may tell less
+    return kept["args"].keys() <= now.keys() and all(now[name] == value for name, value in kept["args"].items())
 
 
 def _greater_is_better(config: RunConfig) -> bool:

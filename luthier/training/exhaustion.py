@@ -44,8 +44,9 @@ def memory_explained(config: RunConfig, checkpoints: Path, resume_command: str) 
         training = config.training
         notes = getattr(error, "__notes__", ())
         advice = ["training.trunk_cache_limit_gib=0"] if MAKING in notes else []
-        if READING in notes and training.per_device_eval_batch_size > 1:
-            advice.append(f"training.per_device_eval_batch_size={training.per_device_eval_batch_size // 2}")
+        if READING in notes:  # steps' settings do not act there
+            if training.per_device_eval_batch_size > 1:
+                advice.append(f"training.per_device_eval_batch_size={training.per_device_eval_batch_size // 2}")
         elif training.memory_budget_gib is not None:  # a number of tokens beside it would be refused
             advice.append(f"training.memory_budget_gib={0.75 * training.memory_budget_gib:.3g}")
         elif isinstance(training.tokens_per_batch, int):

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from luthier.config.schema import RunConfig
-from luthier.foundation.errors import TrainingError
+from luthier.foundation.errors import CheckpointError, TrainingError
 from luthier.foundation.files import write_json
 from luthier.training.callbacks import is_still_chosen_by
 from luthier.training.checkpoints import Checkpoint
@@ -145,9 +145,9 @@ def restore(run: Fit, checkpoint: Checkpoint) -> None:
     restore_scheduler(run.scheduler, run.optimizer, rest["scheduler"]["last_epoch"])
     kept = checkpoint.read_json(TRAINER_STATE)
     run.bridge.restore(kept)
-    _forget_best(run, kept)
     ending = ending_of(checkpoint, run.config)
     run.stopped_before = ending.by_callback
+    _forget_best(run, kept)
     if ending.by_time:
         run.say(
             f"The run's time was up after step {checkpoint.step}: it goes on to step {run.schedule.total_steps}, at the learning "
@@ -173,11 +173,20 @@ def _forget_best(run: Fit, kept: Mapping[str, Any]) -> None:
         Path(state.best_model_checkpoint).name == run.checkpoints.path_of(state.best_global_step).name
     )
     if not is_still_chosen_by(run.config, kept):
-        why = "the metric that it was chosen by, or its direction, is another now"
+        why = "the metric that it was chosen by, its direction, or how answers are made and measured, is another now"
     elif run.config.training.load_best_model_at_end and not saved:
         why = "its weights were not kept"
     else:
         return
+    if run.config.training.load_best_model_at_end and (
+        run.stopped_before or state.global_step >= run.schedule.total_steps
+    ):
+        raise CheckpointError(
+            f"the best evaluation so far ({state.best_metric:.4f}, after step {state.best_global_step}) counts no longer, since {why}; "
+            "and no step is left, so there will be no other.",
+            "Resume with more steps (training.max_steps, num_train_epochs), with the settings of before, or with "
+            "training.load_best_model_at_end false, which makes final/ of the last weights.",
+        )
     run.say(
         f"The best evaluation so far ({state.best_metric:.4f}, after step {state.best_global_step}) counts no longer: {why}."
     )

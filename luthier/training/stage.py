@@ -70,6 +70,11 @@ class Stage(ABC):
         """Be told in place of `meet`, where rows are measured and not learnt, which classes there are; each counts alike. Most have nothing to know."""
         return None
 
+    @property
+    def learns_whole(self) -> bool:
+        """Whether `learnt` gives every example as it is."""
+        return type(self).learnt is Stage.learnt
+
     def learnt(self, example: TokenizedExample) -> TokenizedExample:
         """What of an example is computed in training; an evaluation sees all of it."""
         return example

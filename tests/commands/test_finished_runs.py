@@ -109,6 +109,6 @@ def test_a_finished_run_without_checkpoints(
         luthier.train(config, resume=True)
     run_file = tmp_path / "run" / "run.json"
     run_file.write_text(run_file.read_text().replace('"finished"', '"failed"'))
-    with pytest.raises(UserError, match="nothing to go on from: the run that left it did not finish"):
+    with pytest.raises(UserError, match="nothing to go on from: its training came to the end and final/ is whole"):
         luthier.train(config, resume=True)
     assert (tmp_path / "run" / "final" / "adapter_model.safetensors").exists()

@@ -235,7 +235,6 @@ def test_a_bare_no_in_yaml_is_a_strategy() -> None:
 )
 def test_a_stream_of_one_epoch_is_saved_before_its_end(settings: dict[str, Any], expected: str) -> None:
     """A run of 20000 steps over a stream that was killed had no checkpoint: its first one was that of the epoch's end."""
-    training = {"max_steps": 20000, **settings}
     data: dict[str, Any] = {"train": "a.jsonl", "validation": "held.jsonl"}
     training = {"max_steps": 20000, "eval_strategy": "steps", **settings}
     streamed = load({"model": "m", "data": {**data, "streaming": True}, "training": training})

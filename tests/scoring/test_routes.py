@@ -225,6 +225,7 @@ def test_sliding_windows_count_positions() -> None:
         ("DeepseekV3", {}, True, True, ""),
         ("MiniCPM3", {}, True, False, ""),
         ("Glm4MoeLite", {}, True, True, ""),
+        ("Mistral4", {}, True, True, ""),  # whose head_dim is of all of a key
         ("Cwm", {}, True, True, ""),  # whose special tokens are numbers in any case
     ],
 )
@@ -297,6 +298,15 @@ def test_values_narrower_than_keys_are_computed_alike() -> None:
 def test_of_a_tower_for_pictures_the_small_copy_has_one_layer() -> None:
     small = shrink(transformers.Gemma3Config())
     assert (small.vision_config.num_hidden_layers, small.text_config.num_hidden_layers) == (1, 2)
+
+
+def test_the_small_copy_of_gemma4_is_small() -> None:
+    """It has an embedding for each layer, too, of the whole vocabulary; and mixtures name their experts otherwise."""
+    experts = {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+    for config in (transformers.Gemma4Config(), transformers.Gemma4Config(text_config=experts)):
+        small = transformers.AutoModelForCausalLM.from_config(shrink(config))
+        assert sum(parameter.numel() for parameter in small.parameters()) < 200_000
+        assert probe(config, type(small)).segmented
 
 
 def chunked_llama4(**settings: Any) -> PreTrainedModel:

@@ -18,6 +18,7 @@ import luthier
 from luthier.commands import run_folder
 from luthier.config.loading import dump, load
 from luthier.foundation.errors import CheckpointError, Interrupted, TrainingError, UserError
+from luthier.training.callbacks import chosen_by, is_still_chosen_by
 from luthier.training.checkpoints import find_fault
 from luthier.training.exhaustion import memory_explained
 from tests.tiny import CHATML, config_for, tiny_folder
@@ -307,6 +308,40 @@ def test_a_longer_schedule_goes_on(
     luthier.train(longer)
     # at 14 the shorter run wrote the line and checkpoint of its end; the weights are those of one run of 20
     assert traces(tmp_path / "run")["weights"] == traces(tmp_path / "other")["weights"]
+
+
+def test_where_no_step_is_left_the_best_model_is_not_given_up(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    """There is no evaluation to come that could be the best by the new direction, and the last weights are not asked for."""
+    steps = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "save_total_limit": None, "load_best_model_at_end": True}
+    config = finished_run(tiny_llama, rows, tmp_path / "run", **steps)
+    weights = tmp_path / "run" / "final" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    config["training"] |= {"greater_is_better": True}
+    with pytest.raises(CheckpointError, match=r"counts no longer, since the metric .* no step is left"):
+        luthier.train(config, resume=True)
+    assert weights.read_bytes() == before
+
+
+def test_a_best_by_answers_made_otherwise_is_no_longer_the_best(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    def told(**changes: Any) -> dict[str, Any]:
+        training = {"predict_with_generate": True, "metric_for_best_model": "edit_distance", "eval_strategy": "steps"}
+        metrics = [{"name": "edit_distance", **changes.pop("metric", {})}]
+        config = settings(tiny_llama, rows, tmp_path / "run", **training, metrics=metrics)
+        return chosen_by(load({**config, **changes}))
+
+    def kept(args: dict[str, Any]) -> dict[str, Any]:
+        return {"stateful_callbacks": {"ChosenBy": {"args": args, "attributes": {}}}}
+
+    config = settings(
+        tiny_llama, rows, tmp_path / "run", predict_with_generate=True, metric_for_best_model="edit_distance",
+        eval_strategy="steps", metrics=["edit_distance"],
+    )  # fmt: skip
+    now = load(config)
+    assert is_still_chosen_by(now, kept(told()))
+    assert not is_still_chosen_by(now, kept(told(metric={"normalised": False})))
+    assert not is_still_chosen_by(now, kept(told(generation={"max_new_tokens": 7})))
+    before = {name: value for name, value in told().items() if name in ("metric_for_best_model", "greater_is_better")}
+    assert is_still_chosen_by(now, kept(before)), "a checkpoint of before tells less"
 
 
 @pytest.mark.parametrize(
