@@ -18,6 +18,7 @@ from luthier.commands import run_folder
 from luthier.commands.train import _end_noted, train
 from luthier.foundation.errors import CheckpointError, Interrupted
 from luthier.training.engines.single import Single
+from luthier.training.exhaustion import disk_explained
 from tests.tiny import config_for
 from tests.training.whole_runs import traces
 
@@ -110,7 +111,15 @@ def test_a_run_that_is_stopped_then_still_ends_as_one(tmp_path: Path, monkeypatc
 
 
 def test_an_error_of_another_kind_is_left_as_it_is(tmp_path: Path) -> None:
-    from luthier.training.exhaustion import disk_explained
-
-    with pytest.raises(OSError, match="denied"), disk_explained(tmp_path, tmp_path, "again"):
+    with pytest.raises(OSError, match="denied"), disk_explained(tmp_path, tmp_path, tmp_path / "trunk", "again"):
         raise OSError(errno.EACCES, "denied")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_trunk_that_fills_the_disk_is_named(there: bool, tmp_path: Path) -> None:
+    trunk = tmp_path / "trunk"
+    if there:
+        trunk.mkdir()
+    with pytest.raises(CheckpointError) as full, disk_explained(tmp_path, tmp_path, trunk, "again"):
+        raise OSError(errno.EDQUOT, "quota")
+    assert (f"training.trunk_cache_limit_gib=0 does without {trunk}" in full.value.remedy) is there
