@@ -27,6 +27,7 @@ from luthier.model.merging import merge
 from luthier.model.method import count_parameters, save_for_resuming
 from luthier.model.quantization import is_quantized, quantized_layers
 from luthier.model.tokenizers.repair import fit_model
+from luthier.scoring.compiled import compiler
 from luthier.scoring.dynamic_positions import independent_length
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.training.answering import Answering
@@ -129,6 +130,8 @@ def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path
 def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
     """The scorer of a model, and what is worth saying of it."""
     config = setup.config
+    if (kernels := compiler.advice()) and next(tuned.parameters()).device.type == "cpu":
+        say(f"kernels: {kernels}")
     scorer = Scorer(
         tuned,
         config.model.attention,

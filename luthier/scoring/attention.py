@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from luthier.data.batch import Segment
+from luthier.scoring.compiled import forest
+from luthier.scoring.compiled.tiles import Numbers, numbers_of
 from luthier.scoring.forest_attention import ForestAttention
 from luthier.scoring.forest_parts import Decomposition
 
@@ -54,7 +56,7 @@ class Layout:
         lengths: tokens of each segment, in row order.
         ancestors: of each segment, the indices of its ancestors from the root down.
         asked: how many tokens of each segment attend; they see the others too.
-        decomposition: the same for `ForestAttention`, where that computes it.
+        decomposition: the same for `ForestAttention`, where that computes it. numbers: for `CompiledForestAttention`.
         longest: tokens of the longest sequence, from its root to a leaf.
         rows_U: the rows that attend, int64, ascending; None: all.
         last: the layout of the last layer, where only some rows of its output are read.
@@ -64,6 +66,7 @@ class Layout:
     ancestors: tuple[tuple[int, ...], ...]
     asked: tuple[int, ...]
     decomposition: Decomposition | None
+    numbers: Numbers
     longest: int
     rows_U: Tensor | None = None
     last: Layout | None = None
@@ -92,8 +95,9 @@ class Layout:
         if read_U is not None and len(read_U):
             rows = read_U.tolist()
             asked = tuple(bisect_left(rows, segment.end) - bisect_left(rows, segment.start) for segment in segments)
-            last = cls(lengths, ancestors, asked, Decomposition.of(segments, rows), longest, read_U)
-        return cls(lengths, ancestors, lengths, Decomposition.of(segments), longest, last=last)
+            numbers = numbers_of(segments, rows)
+            last = cls(lengths, ancestors, asked, Decomposition.of(segments, rows), numbers, longest, read_U)
+        return cls(lengths, ancestors, lengths, Decomposition.of(segments), numbers_of(segments), longest, last=last)
 
 
 def _of_one_type(*parts: Tensor) -> tuple[Tensor, ...]:
@@ -135,10 +139,14 @@ def segmented_attention(
             "no segments reached the attention: the model does not pass keyword arguments on"
         )
     refuse_unknown({**others, "attention_mask": attention_mask}, getattr(module, "is_causal", True))
+    if not _has_forest_kernel(query, key, value, segments, sliding_window, dropout):
+        return _by_segments(query, key, value, segments, scaling, dropout, sliding_window), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    inputs = _of_one_type(query, key, value)
+    if forest.takes(*inputs):
+        return forest.CompiledForestAttention.apply(*inputs, segments.numbers, scale), None  # type: ignore[no-untyped-call]
     decomposition = segments.decomposition
-    if decomposition is not None and _has_forest_kernel(query, key, value, segments, sliding_window, dropout):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        inputs = _of_one_type(query, key, value)
+    if decomposition is not None:
         learns = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
         parts = decomposition.fewest, decomposition.backward(key.shape[1]) if learns else decomposition.fewest
         return ForestAttention.apply(*inputs, *parts, scale), None  # type: ignore[no-untyped-call]
@@ -192,7 +200,7 @@ def _by_segments(
 def _has_forest_kernel(
     query: Tensor, key: Tensor, value: Tensor, segments: Layout, window: int | None, dropout: float
 ) -> bool:
-    """Whether `ForestAttention` computes this: on a CPU, nothing dropped, no window that cuts anything off, values as wide as
+    """Whether a forest is computed as a whole: on a CPU, nothing dropped, no window that cuts anything off, values as wide as
     keys (which those of latent attention are not)."""
     return (
         query.device.type == "cpu"

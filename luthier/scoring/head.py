@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from luthier.scoring.backbone import backbone_of
+from luthier.scoring.compiled import passes
 from luthier.scoring.fused.casting import cast_for_product, summed_in
 from luthier.scoring.fused.low_rank import has_hooks, is_wrapped, product_dtype
 
@@ -243,6 +244,8 @@ def _exponentiate(scores_CD: Tensor, top_C1: Tensor) -> tuple[Tensor, Tensor]:
     Scores of 16 bits are widened to the precision of the sums meanwhile. On a CPU a few rows at a time, so that the passes
     find them in the processor's cache: twice as fast.
     """
+    if passes.takes(scores_CD, top_C1):
+        return passes.exponentiate(scores_CD, top_C1)
     tops, sums = [], []
     on_cpu = scores_CD.device.type == "cpu"
     rows = max(1, CACHE_BYTES // (4 * scores_CD.shape[1])) if on_cpu else scores_CD.shape[0]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.compiled import passes
 from luthier.scoring.fused.low_rank import LowRankMaps, in_place
 from luthier.scoring.fused.packed import PackedWeight
 
@@ -33,7 +34,9 @@ class GatedMlp(torch.autograd.Function):
     ) -> Tensor:
         gate_and_up, down = _parts(constants, tensors)
         (gate_TF, up_TF), low_TS = gate_and_up.forward(x_TH)
-        (y_TH,), low_down = down.forward(F.silu(gate_TF).mul_(up_TF))
+        compiled = passes.takes(gate_TF, up_TF)
+        product_TF = passes.gated(gate_TF, up_TF) if compiled else F.silu(gate_TF).mul_(up_TF)
+        (y_TH,), low_down = down.forward(product_TF)
         ctx.save_for_backward(x_TH, gate_TF, up_TF, low_TS, low_down, *tensors)
         ctx.constants = constants
         return y_TH
@@ -43,16 +46,21 @@ class GatedMlp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_TH, gate_TF, up_TF, low_TS, low_down, *tensors = ctx.saved_tensors
         gate_and_up, down = _parts(ctx.constants, tensors)
-        silu_TF = F.silu(gate_TF)
         low_gradient = down.low_gradient(gradients)
         inner_TF = down.input_gradient(gradients, low_gradient)
-        down_factors = (
-            [(None, None)]
-            if low_gradient is None
-            else down.factor_gradients(gradients, low_gradient, low_down, silu_TF * up_TF)
-        )
-        up_gradient_TF = silu_TF.mul_(inner_TF)
-        gate_gradient_TF = torch.ops.aten.silu_backward(inner_TF.mul_(up_TF), gate_TF)
+        compiled = passes.takes(gate_TF, up_TF, inner_TF)
+        product_TF: Tensor | None
+        if compiled:
+            product_TF, gate_gradient_TF = passes.gated_backward(gate_TF, up_TF, inner_TF)
+            up_gradient_TF = inner_TF
+        else:
+            silu_TF = F.silu(gate_TF)
+            product_TF = None if low_gradient is None else silu_TF * up_TF
+        down_factors = down.factor_gradients(gradients, low_gradient, low_down, product_TF)
+        del product_TF
+        if not compiled:
+            up_gradient_TF = silu_TF.mul_(inner_TF)
+            gate_gradient_TF = torch.ops.aten.silu_backward(inner_TF.mul_(up_TF), gate_TF)
         inner_gradients = gate_gradient_TF, up_gradient_TF
         low_gradient = gate_and_up.low_gradient(inner_gradients)
         factors = gate_and_up.factor_gradients(inner_gradients, low_gradient, low_TS, x_TH)

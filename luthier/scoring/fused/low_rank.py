@@ -118,10 +118,10 @@ class LowRankMaps:
         return torch.cat(found, dim=1) if len(found) > 1 else found[0] if found else None
 
     def factor_gradients(
-        self, gradients: Sequence[Tensor], low_gradient_TS: Tensor | None, low_TS: Tensor | None, x_TI: Tensor
+        self, gradients: Sequence[Tensor], low_gradient_TS: Tensor | None, low_TS: Tensor | None, x_TI: Tensor | None
     ) -> list[Factors]:
         """Gradients of both factors of each map."""
-        if low_gradient_TS is None or low_TS is None:
+        if low_gradient_TS is None or low_TS is None or x_TI is None:
             return [(None, None) for _ in self.maps]
         down_SI = low_gradient_TS.t() @ x_TI
         found: list[Factors] = []

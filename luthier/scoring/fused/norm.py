@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.compiled import passes
 from luthier.scoring.fused.casting import summed_in
 
 
@@ -23,6 +24,10 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+        if passes.takes(x_TH, weight_H):
+            compiled_TH, inverse_T1 = passes.norm(x_TH, weight_H, epsilon)
+            ctx.save_for_backward(x_TH, weight_H, inverse_T1)
+            return compiled_TH
         wide_TH = _wide(x_TH)
         # the norm's square is a sum: no [T, H] tensor of squares is made
         mean_T1 = torch.linalg.vector_norm(wide_TH, dim=-1, keepdim=True).square_().div_(x_TH.shape[-1])
@@ -44,6 +49,8 @@ class RootMeanSquareNorm(torch.autograd.Function):
             weight_gradient = torch.einsum("th,th,t->h", _wide(gradient_TH), wide_TH, inverse_T1[:, 0])
         if not ctx.needs_input_grad[0]:
             return None, weight_gradient, None
+        if passes.takes(gradient_TH, x_TH, weight_H):
+            return passes.norm_backward(gradient_TH, weight_H, x_TH, inverse_T1), weight_gradient, None
         scaled_TH = _wide(gradient_TH) * weight_H
         mean_T1 = torch.linalg.vecdot(scaled_TH, wide_TH)[:, None].div_(x_TH.shape[-1])
         into_TH = scaled_TH.mul_(inverse_T1).addcmul_(wide_TH, mean_T1.mul_(inverse_T1**3), value=-1)

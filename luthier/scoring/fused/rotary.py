@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.compiled import passes
 from luthier.scoring.fused.formulas import formula
 
 _NAME = "apply_rotary_pos_emb"
@@ -34,12 +35,17 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
+        if passes.takes_heads(x, cos, sin):
+            return passes.turn(x, cos, sin, back=False).transpose(1, 2)
         return _turned(x, cos.unsqueeze(1), sin.unsqueeze(1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = (angles.unsqueeze(1) for angles in ctx.saved_tensors)
+        cos, sin = ctx.saved_tensors
+        if passes.takes_heads(gradient, cos, sin):
+            return passes.turn(gradient, cos, sin, back=True).transpose(1, 2), None, None
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return _turned(gradient, cos, -sin.roll(sin.shape[-1] // 2, -1)), None, None
 
 

@@ -1,0 +1,134 @@
+"""numba, set up for kernels: what of C they may call, where their machine code is kept, and whether they work here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from luthier.foundation.files import home
+from luthier.scoring.compiled.torch_library import addresses, run_on_threads
+
+NOT_INSTALLED = "numba is not installed"
+_off = False
+
+
+def missing() -> str | None:
+    """Why kernels are not used, for people; None: they are."""
+    return "they are switched off" if _off else _missing()
+
+
+@functools.cache
+def _missing() -> str | None:
+    if _switched_off_by_environment():
+        return "LUTHIER_KERNELS switches them off"
+    if find_spec("numba") is None:
+        return NOT_INSTALLED
+    if addresses() is None:
+        return "this build of torch does not show its threads and products"
+    try:
+        numba()
+    except ImportError as error:  # of numpy, say, it takes some versions only
+        return f"numba cannot be imported: {error}"
+    return None if _works() else "a kernel gave wrong numbers on this machine"
+
+
+def advice() -> str | None:
+    """What people should know before the first kernel is asked for: what they will wait for, or could gain; else None."""
+    if addresses() is None or _switched_off_by_environment():
+        return None
+    if find_spec("numba") is None:
+        return f'{NOT_INSTALLED}; with pip install "luthier[cpu]" a training step takes an eighth less time'
+    return None if machine_code().exists() else "made for this processor, once; that takes about a quarter of a minute"
+
+
+def _switched_off_by_environment() -> bool:
+    return os.environ.get("LUTHIER_KERNELS", "on").lower() in ("off", "0", "false", "no")
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Everything is computed by torch's own operations meanwhile."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
+@functools.cache
+def numba() -> Any:
+    """The package, told where the functions of C lie and where machine code goes."""
+    import llvmlite.binding
+    import numba
+
+    for name, address in (addresses() or {}).items():
+        llvmlite.binding.add_symbol(name, address)
+    numba.config.CACHE_DIR = str(machine_code())
+    return numba
+
+
+def machine_code() -> Path:
+    """Where kernels are kept from run to run.
+
+    numba looks at the file of a kernel to see whether it has changed, not at those of what it calls; so there is a place for
+    each state of this folder. numba's own NUMBA_CACHE_DIR goes first.
+    """
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen)
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return home() / "kernels" / digest.hexdigest()[:16]
+
+
+def kernel(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A function of C that returns nothing, for `launch`.
+
+    Args:
+        arguments: numba's types of what it is given.
+    """
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        signature = numba().types.void(*arguments)
+        try:
+            return numba().cfunc(signature, cache=True)(function)
+        except Exception:  # the folder can't be written, the disk is full, what lies there is no machine code
+            return numba().cfunc(signature)(function)
+
+    return compiled
+
+
+def launch(kernel: Any, arguments: np.ndarray[Any, Any]) -> None:
+    """Run a kernel on torch's threads.
+
+    Args:
+        arguments: one record, whose address each thread gets.
+    """
+    run_on_threads(kernel.address, arguments.ctypes.data, torch.get_num_threads())
+
+
+def _works() -> bool:
+    """Whether a small attention comes out as torch's does: with integers of another size in its product, say, it would not.
+
+    All kernels are made here, or read as they were made once, so that no step waits for one.
+    """
+    from luthier.scoring.compiled import forest
+    from luthier.scoring.compiled.kernels import passes  # noqa: F401
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 5, 4, generator=generator) for heads in (2, 1, 1))
+    output, _ = forest.attend(query, key, value, (1, 0, 5, -1), 0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.5, enable_gqa=True
+    )
+    return torch.allclose(output.transpose(1, 2), expected, atol=1e-5)
