@@ -177,6 +177,7 @@ def precision_findings() -> list[Finding]:
 
 def kernel_findings() -> list[Finding]:
     """Whether training on the processor runs compiled kernels: one is made and tried."""
+    from luthier.foundation.errors import how_to_install
     from luthier.scoring.compiled import compiler
 
     why = compiler.missing()
@@ -186,7 +187,7 @@ def kernel_findings() -> list[Finding]:
             f"{why}, so torch's own operations are used: a training step on the processor takes an eighth longer or so"
         )
         if why == compiler.NOT_INSTALLED:
-            meaning += ': pip install "luthier[cpu]"'
+            meaning += f": {how_to_install('cpu')}"
     return [Finding("kernels", "absent" if why else "work", meaning, "note" if why else "good", not why)]
 
 

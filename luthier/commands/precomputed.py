@@ -18,7 +18,6 @@ from luthier.data.examples import ExamplesThrough, TokenizedExample
 from luthier.data.fingerprints import code_fingerprint, plugin_code, tokenizer_fingerprint
 from luthier.data.token_arrays import ExamplesPart
 from luthier.foundation.progress import say
-from luthier.scoring.compiled import compiler
 from luthier.scoring.scorer import Scorer, transformers_model
 from luthier.scoring.trunk import GOES_NOT_ON, Room, make_trunk, remove_trunk, trunk_layer
 from luthier.training.engine import Engine
@@ -78,7 +77,7 @@ def _identity(setup: Setup, engine: Engine, scorer: nn.Module) -> dict[str, Any]
         "model": [engine.lead(setup.source.content_hash), told["model"], told["method"], training.seed],
         "tokenizer": tokenizer_fingerprint(setup.tokenizer),  # the model has a row for each of its tokens
         "precision": [training.bf16, training.fp16, training.pure_bf16, training.tf32, dtypes],
-        "device": [engine.device.type, compiler.missing() is None and engine.device.type == "cpu"],
+        "device": engine.device.type,
         "versions": run_folder.versions(),
         "code": [code_fingerprint("**/*.py"), plugin_code({setup.config.method.name})],
     }

@@ -177,11 +177,14 @@ def config_fingerprint(config: RunConfig) -> str:
 
 
 def versions() -> dict[str, str]:
-    """luthier's version, Python's, and those of the libraries that decide about bits."""
+    """luthier's version, Python's, and those of the libraries that decide about bits, compiled kernels among them."""
+    from luthier.scoring.compiled import compiler
+
     return {
         "luthier": __version__,
         "python": sys.version.split()[0],
         **{name: metadata.version(name) for name in LIBRARIES},
+        "kernels": compiler.made_by(),
     }
 
 

@@ -85,8 +85,13 @@ class MissingExtraError(UserError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed.",
-            f'Install it with: pip install "luthier[{extra}]"; in a clone of the project: pip install -e ".[{extra}]"',
+            f"Install it with: {how_to_install(extra)}",
         )
+
+
+def how_to_install(extra: str) -> str:
+    """The command that brings an extra, for people."""
+    return f'pip install "luthier[{extra}]"; in a clone of the project: pip install -e ".[{extra}]"'
 
 
 def import_extra(module: str, *, package: str | None = None, extra: str, purpose: str) -> ModuleType:

@@ -149,7 +149,7 @@ def segmented_attention(
     if decomposition is not None:
         learns = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
         parts = decomposition.fewest, decomposition.backward(key.shape[1]) if learns else decomposition.fewest
-        return ForestAttention.apply(*inputs, *parts, scale), None  # type: ignore[no-untyped-call]
+        return ForestAttention.apply(*inputs, *parts, scale, segments.numbers), None  # type: ignore[no-untyped-call]
     return _by_segments(query, key, value, segments, scaling, dropout, sliding_window), None
 
 

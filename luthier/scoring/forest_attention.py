@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.scoring.compiled import forest
+from luthier.scoring.compiled.tiles import Numbers
 from luthier.scoring.forest_parts import Parts
 from luthier.scoring.fused.casting import summed_in
 
@@ -35,8 +37,20 @@ class ForestAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, forward_parts: Parts, backward_parts: Parts, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        forward_parts: Parts,
+        backward_parts: Parts,
+        scale: float,
+        numbers: Numbers | None = None,
     ) -> Tensor:
+        """Outputs.
+
+        Args:
+            numbers: the same forest for compiled kernels, by which backward of 16 bits is computed where there are any.
+        """
         _, heads, asked, width = query.shape
         output_UHD = query.new_empty((1, asked, heads, width))
         sum_UH = query.new_empty((1, asked, heads), dtype=summed_in(query))
@@ -53,7 +67,7 @@ class ForestAttention(torch.autograd.Function):
             else:
                 _put_together(part.of_queries(output), part.of_queries(sums), more, more_sums)
         ctx.save_for_backward(query, key, value, output_UHD, sum_UH)
-        ctx.parts, ctx.scale = backward_parts, scale
+        ctx.parts, ctx.scale, ctx.numbers = backward_parts, scale, numbers
         return output_UHD
 
     @staticmethod
@@ -61,6 +75,12 @@ class ForestAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output_UHD, sum_UH = ctx.saved_tensors
         gradient, output, sums = (whole.transpose(1, 2) for whole in (gradients[0], output_UHD, sum_UH))
+        if ctx.numbers is not None and query.dtype != summed_in(query):
+            # torch's kernel is up to five times slower in 16 bits than in float32, casts included
+            of_output, q, k, v, o = (whole.to(summed_in(whole)) for whole in (gradient, query, key, value, output))
+            if forest.takes(q, k, v, o):
+                found = forest.gradients_of(of_output, q, k, v, o, sum_UH, ctx.numbers, ctx.scale)
+                return *(whole.transpose(1, 2).to(query.dtype) for whole in found), None, None, None, None
         parts: Parts = ctx.parts
         # in memory as [1, T, H, D], like what the kernel gives
         into = [
@@ -71,7 +91,6 @@ class ForestAttention(torch.autograd.Function):
             _fill(whole, bare, 0.0)
         of_query, of_key, of_value = (whole.transpose(1, 2) for whole in into)
         for part in parts.parts:
-            # the kernel's backward is up to five times slower in 16 bits than in float32, casts included
             own_query, own_key, own_value = _backward(
                 *(part.of_queries(whole).to(summed_in(whole)) for whole in (gradient, query)),
                 *(part.of_keys(whole).to(summed_in(whole)) for whole in (key, value)),
@@ -89,7 +108,7 @@ class ForestAttention(torch.autograd.Function):
                 part.of_queries(of_query).add_(own_query)
                 part.add_to_keys(of_key, own_key)
                 part.add_to_keys(of_value, own_value)
-        return *(whole.to(query.dtype) for whole in (of_query, of_key, of_value)), None, None, None
+        return *(whole.to(query.dtype) for whole in (of_query, of_key, of_value)), None, None, None, None
 
 
 def _fill(whole: Tensor, rows: Tensor, value: float) -> None:

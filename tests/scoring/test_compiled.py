@@ -320,6 +320,24 @@ def test_why_they_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert reasons(patch) == "a kernel gave wrong numbers on this machine"
 
 
+def test_what_people_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before kernels are made for the first time, where numba is missing, and nothing where nothing can be done or is new."""
+    monkeypatch.setattr(compiler, "addresses", lambda: {"luthier_sgemm": 1})
+    monkeypatch.setattr(compiler, "find_spec", lambda name: None)
+    assert 'pip install "luthier[cpu]"' in (compiler.advice() or "") and compiler.made_by() == "nothing"
+    monkeypatch.setattr(compiler, "find_spec", lambda name: object())
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    assert "once" in (compiler.advice() or "")
+    (tmp_path / "kernels").mkdir()
+    assert compiler.advice() is None
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("LUTHIER_KERNELS", "off")
+    assert compiler.advice() is None and compiler.made_by() == "nothing"
+    compiler._missing.cache_clear()
+    assert compiler._missing() == "LUTHIER_KERNELS switches them off"
+    compiler._missing.cache_clear()
+
+
 def test_a_torch_without_a_function_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(torch_library.NAMES, "luthier_sgemm", "no_such_function_")
     torch_library.addresses.cache_clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,9 +109,13 @@ def test_parts_equal_one_dense_attention(
         assert torch.allclose(gradient, reference, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_long_segments_with_threads(dtype: torch.dtype, error: float) -> None:
-    """At the lengths where runs are halved, odd ones too, by the kernel's own blocks of 32 and 64 rows."""
+@pytest.mark.parametrize(
+    ("dtype", "error", "compiled"),
+    [(torch.float32, 1e-5, False), (torch.bfloat16, 3e-2, False), (torch.bfloat16, 3e-2, True)],
+)
+def test_long_segments_with_threads(dtype: torch.dtype, error: float, compiled: bool) -> None:
+    """At the lengths where runs are halved, odd ones too, by the kernel's own blocks of 32 and 64 rows; backward of 16 bits
+    perhaps by compiled kernels."""
     segments = (Segment(0, 30), Segment(30, 187, 0), Segment(187, 574, 0), Segment(574, 702))
     inputs = [part.detach().to(dtype).requires_grad_() for part in tensors(702)]
     exact = [part.detach().double().requires_grad_() for part in inputs]
@@ -118,10 +124,10 @@ def test_long_segments_with_threads(dtype: torch.dtype, error: float) -> None:
         torch.set_num_threads(4)
         apart = taken_apart(*segments)
         assert apart.backward(KEY_HEADS) is apart.dealt
-        with compiler.switched_off():
+        with contextlib.nullcontext() if compiled else compiler.switched_off():
             got, _ = segmented_attention(nn.Identity(), *inputs, None, segments=Layout.of(segments))
-        weights = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view(got.shape)
-        own = torch.autograd.grad((got * weights.to(dtype)).sum(), inputs)
+            weights = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view(got.shape)
+            own = torch.autograd.grad((got * weights.to(dtype)).sum(), inputs)
     finally:
         torch.set_num_threads(before)
     expected = dense(*exact, segments)

@@ -172,6 +172,22 @@ def _flops_backward(
     return 10 * int(query[3]) * _scores(query, forest, key[1])
 
 
+def gradients_of(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    sum_UH: Tensor,
+    forest: Numbers,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_backward` as torch's operation; the gradient may lie in any way."""
+    gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
+    into, of_keys, of_values = _backward(gradient, query, key, value, output, sum_UH, forest, scale)
+    return into, of_keys, of_values
+
+
 class CompiledForestAttention(torch.autograd.Function):
     """Attention of the rows of a forest that attend: [1, U, H, D] for queries [1, H, U, D], keys and values [1, K, T, D]."""
 
@@ -187,7 +203,6 @@ class CompiledForestAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output_UHD, sum_UH = ctx.saved_tensors
-        gradient = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
-        gradient, output = (whole.transpose(1, 2) for whole in (gradient, output_UHD))
-        into = _backward(gradient, query, key, value, output, sum_UH, ctx.forest, ctx.scale)
+        gradient, output = (whole.transpose(1, 2) for whole in (gradients[0], output_UHD))
+        into = gradients_of(gradient, query, key, value, output, sum_UH, ctx.forest, ctx.scale)
         return *(whole.transpose(1, 2) for whole in into), None, None
