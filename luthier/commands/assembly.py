@@ -130,7 +130,7 @@ def _tune(setup: Setup, model: PreTrainedModel, base_name: str, checkpoint: Path
 def _scorer(setup: Setup, tuned: nn.Module) -> Scorer:
     """The scorer of a model, and what is worth saying of it."""
     config = setup.config
-    if (kernels := compiler.advice()) and next(tuned.parameters()).device.type == "cpu":
+    if next(tuned.parameters()).device.type == "cpu" and (kernels := compiler.advice()):
         say(f"kernels: {kernels}")
     scorer = Scorer(
         tuned,

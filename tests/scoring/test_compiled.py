@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +20,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from luthier.data.batch import Segment
 from luthier.data.packing import pack
 from luthier.scoring.attention import Layout, segmented_attention
 from luthier.scoring.compiled import compiler, passes, tiles, torch_library
-from luthier.scoring.compiled.forest import CompiledForestAttention
+from luthier.scoring.compiled.forest import CompiledForestAttention, gradients_of, takes
 from luthier.scoring.compiled.tiles import numbers_of, tiles_of
 from luthier.scoring.fused.norm import RootMeanSquareNorm
 from luthier.scoring.fused.rotary import Rotation
@@ -29,9 +34,13 @@ from luthier.scoring.scorer import Scorer
 from tests.scoring.test_forest_attention import HEADS, KEY_HEADS, WIDTH, dense, laid_depth_first, tensors
 from tests.scoring.test_fused import gradients, lora_model, random_examples, relative
 
-here = pytest.mark.skipif(
-    compiler.missing() not in (None, "they are switched off"), reason=f"no kernels: {compiler.missing()}"
-)
+# a kernel that computes something else, or that numba no longer takes, is no reason
+here = pytest.mark.skipif(compiler.made_by() == "nothing", reason="no numba, or a torch that does not show its threads")
+
+
+@here
+def test_kernels_work_here() -> None:
+    assert compiler.missing() is None
 
 
 @pytest.fixture
@@ -103,7 +112,8 @@ def test_tiles_see_each_pair_of_row_and_key_once(
         found = tiles_of(numbers, key_heads, 2, count)
         tiles_of.cache_clear()
     seen = np.zeros((key_heads, len(rows), segments[-1].end), int)
-    for head, first, high, low, end, key in found.tiles:
+    for head, first, high, low, end, key, slot in found.tiles:
+        assert found.head_of_slot[slot] == head
         for row in range(first, first + high):
             for start, stop in found.ranges[low:end]:
                 seen[head, row, start:stop] += 1
@@ -116,6 +126,9 @@ def test_tiles_see_each_pair_of_row_and_key_once(
             expected[place, segments[index].start : segments[index].end] = 1
     assert (seen == expected).all()
     assert len(found.shares) == count + 1 and found.shares[-1] == len(found.tiles)
+    # no two shares write into one slot
+    used = [{*found.tiles[low:high, 6].tolist()} for low, high in itertools.pairwise(found.shares)]
+    assert sum(map(len, used)) == len(set().union(*used)) == len(found.head_of_slot) < key_heads + count
 
 
 def test_shares_are_about_equal() -> None:
@@ -126,7 +139,7 @@ def test_shares_are_about_equal() -> None:
     found = tiles_of(numbers_of(segments), 3, 3, 2)
     work = [0, 0]
     for share, (low, high) in enumerate(itertools.pairwise(found.shares)):
-        for _, first, rows, begin, end, key in found.tiles[low:high]:
+        for _, first, rows, begin, end, key, _ in found.tiles[low:high]:
             keys = sum(stop - start for start, stop in found.ranges[begin:end])
             work[share] += rows * (keys + found.position_U[first + rows - 1] + 1 - key + tiles.BESIDE)
     assert max(work) < 1.05 * min(work)
@@ -191,8 +204,10 @@ def test_extreme_scores_are_no_more_than_certain() -> None:
 
 
 @here
-def test_the_gated_product() -> None:
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_gated_product(count: int, threads: Callable[[int], None]) -> None:
     """y = silu(g) u, its gradients written out, for small and for very large numbers."""
+    threads(count)
     generator = torch.Generator().manual_seed(0)
     gate, up, gradient = (4 * torch.randn(37, 19, generator=generator) for _ in range(3))
     gate[0, :4] = torch.tensor([1e4, -1e4, 100.0, -100.0])
@@ -209,7 +224,9 @@ def test_the_gated_product() -> None:
 
 
 @here
-def test_the_norm_and_its_gradients() -> None:
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_norm_and_its_gradients(count: int, threads: Callable[[int], None]) -> None:
+    threads(count)
     generator = torch.Generator().manual_seed(0)
     x, weight, gradient = (torch.randn(*size, generator=generator) for size in ((23, 40), (40,), (23, 40)))
     found, expected = [], []
@@ -222,9 +239,10 @@ def test_the_norm_and_its_gradients() -> None:
 
 
 @here
-@pytest.mark.parametrize("transposed", [True, False])
-def test_turned_heads(transposed: bool) -> None:
+@pytest.mark.parametrize(("transposed", "count"), [(True, 1), (False, 1), (True, 3), (False, 9)])
+def test_turned_heads(transposed: bool, count: int, threads: Callable[[int], None]) -> None:
     """Heads that lie row by row and head by head, there and back."""
+    threads(count)
     generator = torch.Generator().manual_seed(0)
     shape = (1, 7, 3, 8) if transposed else (1, 3, 7, 8)
     x, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -246,7 +264,9 @@ def test_turned_heads(transposed: bool) -> None:
 
 
 @here
-def test_exponentials_beside_the_largest_so_far() -> None:
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_exponentials_beside_the_largest_so_far(count: int, threads: Callable[[int], None]) -> None:
+    threads(count)
     generator = torch.Generator().manual_seed(0)
     scores = 30 * torch.randn(9, 1300, generator=generator)
     before = torch.full((9, 1), -torch.inf)
@@ -281,6 +301,9 @@ def test_a_model_is_the_same_with_and_without(family: str) -> None:
 
 
 def test_other_precisions_and_layouts_go_to_torch() -> None:
+    heads, angles = torch.randn(1, 2, 5, 4), torch.randn(1, 1, 4)
+    assert not passes.takes_heads(heads, angles, angles), "angles of one row for all"
+    assert not takes(heads.expand(3, 2, 5, 4)) and not takes(heads[:, :, :1].expand(1, 2, 5, 4))
     x = torch.randn(3, 4)
     assert not passes.takes(x.double()) and not passes.takes(x.bfloat16()) and not passes.takes(x.t())
     assert not passes.takes(torch.empty(3, 4, device="meta"))
@@ -314,10 +337,24 @@ def test_why_they_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "numba", refuses)
-        assert reasons(patch) == "numba cannot be imported: Numba needs NumPy 2.3 or less."
+        assert reasons(patch) == "numba cannot make them: Numba needs NumPy 2.3 or less."
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: torch.ones(1, 2, 5, 4))
-        assert reasons(patch) == "a kernel gave wrong numbers on this machine"
+        assert reasons(patch) == compiler.WRONG
+
+
+@here
+@pytest.mark.parametrize("within", ["trace", "autocast", "float64"])
+def test_the_trial_is_real_wherever_it_is_asked_for(within: str) -> None:
+    """In a plan's trace, where tensors have no values, under autocast, and while transformers builds a model of another
+    precision; else kernels would stay off in all that the process does after it."""
+    compiler._missing.cache_clear()
+    torch.set_default_dtype(torch.float64 if within == "float64" else torch.float32)
+    try:
+        with FakeTensorMode() if within == "trace" else torch.autocast("cpu", torch.bfloat16, within == "autocast"):
+            assert compiler.missing() is None
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_what_people_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -328,7 +365,7 @@ def test_what_people_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(compiler, "find_spec", lambda name: object())
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
     assert "once" in (compiler.advice() or "")
-    (tmp_path / "kernels").mkdir()
+    compiler.machine_code().mkdir(parents=True)
     assert compiler.advice() is None
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("LUTHIER_KERNELS", "off")
@@ -349,30 +386,58 @@ def test_a_torch_without_a_function_shows_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 @here
-def test_a_kernel_is_made_where_its_code_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file stands where the folder should be made."""
-    occupied = tmp_path / "occupied"
-    occupied.write_text("")
+@pytest.mark.parametrize("trouble", ["no folder", "full disk"])
+def test_a_kernel_is_made_where_its_code_cannot_be_kept(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file stands where the folder should be made, or the disk is full."""
+    from numba.core import caching
+
+    asked = []
+
+    def full(*arguments: Any) -> None:
+        asked.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / ("occupied" if trouble == "no folder" else "kernels")))
     numba = compiler.numba()
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(occupied / "kernels"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(compiler.machine_code()))
+    monkeypatch.setattr(caching.Cache, "save_overload", full)
+    compiler._is_kept.cache_clear()
 
     def write(numbers):  # type: ignore[no-untyped-def]
         numbers[0] = 7.0
 
-    made = compiler.kernel(numba.types.CPointer(numba.types.float32))(write)
+    try:
+        made = compiler.kernel(numba.types.CPointer(numba.types.float32))(write)
+    finally:
+        compiler._is_kept.cache_clear()
     memory = np.zeros(1, np.float32)
     compiler.launch(made, memory)
-    assert memory[0] == 7.0
+    assert memory[0] == 7.0 and bool(asked) == (trouble == "full disk")
 
 
 @here
-def test_two_threads_of_python_may_attend_at_once() -> None:
+def test_without_numbas_compiler_torch_computes(tmp_path: Path) -> None:
+    """NUMBA_DISABLE_JIT makes of each function what it was; no machine code is there from before."""
+    code = "from luthier.scoring.compiled import compiler; print(compiler.missing())"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("numba cannot make them: ")
+
+
+@here
+def test_two_threads_of_python_may_attend_at_once(threads: Callable[[int], None]) -> None:
+    """Each with a team of two."""
+    threads(2)
     layout = Layout.of((Segment(0, 40),))
     inputs = [part.detach().float() for part in tensors(40)]
     expected, _ = segmented_attention(nn.Identity(), *inputs, None, segments=layout)
     found: list[Tensor] = []
 
     def attend() -> None:
+        torch.set_num_threads(2)
         for _ in range(50):
             found.append(segmented_attention(nn.Identity(), *inputs, None, segments=layout)[0])
 
@@ -390,7 +455,7 @@ def test_shapes_without_values() -> None:
     numbers = numbers_of([Segment(0, 6)])
     output, sums = torch.ops.luthier.forest_attention(query, key, key, numbers, 1.0)
     assert output.shape == (1, 6, HEADS, WIDTH) and sums.shape == (1, 6, HEADS)
-    into = torch.ops.luthier.forest_attention_backward(query, query, key, key, query, sums, numbers, 1.0)
+    into = gradients_of(query, query, key, key, query, sums, numbers, 1.0)
     assert [part.shape[2] for part in into] == [HEADS, KEY_HEADS, KEY_HEADS]
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         torch.ops.luthier.forest_attention(query, key, key, numbers, 1.0)

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from luthier.foundation.errors import how_to_install
 from luthier.foundation.files import home
 from luthier.scoring.compiled.torch_library import addresses, run_on_threads
 
 NOT_INSTALLED = "numba is not installed"
+WRONG = "a kernel gave wrong numbers on this machine"
 _off = False
 
 
@@ -38,9 +40,11 @@ def _missing() -> str | None:
         return "this build of torch does not show its threads and products"
     try:
         numba()
-    except ImportError as error:  # of numpy, say, it takes some versions only
-        return f"numba cannot be imported: {error}"
-    return None if _works() else "a kernel gave wrong numbers on this machine"
+        right = _works()
+    # of numpy, say, numba takes some versions only; NUMBA_DISABLE_JIT stands; a newer one compiles otherwise
+    except Exception as error:
+        return f"numba cannot make them: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+    return None if right else WRONG
 
 
 def advice() -> str | None:
@@ -49,7 +53,11 @@ def advice() -> str | None:
         return None
     if find_spec("numba") is None:
         return f"{NOT_INSTALLED}; with it a training step takes an eighth less time: {how_to_install('cpu')}"
-    return None if machine_code().exists() else "made for this processor, once; that takes about a quarter of a minute"
+    return (
+        None
+        if os.path.exists(machine_code())
+        else "made for this processor, once; that takes about a quarter of a minute"
+    )
 
 
 def made_by() -> str:
@@ -90,14 +98,23 @@ def machine_code() -> Path:
     """Where kernels are kept from run to run.
 
     numba looks at the file of a kernel to see whether it has changed, not at those of what it calls; so there is a place for
-    each state of this folder. numba's own NUMBA_CACHE_DIR goes first.
+    each state of this folder, under numba's own NUMBA_CACHE_DIR where that is set.
     """
-    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(chosen)
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    return home() / "kernels" / digest.hexdigest()[:16]
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    return (Path(chosen) if chosen else home() / "kernels") / digest.hexdigest()[:16]
+
+
+@functools.cache
+def _is_kept() -> bool:
+    """Whether machine code can be kept there. numba would keep it beside its source otherwise, for any state of this folder."""
+    try:
+        machine_code().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def kernel(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -110,8 +127,8 @@ def kernel(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
     def compiled(function: Callable[..., Any]) -> Any:
         signature = numba().types.void(*arguments)
         try:
-            return numba().cfunc(signature, cache=True)(function)
-        except Exception:  # the folder can't be written, the disk is full, what lies there is no machine code
+            return numba().cfunc(signature, cache=_is_kept())(function)
+        except Exception:  # the disk is full, what lies there is no machine code
             return numba().cfunc(signature)(function)
 
     return compiled
@@ -134,10 +151,14 @@ def _works() -> bool:
     from luthier.scoring.compiled import forest
     from luthier.scoring.compiled.kernels import passes  # noqa: F401
 
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 5, 4, generator=generator) for heads in (2, 1, 1))
-    output, _ = forest.attend(query, key, value, (1, 0, 5, -1), 0.5)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=0.5, enable_gqa=True
-    )
-    return torch.allclose(output.transpose(1, 2), expected, atol=1e-5)
+    # the question may come from within a trace on tensors without values, or under autocast
+    with _disable_current_modes(), torch.autocast("cpu", enabled=False), torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (
+            torch.randn(1, heads, 5, 4, generator=generator, dtype=torch.float32, device="cpu") for heads in (2, 1, 1)
+        )
+        output, _ = forest.attend(query, key, value, (1, 0, 5, -1), 0.5)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=0.5, enable_gqa=True
+        )
+        return torch.allclose(output.transpose(1, 2), expected, atol=1e-5)

@@ -17,12 +17,19 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from luthier.scoring.compiled.compiler import launch, missing
-from luthier.scoring.compiled.tiles import Numbers, tiles_of
+from luthier.scoring.compiled.tiles import Numbers, Tiles, tiles_of
 
 
 def takes(*parts: Tensor) -> bool:
     """Whether the kernels compute with these tensors [1, heads, rows, D], whose rows and heads may lie in any order."""
-    fit = all(part.dtype == torch.float32 and part.device.type == "cpu" and part.stride(-1) == 1 for part in parts)
+    fit = all(
+        part.dtype == torch.float32
+        and part.device.type == "cpu"
+        and len(part) == 1
+        and part.stride(-1) == 1
+        and (part.shape[2] < 2 or part.stride(2) >= part.shape[3])  # BLAS refuses rows that lie over each other
+        for part in parts
+    )
     return fit and missing() is None
 
 
@@ -47,35 +54,39 @@ def attend_backward(
     value: Tensor,
     output: Tensor,
     sum_UH: Tensor,
+    of_keys: Tensor,
+    of_values: Tensor,
     forest: Sequence[int],
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values, [1, U, H, D], [1, T, K, D] and [1, T, K, D].
+) -> Tensor:
+    """The gradient of queries [1, U, H, D].
 
     Args:
-        gradient, output: [1, H, U, D], the gradient's as the output's numbers lie.
+        gradient, output: [1, H, U, D].
+        of_keys, of_values: [slots, T, D], filled with what each slot of the tiles has of their gradients.
     """
     from luthier.scoring.compiled.kernels.forest import backward
 
-    into_UHD = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    arguments, kept = _arguments(query, key, value, output, sum_UH, tuple(forest), scale)
-    of_keys, of_values = (
-        key.new_empty((len(kept[0]), key.shape[2], key.shape[1], key.shape[3])) for _ in ("keys", "values")
-    )
+    into_UHD = _of_query(query)
+    arguments, _kept = _arguments(query, key, value, output, sum_UH, tuple(forest), scale)
     _put(arguments, gradient=gradient, query_gradient=into_UHD.transpose(1, 2))
     arguments["keys_gradient"], arguments["values_gradient"] = of_keys.data_ptr(), of_values.data_ptr()
     launch(backward, arguments)
-    return into_UHD, of_keys.sum(dim=0, keepdim=True), of_values.sum(dim=0, keepdim=True)
+    return into_UHD
+
+
+def _tiles(query: Tensor, key: Tensor, forest: Sequence[int]) -> Tiles:
+    return tiles_of(tuple(forest), key.shape[1], query.shape[1] // key.shape[1], torch.get_num_threads())
 
 
 def _arguments(
     query: Tensor, key: Tensor, value: Tensor, output: Tensor, sum_UH: Tensor, forest: Numbers, scale: float
 ) -> tuple[np.ndarray[Any, Any], list[Any]]:
-    """What both kernels are told, and what must live until they have run: first the memory of the shares, a row each."""
+    """What both kernels are told, and what must live until they have run."""
     from luthier.scoring.compiled.kernels import forest as kernels
 
     (_, heads, asked, width), (key_heads, length) = query.shape, key.shape[1:3]
-    tiles = tiles_of(forest, key_heads, heads // key_heads, torch.get_num_threads())
+    tiles = _tiles(query, key, forest)
     of_share = kernels.memory_of_share(tiles.stacked * heads // key_heads, width)
     memory = torch.empty((len(tiles.shares) - 1, of_share), dtype=torch.uint8)
     arguments = np.zeros(1, kernels.ARGUMENTS)
@@ -104,20 +115,8 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, forest: Sequence[int], 
     return query.new_empty((1, asked, heads, width)), query.new_empty((1, asked, heads))
 
 
-def _gradients(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    sum_UH: Tensor,
-    forest: Any,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    into, of_keys, of_values = (
-        torch.empty_like(part.transpose(1, 2), memory_format=torch.contiguous_format) for part in (query, key, value)
-    )
-    return into, of_keys, of_values
+def _of_query(query: Tensor) -> Tensor:
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
 _library = torch.library.Library("luthier", "FRAGMENT")
@@ -126,11 +125,11 @@ _library.define(
 )
 _library.define(
     "forest_attention_backward(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor output, Tensor sums, "
-    "int[] forest, float scale) -> (Tensor, Tensor, Tensor)"
+    "Tensor(a!) of_keys, Tensor(b!) of_values, int[] forest, float scale) -> Tensor"
 )
 for _name, _computes, _shapes in (
     ("forest_attention", attend, _attended),
-    ("forest_attention_backward", attend_backward, _gradients),
+    ("forest_attention_backward", attend_backward, lambda gradient, query, *others: _of_query(query)),
 ):
     _library.impl(_name, _computes, "CPU")
     _library.impl(_name, _shapes, "Meta")
@@ -145,7 +144,7 @@ def _scores(query: Any, forest: Sequence[int], key_heads: int) -> int:
     own = sum(
         rows
         * (sum(end - start for start, end in tiles.ranges[low:high]) + tiles.position_U[first + rows - 1] + 1 - key)
-        for _, first, rows, low, high, key in tiles.tiles
+        for _, first, rows, low, high, key, _ in tiles.tiles
     )
     return int(own) * int(query[1])
 
@@ -164,6 +163,8 @@ def _flops_backward(
     value: Any,
     output: Any,
     sums: Any,
+    of_keys: Any,
+    of_values: Any,
     forest: Any,
     scale: Any,
     out_shape: Any = None,
@@ -182,10 +183,23 @@ def gradients_of(
     forest: Numbers,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` as torch's operation; the gradient may lie in any way."""
+    """Of queries, keys and values, [1, U, H, D], [1, T, K, D] and [1, T, K, D]; that of the output may lie in any way.
+
+    A key-value head whose tiles several threads compute has a slot for each: they are added up here.
+    """
     gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
-    into, of_keys, of_values = _backward(gradient, query, key, value, output, sum_UH, forest, scale)
-    return into, of_keys, of_values
+    head_of_slot = _tiles(query, key, forest).head_of_slot
+    slots = [key.new_empty((len(head_of_slot), key.shape[2], key.shape[3])) for _ in ("keys", "values")]
+    into = _backward(gradient, query, key, value, output, sum_UH, *slots, forest, scale)
+    _, heads, length, width = key.shape
+    sums = [key.new_empty((1, length, heads, width)) for _ in slots]
+    for whole, parts in zip(sums, slots, strict=True):
+        for slot, head in enumerate(head_of_slot):
+            if slot and head_of_slot[slot - 1] == head:
+                whole[0, :, head].add_(parts[slot])
+            else:
+                whole[0, :, head].copy_(parts[slot])
+    return into, sums[0], sums[1]
 
 
 class CompiledForestAttention(torch.autograd.Function):

@@ -21,7 +21,8 @@ def takes(*parts: Tensor) -> bool:
 
 def takes_heads(x: Tensor, *angles: Tensor) -> bool:
     """The same for heads [1, N, T, D], whose rows and heads may lie in any order."""
-    return x.dim() == 4 and len(x) == 1 and _fits(x) and x.stride(-1) == 1 and takes(*angles)
+    whole = x.dim() == 4 and len(x) == 1 and all(part.shape == (1, *x.shape[2:]) for part in angles)
+    return whole and _fits(x) and x.stride(-1) == 1 and takes(*angles)
 
 
 def _fits(part: Tensor) -> bool:

@@ -48,18 +48,20 @@ class Tiles:
     """What each thread computes, as kernels read it.
 
     Args:
-        tiles: [N, 6] of key-value head, first row and count of rows among those that attend, first and last + 1 of `ranges`,
-            and the first key of those that only some of its rows see.
+        tiles: [N, 7] of key-value head, first row and count of rows among those that attend, first and last + 1 of `ranges`,
+            the first key of those that only some of its rows see, and the slot that its gradients of keys and values are
+            added up in: each head has one for each share that has tiles of it.
         ranges: [., 2] of first and last + 1 of keys that all rows of a tile see.
         shares: the first tile of each share and the end of the last one.
         position_U: the rows that attend.
-        stacked: the most rows of a tile.
+        head_of_slot: ascending. stacked: the most rows of a tile.
     """
 
     tiles: np.ndarray[Any, np.dtype[np.int64]]
     ranges: np.ndarray[Any, np.dtype[np.int64]]
     shares: np.ndarray[Any, np.dtype[np.int64]]
     position_U: np.ndarray[Any, np.dtype[np.int64]]
+    head_of_slot: tuple[int, ...]
     stacked: int
 
 
@@ -80,7 +82,7 @@ def tiles_of(numbers: Numbers, key_heads: int, groups: int, threads: int) -> Til
         positions = list(range(segments[-1][1]))
     stacked = min(MOST, max(FEWEST, STACKED // groups))
     ranges: list[tuple[int, int]] = []
-    found: list[tuple[int, tuple[int, ...]]] = []
+    found: list[tuple[int, tuple[int, ...]]] = []  # of one head: cost and tile
     chains: list[list[tuple[int, int]]] = []
     for start, end, parent in segments:
         above = [] if parent < 0 else [*chains[parent], segments[parent][:2]]
@@ -91,15 +93,14 @@ def tiles_of(numbers: Numbers, key_heads: int, groups: int, threads: int) -> Til
             begin = len(ranges)
             ranges += _joined([*above, (start, positions[low])])
             seen = sum(stop - key for key, stop in ranges[begin:]) + positions[high - 1] + 1 - positions[low]
-            for head in range(key_heads):
-                tile = head, low, high - low, begin, len(ranges), positions[low]
-                found.append(((high - low) * (seen + BESIDE), tile))
-    shares = _shared_out(found, threads)
+            found.append(((high - low) * (seen + BESIDE), (low, high - low, begin, len(ranges), positions[low])))
+    tiles, counts, slots = _shared_out(found, key_heads, threads)
     return Tiles(
-        np.array([tile for share in shares for tile in share], np.int64).reshape(-1, 6),
+        np.array(tiles, np.int64).reshape(-1, 7),
         np.array([*ranges, (0, 0)], np.int64),  # one more, so that there is an address where there are none
-        np.cumsum([0, *map(len, shares)]).astype(np.int64),
+        np.cumsum([0, *counts]).astype(np.int64),
         np.array(positions, np.int64),
+        slots,
         stacked,
     )
 
@@ -115,13 +116,22 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def _shared_out(tiles: list[tuple[int, tuple[int, ...]]], threads: int) -> list[list[tuple[int, ...]]]:
-    """The largest first, each to whoever has least; then each share in the order of the row, whose keys follow each other."""
-    load, shares = [0] * threads, [[] for _ in range(threads)]  # type: ignore[var-annotated]
-    for cost, tile in sorted(tiles, key=lambda each: -each[0]):
-        share = load.index(min(load))
-        load[share] += cost
-        shares[share].append(tile)
-    for own in shares:
-        own.sort(key=lambda tile: (tile[0], tile[1]))
-    return shares
+def _shared_out(
+    found: list[tuple[int, tuple[int, ...]]], key_heads: int, threads: int
+) -> tuple[list[tuple[int, ...]], list[int], tuple[int, ...]]:
+    """All heads' tiles in their order cut into shares of equal cost, so that most heads are one share's; how many tiles each
+    share has, and the heads of the slots."""
+    whole = key_heads * sum(cost for cost, _ in found)
+    tiles: list[tuple[int, ...]] = []
+    counts, slots = [0] * threads, []
+    done, of_slot = 0, None
+    for head in range(key_heads):
+        for cost, tile in found:
+            share = min(threads - 1, (2 * done + cost) * threads // (2 * whole))  # that of the tile's middle
+            done += cost
+            if of_slot != (share, head):
+                of_slot = share, head
+                slots.append(head)
+            tiles.append((head, *tile, len(slots) - 1))
+            counts[share] += 1
+    return tiles, counts, tuple(slots)

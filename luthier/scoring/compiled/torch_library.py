@@ -32,10 +32,12 @@ def addresses() -> dict[str, int] | None:
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if sys.platform != "linux" or not path.is_file():
         return None
-    library = ctypes.CDLL(str(path))  # the one that is loaded; what it depends on is looked through too
+    # the process first, as its loader does for torch: a runtime of OpenMP that was loaded before goes first, and there must
+    # be only one; then the library, which is loaded already, and what it depends on
+    places = ctypes.CDLL(None), ctypes.CDLL(str(path))
     found: dict[str, int] = {}
     for own, name in NAMES.items():
-        function = getattr(library, name, None)
+        function = next((function for place in places if (function := getattr(place, name, None)) is not None), None)
         if function is None:
             return None
         found[own] = ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -3,8 +3,8 @@
 Each tile's scores are made, turned into probabilities and multiplied with values while the core's own cache holds them; what
 the causal mask hides is not computed, but for the tile's own keys. Forward keeps the largest score so far, and scales
 what was summed up as that grows (Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithm 1); backward makes the
-probabilities again from the log-sum-exps (ibid., algorithm 4), and adds up the gradients of keys and values apart in
-each share, so that no thread waits.
+probabilities again from the log-sum-exps (ibid., algorithm 4), and adds up the gradients of keys and values apart for each
+thread (in slots, see `Tiles`), so that none waits.
 
 Shapes: T row length, U rows that attend, H query heads, K key-value heads, D head width, G query heads of one key-value head;
 M rows of a tile times G.
@@ -211,10 +211,11 @@ def _add_up(tile, key, count, whole, positions, scores, outputs, width, tops, to
 
 
 @nb.njit(error_model="numpy")
-def _backward(a, memory, tile, ranges, positions, keys_gradient, values_gradient):
+def _backward(a, memory, tile, ranges, positions):
     width, groups, most = a.width, a.heads // a.key_heads, a.stacked * (a.heads // a.key_heads)
     head, first, rows = tile[0], tile[1], tile[2]
-    stacked, of_group, row_step = groups * rows, head * groups, a.key_heads * width
+    stacked, of_group = groups * rows, head * groups
+    slot = 4 * tile[6] * a.row_length * width
     scores = memory + PRODUCT_BYTES
     slopes = scores + 4 * most * SPACE
     queries = floats(slopes + 4 * most * SPACE, stacked * width)
@@ -233,7 +234,7 @@ def _backward(a, memory, tile, ranges, positions, keys_gradient, values_gradient
             step = _step(count)
             keys = a.key + 4 * (key * a.key_row + head * a.key_head)
             values = a.value + 4 * (key * a.value_row + head * a.value_head)
-            here = 4 * (key * row_step + head * width)
+            here = slot + 4 * key * width
             product(
                 memory, TURNED, PLAIN, count, stacked, width, f32(0.0),
                 keys, a.key_row, queries.ctypes.data, width, scores, step,
@@ -245,11 +246,11 @@ def _backward(a, memory, tile, ranges, positions, keys_gradient, values_gradient
             _slope(tile, key, count, whole, positions, scores, slopes, log_sums, means)
             product(
                 memory, PLAIN, TURNED, width, count, stacked, f32(1.0),
-                gradients.ctypes.data, width, scores, step, values_gradient + here, row_step,
+                gradients.ctypes.data, width, scores, step, a.values_gradient + here, width,
             )  # fmt: skip
             product(
                 memory, PLAIN, TURNED, width, count, stacked, f32(1.0),
-                queries.ctypes.data, width, slopes, step, keys_gradient + here, row_step,
+                queries.ctypes.data, width, slopes, step, a.keys_gradient + here, width,
             )  # fmt: skip
             product(
                 memory, PLAIN, PLAIN, width, stacked, count, f32(1.0),
@@ -290,7 +291,7 @@ def _slope(tile, key, count, whole, positions, scores, slopes, log_sums, means):
 def _lists(a):
     """The shares, tiles, ranges of keys, and positions of rows (see `Tiles`)."""
     shares = nb.carray(at(a.shares), (a.share_count + 1,), np.int64)
-    tiles = nb.carray(at(a.tiles), (shares[a.share_count], 6), np.int64)
+    tiles = nb.carray(at(a.tiles), (shares[a.share_count], 7), np.int64)
     ranges = nb.carray(at(a.ranges), (a.range_count, 2), np.int64)
     return shares, tiles, ranges, nb.carray(at(a.positions), (a.asked,), np.int64)
 
@@ -307,14 +308,15 @@ def forward(arguments):
 
 @kernel(_pointer)
 def backward(arguments):
-    """Gradients of queries, and of keys and values what each share gives of them."""
+    """Gradients of queries, and in slots those of keys and values."""
     a = nb.carray(arguments, (1,))[0]
     shares, tiles, ranges, positions = _lists(a)
-    numbers = a.row_length * a.key_heads * a.width
+    slot = a.row_length * a.width
     for share in range(thread_number(), a.share_count, thread_count()):
-        of_keys, of_values = a.keys_gradient + 4 * share * numbers, a.values_gradient + 4 * share * numbers
-        floats(of_keys, numbers)[:] = f32(0.0)
-        floats(of_values, numbers)[:] = f32(0.0)
+        if shares[share] == shares[share + 1]:
+            continue
+        first, last = tiles[shares[share], 6], tiles[shares[share + 1] - 1, 6]
+        for gradients in (a.keys_gradient, a.values_gradient):
+            floats(gradients + 4 * first * slot, (last + 1 - first) * slot)[:] = f32(0.0)
         for number in range(shares[share], shares[share + 1]):
-            memory = a.memory + share * a.memory_of_share
-            _backward(a, memory, tiles[number], ranges, positions, of_keys, of_values)
+            _backward(a, a.memory + share * a.memory_of_share, tiles[number], ranges, positions)
