@@ -27,13 +27,13 @@ from transformers import TrainerCallback
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 FIRST, LAST = 2, 5
-# the first that an operator's name matches; all are names of torch's
+# the first that an operator's name matches; all are names of torch's, or of compiled kernels
 KINDS = {
     "matrix products": r"aten::(addmm|mm|bmm|baddbmm|linear|matmul)_?$",
-    "attention": r"scaled_dot_product",
-    "softmax of the logits": r"aten::(_?log_?softmax|_softmax|nll_loss|logsumexp|exp_?$|amax|max|gather)",
+    "attention": r"scaled_dot_product|luthier::forest_attention",
+    "softmax of the logits": r"luthier::exponentiate|aten::(_?log_?softmax|_softmax|nll_loss|logsumexp|exp_?$|amax|max|gather)",
     "copies and memory": r"aten::(copy|cat|fill|zero|empty|clone|contiguous|to|_to_copy|slice_backward|index|new_)",
-    "activations, norms, sums": r"aten::(silu|mul|add|sub|div|neg|pow|rsqrt|mean|sum|square|linalg|addc|sin|cos|where|einsum|vecdot)",
+    "activations, norms, sums": r"luthier::(gated|norm|turn)|aten::(silu|mul|add|sub|div|neg|pow|rsqrt|mean|sum|square|linalg|addc|sin|cos|where|einsum|vecdot)",
 }
 REST = "Python and all else"
 

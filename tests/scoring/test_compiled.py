@@ -357,22 +357,32 @@ def test_the_trial_is_real_wherever_it_is_asked_for(within: str) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_what_people_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Before kernels are made for the first time, where numba is missing, and nothing where nothing can be done or is new."""
-    monkeypatch.setattr(compiler, "addresses", lambda: {"luthier_sgemm": 1})
-    monkeypatch.setattr(compiler, "find_spec", lambda name: None)
-    assert 'pip install "luthier[cpu]"' in (compiler.advice() or "") and compiler.made_by() == "nothing"
-    monkeypatch.setattr(compiler, "find_spec", lambda name: object())
+def test_what_people_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While kernels are made for the first time, where numba is missing or fails, and nothing where nothing can be done."""
+
+    def told(numba: object, works: bool = True) -> str | None:
+        compiler._missing.cache_clear()
+        monkeypatch.setattr(compiler, "find_spec", lambda name: numba)
+        monkeypatch.setattr(compiler, "_works", lambda: works)
+        return compiler.advice()
+
+    monkeypatch.setattr(compiler, "addresses", dict)
+    monkeypatch.setattr(compiler, "numba", lambda: None)
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
-    assert "once" in (compiler.advice() or "")
-    compiler.machine_code().mkdir(parents=True)
-    assert compiler.advice() is None
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "none"))
-    monkeypatch.setenv("LUTHIER_KERNELS", "off")
-    assert compiler.advice() is None and compiler.made_by() == "nothing"
-    compiler._missing.cache_clear()
-    assert compiler._missing() == "LUTHIER_KERNELS switches them off"
-    compiler._missing.cache_clear()
+    try:
+        assert 'pip install "luthier[cpu]"' in (told(None) or "") and compiler.made_by() == "nothing"
+        assert not capsys.readouterr().err
+        assert told(object()) is None and "made for this processor, once" in capsys.readouterr().err
+        compiler.machine_code().mkdir(parents=True)
+        assert told(object(), works=False) == f"{compiler.WRONG}, so torch's own operations are used"
+        assert not capsys.readouterr().err
+        monkeypatch.setenv("LUTHIER_KERNELS", "off")
+        assert told(object()) is None and compiler.made_by() == "nothing"
+        assert compiler.missing() == "LUTHIER_KERNELS switches them off"
+    finally:
+        compiler._missing.cache_clear()
 
 
 def test_a_torch_without_a_function_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

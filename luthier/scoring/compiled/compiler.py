@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from luthier.foundation.errors import how_to_install
 from luthier.foundation.files import home
+from luthier.foundation.progress import say
 from luthier.scoring.compiled.torch_library import addresses, run_on_threads
 
 NOT_INSTALLED = "numba is not installed"
@@ -38,6 +39,8 @@ def _missing() -> str | None:
         return NOT_INSTALLED
     if addresses() is None:
         return "this build of torch does not show its threads and products"
+    if not os.path.exists(machine_code()):
+        say("kernels: made for this processor, once; that takes about a quarter of a minute")
     try:
         numba()
         right = _works()
@@ -48,16 +51,12 @@ def _missing() -> str | None:
 
 
 def advice() -> str | None:
-    """What people should know before the first kernel is asked for: what they will wait for, or could gain; else None."""
-    if addresses() is None or _switched_off_by_environment():
+    """What people could gain, or should look at; None: kernels are used, or nothing can be done, or they chose so."""
+    if addresses() is None or _switched_off_by_environment() or missing() is None:
         return None
-    if find_spec("numba") is None:
+    if missing() == NOT_INSTALLED:
         return f"{NOT_INSTALLED}; with it a training step takes an eighth less time: {how_to_install('cpu')}"
-    return (
-        None
-        if os.path.exists(machine_code())
-        else "made for this processor, once; that takes about a quarter of a minute"
-    )
+    return f"{missing()}, so torch's own operations are used"
 
 
 def made_by() -> str:
