@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -39,10 +41,9 @@ def _missing() -> str | None:
         return NOT_INSTALLED
     if addresses() is None:
         return "this build of torch does not show its threads and products"
-    if not os.path.exists(machine_code()):
-        say("kernels: made for this processor, once; that takes about a quarter of a minute")
     try:
         numba()
+        _make_once()
         right = _works()
     # of numpy, say, numba takes some versions only; NUMBA_DISABLE_JIT stands; a newer one compiles otherwise
     except Exception as error:
@@ -114,6 +115,32 @@ def _is_kept() -> bool:
     except OSError:
         return False
     return True
+
+
+def _make_once() -> None:
+    """Have another process make the kernels, where they are not there yet.
+
+    In the process that makes them, code that several kernels share is the one that was made first; read from the folder, each
+    has its own, which rounds otherwise here and there. So they are always read, and a run has the same bits as the first one.
+    """
+    import llvmlite.binding
+
+    made = machine_code() / f"made-{llvmlite.binding.get_host_cpu_name()}"
+    if not _is_kept() or made.exists():
+        return
+    say("kernels: made for this processor, once; that takes about a quarter of a minute")
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    modules = ", ".join(f"{__package__}.kernels.{name}" for name in ("passes", "forest"))
+    command = [sys.executable, "-c", f"import {modules}"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            (done.stderr.strip().splitlines() or ["the process that makes them ended without a word"])[-1]
+        )
+    try:
+        made.touch()
+    except OSError as error:
+        say(f"kernels: {made} cannot be written, so they are made again next time ({error})")
 
 
 def kernel(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
