@@ -125,7 +125,9 @@ def _make_once() -> None:
     """
     import llvmlite.binding
 
-    made = machine_code() / f"made-{llvmlite.binding.get_host_cpu_name()}"
+    # numba keeps apart what stands in different folders
+    place = hashlib.sha256(__file__.encode()).hexdigest()[:8]
+    made = machine_code() / f"made-{llvmlite.binding.get_host_cpu_name()}-{place}"
     if not _is_kept() or made.exists():
         return
     say("kernels: made for this processor, once; that takes about a quarter of a minute")
