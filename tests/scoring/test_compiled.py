@@ -311,7 +311,7 @@ def test_other_precisions_and_layouts_go_to_torch() -> None:
         assert not passes.takes(x) and compiler.missing() == "they are switched off"
 
 
-def reasons(monkeypatch: pytest.MonkeyPatch) -> str | None:
+def reason() -> str | None:
     compiler._missing.cache_clear()
     try:
         return compiler._missing()
@@ -324,11 +324,11 @@ def test_why_they_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     computes something else."""
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "find_spec", lambda name: None)
-        assert reasons(patch) == "numba is not installed"
+        assert reason() == "numba is not installed"
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "find_spec", importlib.util.find_spec)
         patch.setattr(compiler, "addresses", lambda: None)
-        assert reasons(patch) == "this build of torch does not show its threads and products"
+        assert reason() == "this build of torch does not show its threads and products"
     if torch_library.addresses() is None:
         return
 
@@ -337,10 +337,10 @@ def test_why_they_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "numba", refuses)
-        assert reasons(patch) == "numba cannot make them: Numba needs NumPy 2.3 or less."
+        assert reason() == "numba cannot make them: Numba needs NumPy 2.3 or less."
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: torch.ones(1, 2, 5, 4))
-        assert reasons(patch) == compiler.WRONG
+        assert reason() == compiler.WRONG
 
 
 @here
@@ -357,10 +357,8 @@ def test_the_trial_is_real_wherever_it_is_asked_for(within: str) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_what_people_are_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """While kernels are made for the first time, where numba is missing or fails, and nothing where nothing can be done."""
+def test_what_people_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where numba is missing or fails, and nothing where nothing can be done."""
 
     def told(numba: object, works: bool = True) -> str | None:
         compiler._missing.cache_clear()

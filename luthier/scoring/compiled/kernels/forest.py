@@ -99,25 +99,15 @@ def _row(tensor, row_step, head_step, row, head, width):
 
 
 @nb.njit(error_model="numpy")
-def _gather(tensor, row_step, head_step, first, rows, first_head, groups, width, factor, into):
-    """Rows of a group's heads one under the other, [G, rows, D], times a factor."""
+def _move(stacked, back, tensor, row_step, head_step, first, rows, first_head, groups, width, factor):
+    """Rows of a group's heads, one under the other [G, rows, D], from a tensor or back into it, times a factor."""
     for group in range(groups):
         for row in range(rows):
-            given = _row(tensor, row_step, head_step, first + row, first_head + group, width)
-            taken = into[(group * rows + row) * width : (group * rows + row + 1) * width]
+            there = _row(tensor, row_step, head_step, first + row, first_head + group, width)
+            here = stacked[(group * rows + row) * width : (group * rows + row + 1) * width]
+            source, target = (here, there) if back else (there, here)
             for index in range(width):
-                taken[index] = given[index] * factor
-
-
-@nb.njit(error_model="numpy")
-def _scatter(given, tensor, row_step, head_step, first, rows, first_head, groups, width, factor):
-    """The other way round."""
-    for group in range(groups):
-        for row in range(rows):
-            written = _row(tensor, row_step, head_step, first + row, first_head + group, width)
-            own = given[(group * rows + row) * width : (group * rows + row + 1) * width]
-            for index in range(width):
-                written[index] = own[index] * factor
+                target[index] = source[index] * factor
 
 
 @nb.njit(error_model="numpy")
@@ -152,13 +142,13 @@ def _block(tile, ranges, positions, number):
 def _forward(a, memory, tile, ranges, positions):
     width, groups, most = a.width, a.heads // a.key_heads, a.stacked * (a.heads // a.key_heads)
     head, first, rows = tile[0], tile[1], tile[2]
-    stacked = groups * rows
+    stacked, of_group = groups * rows, head * groups
     scores = memory + PRODUCT_BYTES
     queries = floats(scores + 4 * most * SPACE, stacked * width)
     outputs = floats(scores + 4 * most * (SPACE + width), stacked * width)
     tops = floats(scores + 4 * most * (SPACE + 2 * width), stacked)
     totals = floats(scores + 4 * most * (SPACE + 2 * width + 1), stacked)
-    _gather(a.query, a.query_row, a.query_head, first, rows, head * groups, groups, width, a.scale, queries)
+    _move(queries, False, a.query, a.query_row, a.query_head, first, rows, of_group, groups, width, a.scale)
     tops[:] = f32(-np.inf)
     totals[:] = f32(0.0)
     outputs[:] = f32(0.0)
@@ -184,8 +174,8 @@ def _forward(a, memory, tile, ranges, positions):
         inverse = f32(1.0) / totals[row]
         for index in range(width):
             own[index] *= inverse
-        sums[(first + row % rows) * a.heads + head * groups + row // rows] = tops[row] + f32(np.log(totals[row]))
-    _scatter(outputs, a.output, a.output_row, a.output_head, first, rows, head * groups, groups, width, f32(1.0))
+        sums[(first + row % rows) * a.heads + of_group + row // rows] = tops[row] + f32(np.log(totals[row]))
+    _move(outputs, True, a.output, a.output_row, a.output_head, first, rows, of_group, groups, width, f32(1.0))
 
 
 @nb.njit(error_model="numpy")
@@ -223,8 +213,8 @@ def _backward(a, memory, tile, ranges, positions):
     into = floats(slopes + 4 * most * (SPACE + 2 * width), stacked * width)
     means = floats(slopes + 4 * most * (SPACE + 3 * width), stacked)
     log_sums = floats(slopes + 4 * most * (SPACE + 3 * width + 1), stacked)
-    _gather(a.query, a.query_row, a.query_head, first, rows, of_group, groups, width, a.scale, queries)
-    _gather(a.gradient, a.gradient_row, a.gradient_head, first, rows, of_group, groups, width, f32(1.0), gradients)
+    _move(queries, False, a.query, a.query_row, a.query_head, first, rows, of_group, groups, width, a.scale)
+    _move(gradients, False, a.gradient, a.gradient_row, a.gradient_head, first, rows, of_group, groups, width, f32(1.0))
     _read_sums(a, tile, gradients, means, log_sums)
     into[:] = f32(0.0)
     for block in range(_blocks(tile)):
@@ -256,8 +246,8 @@ def _backward(a, memory, tile, ranges, positions):
                 memory, PLAIN, PLAIN, width, stacked, count, f32(1.0),
                 keys, a.key_row, slopes, step, into.ctypes.data, width,
             )  # fmt: skip
-    _scatter(
-        into, a.query_gradient, a.query_gradient_row, a.query_gradient_head,
+    _move(
+        into, True, a.query_gradient, a.query_gradient_row, a.query_gradient_head,
         first, rows, of_group, groups, width, a.scale,
     )  # fmt: skip
 

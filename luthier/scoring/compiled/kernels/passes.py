@@ -21,10 +21,10 @@ from luthier.scoring.compiled.kernels.arithmetic import (
     types,
 )
 
-# Addresses of up to six tensors, how many rows they have and how wide they are; what each kernel takes for which stands with it.
+# Addresses of up to five tensors, how many rows they have and how wide they are; what each kernel takes for which stands with it.
 ARGUMENTS = np.dtype(
     [
-        *((name, np.int64) for name in ("first", "second", "third", "fourth", "fifth", "sixth")),
+        *((name, np.int64) for name in ("first", "second", "third", "fourth", "fifth")),
         *((name, np.int64) for name in ("rows", "width", "heads", "row_step", "head_step")),
         ("number", np.float32),
         ("padding", np.float32),
